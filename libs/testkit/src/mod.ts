@@ -1,0 +1,6 @@
+export { type EventuallyOptions, eventually } from './eventually.ts'
+export { freePort } from './free-port.ts'
+export { type NatsServer, type NatsServerOptions, startNatsServer } from './nats-server.ts'
+export { type ProcessOptions, type RunningProcess, startProcess } from './process.ts'
+export { type Requirements, requires } from './requires.ts'
+export { type TemporaryDirectory, temporaryDirectory } from './temporary-directory.ts'

@@ -1,3 +1,4 @@
+export { type Bitcoind, type BitcoindOptions, BitcoinRpcError, startBitcoind } from './bitcoind.ts'
 export { type EventuallyOptions, eventually } from './eventually.ts'
 export { freePort } from './free-port.ts'
 export { type NatsServer, type NatsServerOptions, startNatsServer } from './nats-server.ts'

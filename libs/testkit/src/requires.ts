@@ -1,5 +1,5 @@
 import { existsSync } from 'node:fs'
-import { AcquireError, acquireNatsServer, findOnPath } from '@tollward/local'
+import { AcquireError, acquireBitcoind, acquireNatsServer, findOnPath } from '@tollward/local'
 
 /** What a test cannot do without. */
 export interface Requirements {
@@ -11,6 +11,7 @@ export interface Requirements {
 }
 
 const ACQUIRED: Record<string, () => Promise<unknown>> = {
+  bitcoind: () => acquireBitcoind(),
   'nats-server': () => acquireNatsServer(),
 }
 

@@ -1,0 +1,1 @@
+export * from './gen/tollward/detection/v1/alert_pb.ts'

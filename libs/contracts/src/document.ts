@@ -1,0 +1,1 @@
+export * from './gen/tollward/document/v1/document_pb.ts'

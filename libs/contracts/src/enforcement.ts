@@ -1,0 +1,1 @@
+export * from './gen/tollward/enforcement/v1/block_pb.ts'

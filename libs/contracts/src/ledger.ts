@@ -1,0 +1,1 @@
+export * from './gen/tollward/ledger/v1/entry_pb.ts'

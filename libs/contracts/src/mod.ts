@@ -1,0 +1,20 @@
+export {
+  ADDRESS_BYTES,
+  type AddressRange,
+  formatAddress,
+  formatRange,
+  parseAddress,
+  parseRange,
+  parseRangeKey,
+  rangeContains,
+  rangeKey,
+} from './address.ts'
+export {
+  type BucketContract,
+  bucketContract,
+  contract,
+  type EventContract,
+  methodSubject,
+  responderName,
+} from './contract.ts'
+export { DEAD_LETTER_STREAM, DEAD_LETTER_SUBJECT, FINDING_STREAM, FINDING_SUBJECT } from './subjects.ts'

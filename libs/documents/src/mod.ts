@@ -1,0 +1,15 @@
+export {
+  API_VERSION,
+  type ApiPolicy,
+  ApiPolicySchema,
+  type Client,
+  ClientSchema,
+  type DetectorSettings,
+  DetectorSettingsSchema,
+  durationMs,
+  KINDS,
+  type Kind,
+  type Plan,
+  PlanSchema,
+  type TollwardDocument,
+} from './kinds.ts'

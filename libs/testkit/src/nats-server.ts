@@ -1,8 +1,9 @@
 import { mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { acquireNatsServer } from '@tollward/local'
+import { dockerAnswers, startInContainer } from './container.ts'
 import { eventually } from './eventually.ts'
-import { type RunningProcess, startProcess, whileRunning } from './process.ts'
+import { type ProgramRun, startProcess, whileRunning } from './process.ts'
 import { temporaryDirectory } from './temporary-directory.ts'
 
 /** A nats-server with JetStream, for one test. */
@@ -42,57 +43,55 @@ const ANY_PORT = -1
  */
 export async function startNatsServer(options: NatsServerOptions = {}): Promise<NatsServer> {
   const tool = await acquireNatsServer()
-  const stack = new AsyncDisposableStack()
-  try {
-    const directory = stack.use(await temporaryDirectory('tollward-nats-'))
-    const portsDir = join(directory.path, 'ports')
-    const configFile = join(directory.path, 'nats-server.conf')
-    const storeDir = options.storeDir ?? join(directory.path, 'store')
-    await mkdir(storeDir, { recursive: true })
-    await writeFile(configFile, options.config ?? '', { mode: 0o600 })
+  const runsAs = (await dockerAnswers()) ? 'container' : 'process'
+  await using stack = new AsyncDisposableStack()
+  const directory = stack.use(await temporaryDirectory('tollward-nats-'))
+  const portsDir = join(directory.path, 'ports')
+  const configFile = join(directory.path, 'nats-server.conf')
+  const storeDir = options.storeDir ?? join(directory.path, 'store')
+  await mkdir(storeDir, { recursive: true })
+  await writeFile(configFile, options.config ?? '', { mode: 0o600 })
 
-    const lines: string[] = []
-    const argumentsFor = (port: number) => [
+  const lines: string[] = []
+  const launch = (port: number): Promise<ProgramRun> => {
+    const args = [
       ...['--config', configFile, '--addr', '127.0.0.1', '--port', String(port)],
       ...['--jetstream', '--store_dir', storeDir, '--ports_file_dir', portsDir],
     ]
-    const launch = async (port: number): Promise<RunningProcess> => {
-      return await startProcess(tool.command, [...tool.args, ...argumentsFor(port)], { lines })
-    }
-    let run: RunningProcess | undefined
-    const end = async (how: 'stop' | 'kill') => {
-      await run?.[how]()
-      run = undefined
-    }
-    stack.defer(() => end('stop'))
-    const startOn = async (port: number) => {
-      if (run !== undefined) throw new Error('this nats-server runs already')
-      await emptied(portsDir)
-      run = await launch(port)
-      return await chosenPort(portsDir, run)
-    }
-    const port = await startOn(options.port ?? ANY_PORT)
-    const owned = stack.move()
-    return {
-      url: `nats://127.0.0.1:${port}`,
-      port,
-      storeDir,
-      version: tool.version,
-      runsAs: 'process',
-      lines,
-      stop: () => end('stop'),
-      kill: () => end('kill'),
-      start: async () => void (await startOn(port)),
-      [Symbol.asyncDispose]: () => owned.disposeAsync(),
-    }
-  } catch (error) {
-    await stack.disposeAsync()
-    throw error
+    if (runsAs === 'process') return startProcess(tool.command, [...tool.args, ...args], { lines })
+    const directories = [directory.path, storeDir]
+    return startInContainer({ name: 'nats-server', program: tool.command, args, directories, lines })
+  }
+  let run: ProgramRun | undefined
+  const end = async (how: 'stop' | 'kill') => {
+    await run?.[how]()
+    run = undefined
+  }
+  stack.defer(() => end('stop'))
+  const startOn = async (port: number) => {
+    if (run !== undefined) throw new Error('this nats-server runs already')
+    await emptied(portsDir)
+    run = await launch(port)
+    return await chosenPort(portsDir, run)
+  }
+  const port = await startOn(options.port ?? ANY_PORT)
+  const owned = stack.move()
+  return {
+    url: `nats://127.0.0.1:${port}`,
+    port,
+    storeDir,
+    version: tool.version,
+    runsAs,
+    lines,
+    stop: () => end('stop'),
+    kill: () => end('kill'),
+    start: async () => void (await startOn(port)),
+    [Symbol.asyncDispose]: () => owned.disposeAsync(),
   }
 }
 
 /** The server writes its addresses into a file of its own once clients can connect. */
-async function chosenPort(portsDir: string, run: RunningProcess): Promise<number> {
+async function chosenPort(portsDir: string, run: ProgramRun): Promise<number> {
   const read = async () => {
     const [file] = await readdir(portsDir)
     if (file === undefined) return undefined

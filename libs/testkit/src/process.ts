@@ -4,9 +4,8 @@ import { existsSync } from 'node:fs'
 import { createInterface } from 'node:readline'
 import type { Readable } from 'node:stream'
 
-/** A program that a test started. */
-export interface RunningProcess extends AsyncDisposable {
-  readonly pid: number
+/** One run of a program, as a process or in a container. */
+export interface ProgramRun {
   /** What it wrote to standard output and standard error, line by line. */
   readonly lines: readonly string[]
   /** Settles when it has ended and all its output is read: its exit code, or the signal that ended it. */
@@ -15,6 +14,11 @@ export interface RunningProcess extends AsyncDisposable {
   stop(): Promise<number | NodeJS.Signals>
   /** Sends a signal, by default SIGKILL, and settles when the process has ended. */
   kill(signal?: NodeJS.Signals): Promise<number | NodeJS.Signals>
+}
+
+/** A program that a test started as a process. */
+export interface RunningProcess extends ProgramRun, AsyncDisposable {
+  readonly pid: number
   /** The first line, past or to come, that matches. Throws if it does not come, or if the process ends before. */
   line(pattern: RegExp, timeoutMs?: number): Promise<string>
 }
@@ -27,7 +31,8 @@ export interface ProcessOptions {
   lines?: string[]
 }
 
-const STOP_TIMEOUT_MS = 10_000
+/** How long a program may take to end in an orderly way. */
+export const STOP_TIMEOUT_MS = 10_000
 const LINE_TIMEOUT_MS = 10_000
 /** Lines that an error repeats: enough to see why a program ended. */
 const ERROR_LINES = 20
@@ -91,7 +96,8 @@ function observed(child: ChildProcess, command: string, lines: string[]): Runnin
   }
 }
 
-function readLines(stream: Readable, lines: string[], onLine: ReadonlySet<(line: string) => void>): void {
+/** Adds what comes from `stream` to `lines`. */
+export function readLines(stream: Readable, lines: string[], onLine: ReadonlySet<(line: string) => void>): void {
   createInterface({ input: stream }).on('line', (line) => {
     lines.push(line)
     for (const listener of onLine) listener(line)
@@ -105,7 +111,7 @@ export function tail(lines: readonly string[]): string {
 
 /** Runs `work`, and throws as soon as the process ends meanwhile; `work` learns of it by its signal. */
 export async function whileRunning<T>(
-  running: RunningProcess,
+  running: ProgramRun,
   what: string,
   work: (signal: AbortSignal) => Promise<T>,
 ): Promise<T> {

@@ -173,7 +173,7 @@ function callOf({ metadata = {}, timeoutMs }: GrpcCallOptions) {
 
 function cancelOnAbort(call: ClientUnaryCall | ClientReadableStream<unknown>, signal: AbortSignal | undefined): void {
   const cancel = () => call.cancel()
-  if (signal?.aborted) return cancel()
+  if (signal?.aborted) cancel()
   signal?.addEventListener('abort', cancel, { once: true })
   call.once('status', () => signal?.removeEventListener('abort', cancel))
 }

@@ -1,0 +1,149 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * Flow accounting: one entry for each 5-tuple and direction since the last change of generation. Counters are
+ * added atomically, so every hook may write. A packet for which there is no room goes to a ring, and what the
+ * ring has no room for is counted.
+ */
+#ifndef TOLLWARD_FLOWS_H
+#define TOLLWARD_FLOWS_H
+
+#include "packet.h"
+
+#ifndef E2BIG
+#define E2BIG 7
+#endif
+
+struct observation {
+	__u64 now;
+	__u32 packets;
+	__u32 bytes;
+	__u32 flags;
+	__u32 ifindex;
+	__u8 dropped;
+};
+
+static __always_inline int is_pure_syn(__u8 tcp_flags)
+{
+	return (tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+}
+
+static __always_inline void reverse(struct flow_key *to, const struct flow_key *from)
+{
+	to->source = from->destination;
+	to->destination = from->source;
+	to->source_port = from->destination_port;
+	to->destination_port = from->source_port;
+	to->protocol = from->protocol;
+	to->direction = from->direction == FLOW_INGRESS ? FLOW_EGRESS : FLOW_INGRESS;
+	to->zero = 0;
+}
+
+static __always_inline int is_established(const struct flow_key *key)
+{
+	struct flow_key arriving;
+
+	if (key->protocol != IPPROTO_TCP)
+		return 0;
+	if (key->direction == FLOW_INGRESS)
+		return bpf_map_lookup_elem(&established, key) != 0;
+	reverse(&arriving, key);
+	return bpf_map_lookup_elem(&established, &arriving) != 0;
+}
+
+static __always_inline void set_flags(struct flow *flow, __u32 flags)
+{
+	if ((flow->flags & flags) != flags)
+		__sync_fetch_and_or(&flow->flags, flags);
+}
+
+static __always_inline void add_to_flow(struct flow *flow, const struct packet *packet,
+					const struct observation *seen)
+{
+	__sync_fetch_and_add(&flow->packets, seen->packets);
+	__sync_fetch_and_add(&flow->bytes, seen->bytes);
+	if (seen->dropped)
+		__sync_fetch_and_add(&flow->dropped_packets, seen->packets);
+	if (is_pure_syn(packet->tcp_flags))
+		__sync_fetch_and_add(&flow->pure_syns, 1);
+	flow->last_seen_ns = seen->now;
+	set_flags(flow, seen->flags);
+}
+
+static __always_inline void spill(const struct flow_key *key, const struct flow *flow)
+{
+	struct spilled_flow *record = bpf_ringbuf_reserve(&spilled_flows, sizeof(*record), 0);
+
+	if (!record) {
+		count(COUNTER_FLOW_SPILL_LOST);
+		return;
+	}
+	record->key = *key;
+	record->flow = *flow;
+	bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
+}
+
+static __always_inline void account(const struct packet *packet, const struct observation *seen)
+{
+	const struct flow_key *key = &packet->flow;
+	__u32 zero = 0;
+	void *flows = bpf_map_lookup_elem(&active_flows, &zero);
+	struct flow *flow;
+	long error;
+
+	if (!flows)
+		return;
+	flow = bpf_map_lookup_elem(flows, key);
+	if (flow) {
+		add_to_flow(flow, packet, seen);
+		return;
+	}
+
+	struct flow first = {
+		.packets = seen->packets,
+		.bytes = seen->bytes,
+		.dropped_packets = seen->dropped ? seen->packets : 0,
+		.first_seen_ns = seen->now,
+		.last_seen_ns = seen->now,
+		.pure_syns = is_pure_syn(packet->tcp_flags),
+		.flags = seen->flags,
+		.ifindex = seen->ifindex,
+		.vlan = packet->vlan,
+	};
+	if (is_established(key))
+		first.flags |= FLOW_ESTABLISHED;
+	error = bpf_map_update_elem(flows, key, &first, BPF_NOEXIST);
+	if (!error)
+		return;
+	/* Another CPU was first. */
+	flow = bpf_map_lookup_elem(flows, key);
+	if (flow) {
+		add_to_flow(flow, packet, seen);
+		return;
+	}
+	count(error == -E2BIG ? COUNTER_FLOW_MAP_FULL : COUNTER_FLOW_MAP_BUSY);
+	spill(key, &first);
+}
+
+/* The handshake of this connection is complete: so say its entries now, and those of later generations when
+ * made. */
+static __always_inline void mark_established(const struct flow_key *arriving, __u64 now)
+{
+	struct flow_key leaving;
+	__u32 zero = 0;
+	void *flows;
+	struct flow *flow;
+
+	bpf_map_update_elem(&established, arriving, &now, BPF_ANY);
+	flows = bpf_map_lookup_elem(&active_flows, &zero);
+	if (!flows)
+		return;
+	flow = bpf_map_lookup_elem(flows, arriving);
+	if (flow)
+		set_flags(flow, FLOW_ESTABLISHED);
+	reverse(&leaving, arriving);
+	flow = bpf_map_lookup_elem(flows, &leaving);
+	if (flow)
+		set_flags(flow, FLOW_ESTABLISHED);
+}
+
+#endif

@@ -1,0 +1,123 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Every map of the sensor. Sizes are defaults: user space may set max_entries before loading. */
+#ifndef TOLLWARD_MAPS_H
+#define TOLLWARD_MAPS_H
+
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+#include "layout.h"
+
+/* About 110 bytes an entry, preallocated: 14 MiB. An exact address costs one hash lookup however many there
+ * are. */
+#define BLOCKED_ADDRESSES_MAX 131072
+/* A trie lookup slows with its size (170 ns at 100,000 entries), so wide lists belong above, split by
+ * address. */
+#define BLOCKED_CIDRS_MAX 65536
+/* Addresses of one node's interfaces. */
+#define GUARDED_ADDRESSES_MAX 1024
+/* About 170 bytes an entry, preallocated, two generations: 22 MiB. Drained every 100 to 200 ms by user space.
+ */
+#define FLOWS_MAX 65536
+/* Connections whose handshake this kernel completed; the least recently used go first. */
+#define ESTABLISHED_MAX 65536
+/* One record for each block that begins to drop: 1,600 between two reads. */
+#define FIRST_HITS_BYTES (64 * 1024)
+/* 10,000 single-packet records between two reads. */
+#define SPILLED_FLOWS_BYTES (1024 * 1024)
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct config);
+} config SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, GUARDED_ADDRESSES_MAX);
+	__type(key, struct address);
+	__type(value, __u32);
+} guarded SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, BLOCKED_ADDRESSES_MAX);
+	__type(key, struct address);
+	__type(value, struct block);
+} block_exact SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, BLOCKED_CIDRS_MAX);
+	__type(key, struct cidr4_key);
+	__type(value, struct block);
+} block_cidr4 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, BLOCKED_CIDRS_MAX);
+	__type(key, struct cidr6_key);
+	__type(value, struct block);
+} block_cidr6 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, COUNTER_SLOTS);
+	__type(key, __u32); /* enum counter */
+	__type(value, __u64);
+} counters SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, FIRST_HITS_BYTES);
+} first_hits SEC(".maps");
+
+struct flows {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, FLOWS_MAX);
+	__type(key, struct flow_key);
+	__type(value, struct flow);
+};
+
+struct flows flows_a SEC(".maps");
+struct flows flows_b SEC(".maps");
+
+/*
+ * The generation that is written now. Replacing the element makes the kernel wait until no program can still
+ * hold the old map, so user space drains whole flows that nobody adds to.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__array(values, struct flows);
+} active_flows SEC(".maps") = {
+	.values = {&flows_a},
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, SPILLED_FLOWS_BYTES);
+} spilled_flows SEC(".maps");
+
+/* Keyed as the flow that arrives; value: when the handshake ended. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, ESTABLISHED_MAX);
+	__type(key, struct flow_key);
+	__type(value, __u64);
+} established SEC(".maps");
+
+/* A function of its own: the object's BTF then names the counters, for the test that compares them. */
+static __noinline void count(enum counter counter)
+{
+	__u32 key = counter;
+	__u64 *value = bpf_map_lookup_elem(&counters, &key);
+
+	if (value)
+		*value += 1; /* per CPU, and no program interrupts another of its CPU here */
+}
+
+#endif

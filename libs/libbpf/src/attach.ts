@@ -1,0 +1,252 @@
+import { closeSync, existsSync, readdirSync, readFileSync, rmdirSync, unlinkSync } from 'node:fs'
+import { constants } from 'node:os'
+import { join } from 'node:path'
+import { uint32 } from './map.ts'
+import { check, isErrno, libbpf } from './native.ts'
+import type { BpfProgram } from './object.ts'
+
+/** Attach types of <linux/bpf.h>; tcx is newer than Debian 12's header. */
+const BPF_XDP = 37
+const BPF_TCX_EGRESS = 47
+const XDP_FLAGS = { generic: 2, native: 4 } as const
+const BPF_TC_EGRESS = 2
+const BPF_TC_BOTH = 3
+const BPF_TC_F_REPLACE = 1
+/** Where our clsact filter sits, so that it can be found, replaced and removed without a record of it. */
+const TC_HANDLE = 0x746c
+const TC_PRIORITY = 0x746c
+/** Marks, beside a pinned clsact program, that the qdisc was made for it and goes with it. */
+const OWN_QDISC = '_qdisc'
+const LINK_INFO_BYTES = 64
+
+/** How a program hangs on its hook. `adopted`: an earlier process's pinned link, now running this program. */
+export type AttachMode = 'native' | 'generic' | 'adopted' | 'tcx' | 'clsact' | 'tracing'
+
+export interface LinkOptions {
+  /** A path in a bpffs under which the attachment outlives this process. */
+  readonly pinPath?: string
+}
+
+/** A program on its hook. Without a pin it leaves the hook when closed, or when the process ends (clsact: only when closed). */
+export class Attachment implements Disposable {
+  readonly mode: AttachMode
+  readonly #close: () => void
+
+  constructor(mode: AttachMode, close: () => void) {
+    this.mode = mode
+    this.#close = close
+  }
+
+  close(): void {
+    this.#close()
+  }
+
+  [Symbol.dispose](): void {
+    this.close()
+  }
+}
+
+/** Index of a network interface in this process's namespace; undefined if there is none of that name. */
+export function interfaceIndex(name: string): number | undefined {
+  const file = join('/sys/class/net', name, 'ifindex')
+  if (!/^[^/]{1,15}$/.test(name) || !existsSync(file)) return undefined
+  return Number(readFileSync(file, 'utf8'))
+}
+
+/**
+ * Attaches an XDP program. `auto` tries the driver's own hook first and falls back to the generic one. If a link of the same
+ * interface is pinned already, it gets the program in one step, with no packet in between unguarded. EBUSY: another XDP
+ * program is there, and only whoever attached it may take it away.
+ */
+export function attachXdp(
+  program: BpfProgram,
+  { ifindex, mode = 'auto', pinPath }: LinkOptions & { ifindex: number; mode?: 'auto' | 'native' | 'generic' },
+): Attachment {
+  const adopted = adopt(program, ifindex, pinPath)
+  if (adopted) return adopted
+  const create = (how: 'native' | 'generic') =>
+    pinned(how, createLink(program, ifindex, BPF_XDP, XDP_FLAGS[how]), pinPath)
+  if (mode !== 'auto') return create(mode)
+  try {
+    return create('native')
+  } catch (error) {
+    if (isErrno(error, 'EBUSY', 'EPERM', 'ENODEV')) throw error
+    return create('generic')
+  }
+}
+
+/** Attaches a classifier to what leaves an interface: tcx where the kernel has it (6.6), else clsact. */
+export function attachEgress(
+  program: BpfProgram,
+  { ifindex, hook = 'auto', pinPath }: LinkOptions & { ifindex: number; hook?: 'auto' | 'tcx' | 'clsact' },
+): Attachment {
+  if (hook === 'clsact') return attachClsact(program, ifindex, pinPath)
+  const adopted = adopt(program, ifindex, pinPath)
+  if (adopted) return adopted
+  try {
+    return pinned('tcx', createLink(program, ifindex, BPF_TCX_EGRESS, 0), pinPath)
+  } catch (error) {
+    if (hook === 'tcx' || !isErrno(error, 'EINVAL', 'EOPNOTSUPP')) throw error
+    return attachClsact(program, ifindex, pinPath)
+  }
+}
+
+/** Attaches a program of the kind tp_btf or raw_tp to the tracepoint that its section names. A pinned one is replaced. */
+export function attachTracepoint(program: BpfProgram, { pinPath }: LinkOptions = {}): Attachment {
+  const fd = check(`attaching ${program.name}`, libbpf().bpf_raw_tracepoint_open(null, program.fd))
+  if (pinPath !== undefined) rmPin(pinPath)
+  return pinned('tracing', fd, pinPath)
+}
+
+/** What `removePins` found. */
+export interface RemovedPins {
+  links: number
+  programs: number
+  maps: number
+}
+
+/**
+ * Takes everything under a directory of a bpffs away: links leave their hooks even if another process still holds them, clsact
+ * filters go, maps are freed once nobody holds them; then the directory. A directory that is not there is empty already.
+ */
+export function removePins(directory: string): RemovedPins {
+  const removed: RemovedPins = { links: 0, programs: 0, maps: 0 }
+  if (!existsSync(directory)) return removed
+  const entries = readdirSync(directory, { withFileTypes: true })
+  for (const entry of entries) {
+    const path = join(directory, entry.name)
+    if (entry.isDirectory()) {
+      const inner = removePins(path)
+      removed.links += inner.links
+      removed.programs += inner.programs
+      removed.maps += inner.maps
+    } else {
+      removed[removePin(path)] += 1
+    }
+  }
+  rmdirSync(directory)
+  return removed
+}
+
+function removePin(path: string): keyof RemovedPins {
+  const fd = check(`opening ${path}`, libbpf().bpf_obj_get(path))
+  try {
+    const details = readFileSync(`/proc/self/fdinfo/${fd}`, 'utf8')
+    if (/^map_type:/m.test(details)) return 'maps'
+    if (/^link_type:/m.test(details)) {
+      detachLink(path, fd)
+      return 'links'
+    }
+    if (!path.endsWith(OWN_QDISC)) detachClsactEverywhere(Number(/^prog_id:\s*(\d+)/m.exec(details)?.[1]), path)
+    return 'programs'
+  } finally {
+    rmPin(path)
+    closeSync(fd)
+  }
+}
+
+/** Tracing links cannot be detached by hand; they end with their last reference, the pin. */
+function detachLink(path: string, fd: number): void {
+  const result = libbpf().bpf_link_detach(fd)
+  try {
+    check(`detaching ${path}`, result)
+  } catch (error) {
+    if (!isErrno(error, 'EOPNOTSUPP', 'EINVAL')) throw error
+  }
+}
+
+function createLink(program: BpfProgram, ifindex: number, type: number, flags: number): number {
+  const opts = Buffer.alloc(16)
+  opts.writeBigUInt64LE(16n, 0)
+  opts.writeUInt32LE(flags, 8)
+  const what = `attaching ${program.name} to interface ${ifindex}`
+  return check(what, libbpf().bpf_link_create(program.fd, ifindex, type, opts))
+}
+
+function pinned(mode: AttachMode, fd: number, pinPath: string | undefined): Attachment {
+  try {
+    if (pinPath !== undefined) check(`pinning ${pinPath}`, libbpf().bpf_obj_pin(fd, pinPath))
+  } catch (error) {
+    closeSync(fd)
+    throw error
+  }
+  return new Attachment(mode, () => closeSync(fd))
+}
+
+/** A link of an interface that is gone has the index 0, and another one may have come under the same name. */
+function adopt(program: BpfProgram, ifindex: number, pinPath: string | undefined): Attachment | undefined {
+  if (pinPath === undefined || !existsSync(pinPath)) return undefined
+  const fd = check(`opening ${pinPath}`, libbpf().bpf_obj_get(pinPath))
+  try {
+    const info = Buffer.alloc(LINK_INFO_BYTES)
+    check('bpf_obj_get_info_by_fd', libbpf().bpf_obj_get_info_by_fd(fd, info, uint32(LINK_INFO_BYTES)))
+    if (info.readUInt32LE(16) === ifindex) {
+      check(`updating ${pinPath}`, libbpf().bpf_link_update(fd, program.fd, null))
+      return new Attachment('adopted', () => closeSync(fd))
+    }
+  } catch (error) {
+    closeSync(fd)
+    throw error
+  }
+  rmPin(pinPath)
+  closeSync(fd)
+  return undefined
+}
+
+function attachClsact(program: BpfProgram, ifindex: number, pinPath: string | undefined): Attachment {
+  const created = libbpf().bpf_tc_hook_create(tcHook(ifindex, BPF_TC_BOTH))
+  const ownsQdisc = created >= 0
+  if (created !== -constants.errno.EEXIST) check(`making the clsact qdisc of interface ${ifindex}`, created)
+  const opts = tcOpts({ programFd: program.fd, flags: BPF_TC_F_REPLACE })
+  check(
+    `attaching ${program.name} to interface ${ifindex}`,
+    libbpf().bpf_tc_attach(tcHook(ifindex, BPF_TC_EGRESS), opts),
+  )
+  if (pinPath === undefined) return new Attachment('clsact', () => detachClsact(ifindex, ownsQdisc))
+  rmPin(pinPath)
+  check(`pinning ${pinPath}`, libbpf().bpf_obj_pin(program.fd, pinPath))
+  if (ownsQdisc) {
+    rmPin(pinPath + OWN_QDISC)
+    check(`pinning ${pinPath}`, libbpf().bpf_obj_pin(program.fd, pinPath + OWN_QDISC))
+  }
+  return new Attachment('clsact', () => undefined)
+}
+
+function detachClsact(ifindex: number, ownsQdisc: boolean): void {
+  const what = `detaching from interface ${ifindex}`
+  check(what, libbpf().bpf_tc_detach(tcHook(ifindex, BPF_TC_EGRESS), tcOpts({})))
+  if (ownsQdisc) check(what, libbpf().bpf_tc_hook_destroy(tcHook(ifindex, BPF_TC_BOTH)))
+}
+
+function detachClsactEverywhere(programId: number, path: string): void {
+  const ownsQdisc = existsSync(path + OWN_QDISC)
+  for (const name of readdirSync('/sys/class/net')) {
+    const ifindex = interfaceIndex(name)
+    if (ifindex === undefined) continue
+    const opts = tcOpts({})
+    if (libbpf().bpf_tc_query(tcHook(ifindex, BPF_TC_EGRESS), opts) === 0 && opts.readUInt32LE(16) === programId)
+      detachClsact(ifindex, ownsQdisc)
+  }
+}
+
+function tcHook(ifindex: number, attachPoint: number): Buffer {
+  const hook = Buffer.alloc(24)
+  hook.writeBigUInt64LE(24n, 0)
+  hook.writeInt32LE(ifindex, 8)
+  hook.writeInt32LE(attachPoint, 12)
+  return hook
+}
+
+function tcOpts({ programFd = 0, flags = 0 }: { programFd?: number; flags?: number }): Buffer {
+  const opts = Buffer.alloc(32)
+  opts.writeBigUInt64LE(32n, 0)
+  opts.writeInt32LE(programFd, 8)
+  opts.writeUInt32LE(flags, 12)
+  opts.writeUInt32LE(TC_HANDLE, 20)
+  opts.writeUInt32LE(TC_PRIORITY, 24)
+  return opts
+}
+
+function rmPin(path: string): void {
+  if (existsSync(path)) unlinkSync(path)
+}

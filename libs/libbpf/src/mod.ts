@@ -1,0 +1,51 @@
+export {
+  type AttachMode,
+  type Attachment,
+  attachEgress,
+  attachTracepoint,
+  attachXdp,
+  interfaceIndex,
+  type LinkOptions,
+  type RemovedPins,
+  removePins,
+} from './attach.ts'
+export { enumValues, type StructLayout, structLayout } from './btf.ts'
+export { bootNsToWallTimeMs, bootTimeNs, wallTimeToBootNs } from './clock.ts'
+export { FlowDrain } from './flow-drain.ts'
+export {
+  BLOCK_MODE,
+  type Block,
+  type BlockMode,
+  type BlockTarget,
+  blockTarget,
+  COUNTER,
+  type CounterName,
+  decodeBlock,
+  decodeFirstHit,
+  decodeFlow,
+  decodeSpilledFlow,
+  encodeBlock,
+  encodeConfig,
+  type FirstHit,
+  FLOW,
+  FLOW_KEY,
+  type FlowRecord,
+  type GuardConfig,
+  type GuardMode,
+  LAYOUT_VERSION,
+  MANAGEMENT_PORTS_MAX,
+} from './layout.ts'
+export { type Batch, type BpfMap, openPinnedMap } from './map.ts'
+export { BpfError, isErrno } from './native.ts'
+export {
+  type BpfObject,
+  type BpfProgram,
+  isPinMismatch,
+  type LoadOptions,
+  loadObject,
+  type MapOptions,
+  type TestRun,
+  testRun,
+} from './object.ts'
+export { type OnRecord, RingReader } from './ring.ts'
+export { compile, isBpffs, mountBpffs, probeSupport, type Support } from './support.ts'

@@ -1,0 +1,124 @@
+import { BpfMap } from './map.ts'
+import { addressOf, check, checkPointer, isErrno, libbpf, type Pointer } from './native.ts'
+
+const TEST_RUN_OPTS_BYTES = 80
+/** What a program under test may make of a packet: XDP refuses more than a page anyway. */
+const TEST_OUTPUT_BYTES = 4096
+
+export interface MapOptions {
+  /** Instead of the default in the object. */
+  readonly maxEntries?: number
+  /** A path in a bpffs. A map that is pinned there is taken over if it has the same shape, else loading fails. */
+  readonly pinPath?: string
+}
+
+export interface LoadOptions {
+  readonly maps?: Readonly<Record<string, MapOptions>>
+  /** Programs to leave out, such as those whose hook this kernel lacks. */
+  readonly withoutPrograms?: readonly string[]
+}
+
+export interface TestRun {
+  /** What the program returned, such as XDP_PASS = 2. */
+  readonly result: number
+  /** The packet as the program left it. */
+  readonly output: Buffer
+  /** Average of the repetitions. */
+  readonly durationNs: number
+}
+
+/** A program in the kernel, by an open descriptor. */
+export interface BpfProgram {
+  readonly name: string
+  readonly fd: number
+}
+
+/** An object file in the kernel: its programs verified, its maps made or taken over. Closing it leaves what is pinned or attached. */
+export class BpfObject implements Disposable {
+  readonly #object: Pointer
+  #closed = false
+
+  /** Use `loadObject`. */
+  constructor(object: Pointer) {
+    this.#object = object
+  }
+
+  /** A map by its name in the source; valid until the object is closed. */
+  map(name: string): BpfMap {
+    return new BpfMap(libbpf().bpf_map__fd(mapOf(this.#open(), name)), false)
+  }
+
+  /** A program by its name in the source; valid until the object is closed. */
+  program(name: string): BpfProgram {
+    const found = programOf(this.#open(), name)
+    return { name, fd: check(`the program ${name} was left out`, libbpf().bpf_program__fd(found)) }
+  }
+
+  close(): void {
+    if (this.#closed) return
+    this.#closed = true
+    libbpf().bpf_object__close(this.#object)
+  }
+
+  [Symbol.dispose](): void {
+    this.close()
+  }
+
+  #open(): Pointer {
+    if (this.#closed) throw new TypeError('the object was closed')
+    return this.#object
+  }
+}
+
+/**
+ * Opens an object file, applies the options and loads it into the kernel. Throws BpfError; its log holds what libbpf and the
+ * verifier said. Maps that were newly pinned before a failure stay pinned: `removePins` takes them away.
+ */
+export function loadObject(path: string, { maps = {}, withoutPrograms = [] }: LoadOptions = {}): BpfObject {
+  const object = checkPointer(`opening ${path}`, libbpf().bpf_object__open_file(path, null))
+  try {
+    for (const [name, options] of Object.entries(maps)) setMap(mapOf(object, name), name, options)
+    for (const name of withoutPrograms) libbpf().bpf_program__set_autoload(programOf(object, name), 0)
+    check(`loading ${path}`, libbpf().bpf_object__load(object))
+    return new BpfObject(object)
+  } catch (error) {
+    libbpf().bpf_object__close(object)
+    throw error
+  }
+}
+
+/** Whether loading failed because a pinned map has another shape than the object's. */
+export function isPinMismatch(error: unknown): boolean {
+  return isErrno(error, 'EINVAL') && /parameter mismatch/.test(error.log)
+}
+
+/** Runs a program on a packet or context without attaching it (BPF_PROG_TEST_RUN). At least 14 bytes, an Ethernet header. */
+export function testRun(program: BpfProgram, packet: Uint8Array, repeat = 1): TestRun {
+  const output = Buffer.alloc(TEST_OUTPUT_BYTES)
+  const opts = Buffer.alloc(TEST_RUN_OPTS_BYTES)
+  opts.writeBigUInt64LE(BigInt(TEST_RUN_OPTS_BYTES), 0)
+  opts.writeBigUInt64LE(addressOf(packet), 8)
+  opts.writeBigUInt64LE(addressOf(output), 16)
+  opts.writeUInt32LE(packet.length, 24)
+  opts.writeUInt32LE(output.length, 28)
+  opts.writeInt32LE(repeat, 60)
+  check(`running ${program.name}`, libbpf().bpf_prog_test_run_opts(program.fd, opts))
+  return {
+    result: opts.readUInt32LE(56),
+    output: output.subarray(0, opts.readUInt32LE(28)),
+    durationNs: opts.readUInt32LE(64),
+  }
+}
+
+function setMap(map: Pointer, name: string, { maxEntries, pinPath }: MapOptions): void {
+  if (maxEntries !== undefined) check(`size of ${name}`, libbpf().bpf_map__set_max_entries(map, maxEntries))
+  if (pinPath !== undefined) check(`pin path of ${name}`, libbpf().bpf_map__set_pin_path(map, pinPath))
+}
+
+function mapOf(object: Pointer, name: string): Pointer {
+  return checkPointer(`map ${name}`, libbpf().bpf_object__find_map_by_name(object, name))
+}
+
+function programOf(object: Pointer, name: string): Pointer {
+  return checkPointer(`program ${name}`, libbpf().bpf_object__find_program_by_name(object, name))
+}

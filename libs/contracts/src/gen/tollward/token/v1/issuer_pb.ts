@@ -13,7 +13,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file tollward/token/v1/issuer.proto.
  */
 export const file_tollward_token_v1_issuer: GenFile = /*@__PURE__*/
-  fileDesc("Ch50b2xsd2FyZC90b2tlbi92MS9pc3N1ZXIucHJvdG8SEXRvbGx3YXJkLnRva2VuLnYxIiAKD0V4Y2hhbmdlUmVxdWVzdBINCgV0b2tlbhgBIAEoCSI+ChBFeGNoYW5nZVJlc3BvbnNlEioKBGluZm8YASABKAsyHC50b2xsd2FyZC50b2tlbi52MS5Ub2tlbkluZm8iqwIKCVRva2VuSW5mbxIOCgZhY3RpdmUYASABKAgSEgoKdG9rZW5faGFzaBgCIAEoCRIRCgljbGllbnRfaWQYAyABKAkSDwoHc3ViamVjdBgEIAEoCRIOCgZzY29wZXMYBSADKAkSEAoIYXVkaWVuY2UYBiADKAkSLQoJaXNzdWVkX2F0GAcgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIuCgpleHBpcmVzX2F0GAggASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIWCg5pbnRlcm5hbF90b2tlbhgJIAEoCRI9ChlpbnRlcm5hbF90b2tlbl9leHBpcmVzX2F0GAogASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCJlCg1SZXZva2VSZXF1ZXN0Eg8KBXRva2VuGAEgASgJSAASFAoKdG9rZW5faGFzaBgCIAEoCUgAEhMKCWNsaWVudF9pZBgDIAEoCUgAEg4KBnJlYXNvbhgEIAEoCUIICgZ0YXJnZXQiIQoOUmV2b2tlUmVzcG9uc2USDwoHcmV2b2tlZBgBIAEoCCJIChpSZXBsYWNlQ2xpZW50U2VjcmV0UmVxdWVzdBIRCgljbGllbnRfaWQYASABKAkSFwoPb25seV9pZl9taXNzaW5nGAIgASgIIjQKG1JlcGxhY2VDbGllbnRTZWNyZXRSZXNwb25zZRIVCg1jbGllbnRfc2VjcmV0GAEgASgJIigKE0ZvcmdldENsaWVudFJlcXVlc3QSEQoJY2xpZW50X2lkGAEgASgJIhYKFEZvcmdldENsaWVudFJlc3BvbnNlMp0DCg1Jc3N1ZXJTZXJ2aWNlElMKCEV4Y2hhbmdlEiIudG9sbHdhcmQudG9rZW4udjEuRXhjaGFuZ2VSZXF1ZXN0GiMudG9sbHdhcmQudG9rZW4udjEuRXhjaGFuZ2VSZXNwb25zZRJNCgZSZXZva2USIC50b2xsd2FyZC50b2tlbi52MS5SZXZva2VSZXF1ZXN0GiEudG9sbHdhcmQudG9rZW4udjEuUmV2b2tlUmVzcG9uc2USdAoTUmVwbGFjZUNsaWVudFNlY3JldBItLnRvbGx3YXJkLnRva2VuLnYxLlJlcGxhY2VDbGllbnRTZWNyZXRSZXF1ZXN0Gi4udG9sbHdhcmQudG9rZW4udjEuUmVwbGFjZUNsaWVudFNlY3JldFJlc3BvbnNlEl8KDEZvcmdldENsaWVudBImLnRvbGx3YXJkLnRva2VuLnYxLkZvcmdldENsaWVudFJlcXVlc3QaJy50b2xsd2FyZC50b2tlbi52MS5Gb3JnZXRDbGllbnRSZXNwb25zZRoR+scYDQoLYXV0aC1pc3N1ZXJiBnByb3RvMw", [file_google_protobuf_timestamp, file_tollward_options_v1_options]);
+  fileDesc("Ch50b2xsd2FyZC90b2tlbi92MS9pc3N1ZXIucHJvdG8SEXRvbGx3YXJkLnRva2VuLnYxIiAKD0V4Y2hhbmdlUmVxdWVzdBINCgV0b2tlbhgBIAEoCSI+ChBFeGNoYW5nZVJlc3BvbnNlEioKBGluZm8YASABKAsyHC50b2xsd2FyZC50b2tlbi52MS5Ub2tlbkluZm8iqwIKCVRva2VuSW5mbxIOCgZhY3RpdmUYASABKAgSEgoKdG9rZW5faGFzaBgCIAEoCRIRCgljbGllbnRfaWQYAyABKAkSDwoHc3ViamVjdBgEIAEoCRIOCgZzY29wZXMYBSADKAkSEAoIYXVkaWVuY2UYBiADKAkSLQoJaXNzdWVkX2F0GAcgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIuCgpleHBpcmVzX2F0GAggASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIWCg5pbnRlcm5hbF90b2tlbhgJIAEoCRI9ChlpbnRlcm5hbF90b2tlbl9leHBpcmVzX2F0GAogASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCJFChlBdXRoZW50aWNhdGVDbGllbnRSZXF1ZXN0EhEKCWNsaWVudF9pZBgBIAEoCRIVCg1jbGllbnRfc2VjcmV0GAIgASgJIjMKGkF1dGhlbnRpY2F0ZUNsaWVudFJlc3BvbnNlEhUKDWF1dGhlbnRpY2F0ZWQYASABKAgiZQoNUmV2b2tlUmVxdWVzdBIPCgV0b2tlbhgBIAEoCUgAEhQKCnRva2VuX2hhc2gYAiABKAlIABITCgljbGllbnRfaWQYAyABKAlIABIOCgZyZWFzb24YBCABKAlCCAoGdGFyZ2V0IiEKDlJldm9rZVJlc3BvbnNlEg8KB3Jldm9rZWQYASABKAgiSAoaUmVwbGFjZUNsaWVudFNlY3JldFJlcXVlc3QSEQoJY2xpZW50X2lkGAEgASgJEhcKD29ubHlfaWZfbWlzc2luZxgCIAEoCCI0ChtSZXBsYWNlQ2xpZW50U2VjcmV0UmVzcG9uc2USFQoNY2xpZW50X3NlY3JldBgBIAEoCSIoChNGb3JnZXRDbGllbnRSZXF1ZXN0EhEKCWNsaWVudF9pZBgBIAEoCSIWChRGb3JnZXRDbGllbnRSZXNwb25zZTKQBAoNSXNzdWVyU2VydmljZRJTCghFeGNoYW5nZRIiLnRvbGx3YXJkLnRva2VuLnYxLkV4Y2hhbmdlUmVxdWVzdBojLnRvbGx3YXJkLnRva2VuLnYxLkV4Y2hhbmdlUmVzcG9uc2UScQoSQXV0aGVudGljYXRlQ2xpZW50EiwudG9sbHdhcmQudG9rZW4udjEuQXV0aGVudGljYXRlQ2xpZW50UmVxdWVzdBotLnRvbGx3YXJkLnRva2VuLnYxLkF1dGhlbnRpY2F0ZUNsaWVudFJlc3BvbnNlEk0KBlJldm9rZRIgLnRvbGx3YXJkLnRva2VuLnYxLlJldm9rZVJlcXVlc3QaIS50b2xsd2FyZC50b2tlbi52MS5SZXZva2VSZXNwb25zZRJ0ChNSZXBsYWNlQ2xpZW50U2VjcmV0Ei0udG9sbHdhcmQudG9rZW4udjEuUmVwbGFjZUNsaWVudFNlY3JldFJlcXVlc3QaLi50b2xsd2FyZC50b2tlbi52MS5SZXBsYWNlQ2xpZW50U2VjcmV0UmVzcG9uc2USXwoMRm9yZ2V0Q2xpZW50EiYudG9sbHdhcmQudG9rZW4udjEuRm9yZ2V0Q2xpZW50UmVxdWVzdBonLnRvbGx3YXJkLnRva2VuLnYxLkZvcmdldENsaWVudFJlc3BvbnNlGhH6xxgNCgthdXRoLWlzc3VlcmIGcHJvdG8z", [file_google_protobuf_timestamp, file_tollward_options_v1_options]);
 
 /**
  * An access token as it came from outside. It travels in a message body only.
@@ -120,6 +120,47 @@ export const TokenInfoSchema: GenMessage<TokenInfo> = /*@__PURE__*/
   messageDesc(file_tollward_token_v1_issuer, 2);
 
 /**
+ * @generated from message tollward.token.v1.AuthenticateClientRequest
+ */
+export type AuthenticateClientRequest = Message<"tollward.token.v1.AuthenticateClientRequest"> & {
+  /**
+   * @generated from field: string client_id = 1;
+   */
+  clientId: string;
+
+  /**
+   * @generated from field: string client_secret = 2;
+   */
+  clientSecret: string;
+};
+
+/**
+ * Describes the message tollward.token.v1.AuthenticateClientRequest.
+ * Use `create(AuthenticateClientRequestSchema)` to create a new message.
+ */
+export const AuthenticateClientRequestSchema: GenMessage<AuthenticateClientRequest> = /*@__PURE__*/
+  messageDesc(file_tollward_token_v1_issuer, 3);
+
+/**
+ * @generated from message tollward.token.v1.AuthenticateClientResponse
+ */
+export type AuthenticateClientResponse = Message<"tollward.token.v1.AuthenticateClientResponse"> & {
+  /**
+   * False: no such client, a disabled one, or another secret; which of them stays unsaid.
+   *
+   * @generated from field: bool authenticated = 1;
+   */
+  authenticated: boolean;
+};
+
+/**
+ * Describes the message tollward.token.v1.AuthenticateClientResponse.
+ * Use `create(AuthenticateClientResponseSchema)` to create a new message.
+ */
+export const AuthenticateClientResponseSchema: GenMessage<AuthenticateClientResponse> = /*@__PURE__*/
+  messageDesc(file_tollward_token_v1_issuer, 4);
+
+/**
  * @generated from message tollward.token.v1.RevokeRequest
  */
 export type RevokeRequest = Message<"tollward.token.v1.RevokeRequest"> & {
@@ -159,7 +200,7 @@ export type RevokeRequest = Message<"tollward.token.v1.RevokeRequest"> & {
  * Use `create(RevokeRequestSchema)` to create a new message.
  */
 export const RevokeRequestSchema: GenMessage<RevokeRequest> = /*@__PURE__*/
-  messageDesc(file_tollward_token_v1_issuer, 3);
+  messageDesc(file_tollward_token_v1_issuer, 5);
 
 /**
  * @generated from message tollward.token.v1.RevokeResponse
@@ -178,7 +219,7 @@ export type RevokeResponse = Message<"tollward.token.v1.RevokeResponse"> & {
  * Use `create(RevokeResponseSchema)` to create a new message.
  */
 export const RevokeResponseSchema: GenMessage<RevokeResponse> = /*@__PURE__*/
-  messageDesc(file_tollward_token_v1_issuer, 4);
+  messageDesc(file_tollward_token_v1_issuer, 6);
 
 /**
  * @generated from message tollward.token.v1.ReplaceClientSecretRequest
@@ -202,7 +243,7 @@ export type ReplaceClientSecretRequest = Message<"tollward.token.v1.ReplaceClien
  * Use `create(ReplaceClientSecretRequestSchema)` to create a new message.
  */
 export const ReplaceClientSecretRequestSchema: GenMessage<ReplaceClientSecretRequest> = /*@__PURE__*/
-  messageDesc(file_tollward_token_v1_issuer, 5);
+  messageDesc(file_tollward_token_v1_issuer, 7);
 
 /**
  * @generated from message tollward.token.v1.ReplaceClientSecretResponse
@@ -221,7 +262,7 @@ export type ReplaceClientSecretResponse = Message<"tollward.token.v1.ReplaceClie
  * Use `create(ReplaceClientSecretResponseSchema)` to create a new message.
  */
 export const ReplaceClientSecretResponseSchema: GenMessage<ReplaceClientSecretResponse> = /*@__PURE__*/
-  messageDesc(file_tollward_token_v1_issuer, 6);
+  messageDesc(file_tollward_token_v1_issuer, 8);
 
 /**
  * @generated from message tollward.token.v1.ForgetClientRequest
@@ -238,7 +279,7 @@ export type ForgetClientRequest = Message<"tollward.token.v1.ForgetClientRequest
  * Use `create(ForgetClientRequestSchema)` to create a new message.
  */
 export const ForgetClientRequestSchema: GenMessage<ForgetClientRequest> = /*@__PURE__*/
-  messageDesc(file_tollward_token_v1_issuer, 7);
+  messageDesc(file_tollward_token_v1_issuer, 9);
 
 /**
  * @generated from message tollward.token.v1.ForgetClientResponse
@@ -251,7 +292,7 @@ export type ForgetClientResponse = Message<"tollward.token.v1.ForgetClientRespon
  * Use `create(ForgetClientResponseSchema)` to create a new message.
  */
 export const ForgetClientResponseSchema: GenMessage<ForgetClientResponse> = /*@__PURE__*/
-  messageDesc(file_tollward_token_v1_issuer, 8);
+  messageDesc(file_tollward_token_v1_issuer, 10);
 
 /**
  * What auth-issuer answers on the bus.
@@ -268,6 +309,16 @@ export const IssuerService: GenService<{
     methodKind: "unary";
     input: typeof ExchangeRequestSchema;
     output: typeof ExchangeResponseSchema;
+  },
+  /**
+   * Says whether this is the client's secret, for services that clients authenticate to.
+   *
+   * @generated from rpc tollward.token.v1.IssuerService.AuthenticateClient
+   */
+  authenticateClient: {
+    methodKind: "unary";
+    input: typeof AuthenticateClientRequestSchema;
+    output: typeof AuthenticateClientResponseSchema;
   },
   /**
    * Ends one token, or every token of a client.

@@ -1,5 +1,5 @@
 import { existsSync } from 'node:fs'
-import { AcquireError, acquireBitcoind, acquireNatsServer, findOnPath } from '@tollward/local'
+import { AcquireError, acquireBitcoind, acquireEnvoy, acquireNatsServer, findOnPath } from '@tollward/local'
 
 /** What a test cannot do without. */
 export interface Requirements {
@@ -12,6 +12,7 @@ export interface Requirements {
 
 const ACQUIRED: Record<string, () => Promise<unknown>> = {
   bitcoind: () => acquireBitcoind(),
+  envoy: () => acquireEnvoy(),
   'nats-server': () => acquireNatsServer(),
 }
 

@@ -56,7 +56,8 @@ async function notInstalled(names: readonly string[]): Promise<string[]> {
 async function isInstalled(name: string): Promise<boolean> {
   try {
     // biome-ignore lint/suspicious/noTemplateCurlyInString: dpkg-query's own template.
-    return (await run('dpkg-query', ['--show', '--showformat', '${db:Status-Status}\n', name])).includes('installed\n')
+    const states = await run('dpkg-query', ['--show', '--showformat', '${db:Status-Status}\n', name])
+    return states.split('\n').includes('installed')
   } catch (error) {
     // It fails for a package that it has never heard of.
     if (error instanceof AcquireError) return false

@@ -1,0 +1,91 @@
+import assert from 'node:assert/strict'
+import { mkdtemp, readdir, rm, writeFile } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { after, test } from 'node:test'
+import { acquireBitcoind, bitcoindVersion } from './bitcoind.ts'
+import { debianMirrors } from './debian-unstable.ts'
+import { envoyVersion } from './envoy.ts'
+import { acquireNatsServer, isOlder, NATS_SERVER_MIN, natsServerVersion } from './nats-server.ts'
+import { ensureSystemPackages } from './system-packages.ts'
+import { AcquireError, acquisition, findOnPath, privateCopy, run } from './tool.ts'
+
+const folder = await mkdtemp(join(tmpdir(), 'tollward-acquire-'))
+after(() => rm(folder, { recursive: true }))
+
+/** Without a network or a package manager, what is missing cannot be got. */
+const onDebian = (await findOnPath('apt-get')) !== undefined
+const skip = onDebian ? false : 'missing: apt-get'
+
+test('a nats-server that is new enough is had, and runs', { skip }, async () => {
+  const { command, args, version } = await acquireNatsServer()
+  assert.ok(!isOlder(version, NATS_SERVER_MIN))
+  assert.equal(natsServerVersion(await run(command, [...args, '--version'])), version)
+})
+
+test('a bitcoin node is had, and runs with its own libraries', { skip }, async () => {
+  const { command, args, version } = await acquireBitcoind()
+  assert.equal(bitcoindVersion(await run(command, [...args, '-version'])), version)
+})
+
+test('an old nats-server is refused with both versions', async () => {
+  const configured = join(folder, 'nats-server')
+  await writeFile(configured, '#!/bin/sh\necho nats-server: v2.9.10\n', { mode: 0o755 })
+  await assert.rejects(acquireNatsServer({ configured }), {
+    name: 'AcquireError',
+    message: `${configured} is nats-server 2.9.10; Tollward needs 2.11.0 or newer`,
+  })
+})
+
+test('versions are ordered by number', () => {
+  assert.equal(isOlder('2.9.10', '2.11.0'), true)
+  assert.equal(isOlder('2.11.0', '2.11.0'), false)
+  assert.equal(isOlder('2.15.1', '2.11.0'), false)
+  assert.equal(isOlder('10.0.0', '2.11.0'), false)
+})
+
+test('versions are read from what the programs print', () => {
+  assert.equal(natsServerVersion('nats-server: v2.15.1\n'), '2.15.1')
+  assert.equal(natsServerVersion('something else'), undefined)
+  assert.equal(bitcoindVersion('Bitcoin Core daemon version v29.0.0\nCopyright'), '29.0.0')
+  assert.equal(bitcoindVersion('Bitcoin Knots daemon version v29.4.3.knots20260508\n'), '29.4.3.knots20260508')
+  assert.equal(envoyVersion('\nenvoy  version: 0123abcd/1.40.0/Clean/RELEASE/BoringSSL\n'), '1.40.0')
+})
+
+test('only mirrors of Debian itself are asked for unstable', () => {
+  const sources = `# URIs: http://comment.example/debian
+Types: deb
+URIs: http://mirror.example/debian
+Suites: bookworm
+
+Types: deb
+URIs: http://mirror.example/debian-security
+Suites: bookworm-security`
+  assert.deepEqual(debianMirrors(sources), ['http://mirror.example/debian'])
+  const lines = `deb-src http://source.example/debian bookworm main
+deb [arch=amd64] https://one.example/debian/ bookworm main
+deb https://vendor.example/apt stable main`
+  assert.deepEqual(debianMirrors(lines), ['https://one.example/debian/'])
+})
+
+test('callers at the same time get one private copy, whole, and a failed build leaves nothing', async () => {
+  const wanted = acquisition({ root: join(folder, 'private') })
+  let built = 0
+  const build = async (draft: string) => {
+    built += 1
+    await writeFile(join(draft, 'program'), '')
+    return { command: '{folder}/program', args: ['{folder}'], version: '1', from: 'test' }
+  }
+  const failing = () => Promise.reject(new AcquireError('no'))
+  await assert.rejects(privateCopy(wanted, 'tool', failing), /no/)
+  assert.deepEqual(await readdir(wanted.folder), [])
+  const tools = await Promise.all(Array.from({ length: 5 }, () => privateCopy(wanted, 'tool', build)))
+  assert.equal(built, 1)
+  const place = join(wanted.folder, 'tool')
+  for (const tool of tools) assert.deepEqual([tool.command, tool.args], [join(place, 'program'), [place]])
+  assert.deepEqual((await readdir(wanted.folder)).sort(), ['tool'])
+})
+
+test('a system package that is installed is not missing', { skip }, async () => {
+  assert.deepEqual(await ensureSystemPackages(['dpkg', 'libc6']), { missing: [], advice: '' })
+})

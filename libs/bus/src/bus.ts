@@ -76,6 +76,7 @@ export interface Bus extends AsyncDisposable {
     durable: string,
     bucket: BucketContract<Desc>,
     handler: (change: BucketChange<MessageShape<Desc>>, delivery: Delivery) => Outcome | Promise<Outcome>,
+    options?: ConsumeOptions,
   ): Promise<AsyncDisposable>
   /** Reads the events of a stream in order in every replica, without gaps over reconnections. Resolves when caught up. */
   follow<Desc extends DescMessage>(
@@ -153,9 +154,13 @@ class NatsBus implements Bus {
   consume: Bus['consume'] = async (durable, event, handler, options) =>
     consumeDurable(this.#session, durable, event.subject, decoding(event, handler), options)
 
-  consumeBucket: Bus['consumeBucket'] = async (durable, bucket, handler) =>
-    consumeDurable(this.#session, durable, `$KV.${bucket.name}`, (message, delivery) =>
-      handler(bucketChange(bucket.name, protoCodec(bucket), message), delivery),
+  consumeBucket: Bus['consumeBucket'] = async (durable, bucket, handler, options) =>
+    consumeDurable(
+      this.#session,
+      durable,
+      `$KV.${bucket.name}`,
+      (message, delivery) => handler(bucketChange(bucket.name, protoCodec(bucket), message), delivery),
+      options,
     )
 
   follow: Bus['follow'] = (event, since, onMessage) => {

@@ -10,6 +10,8 @@ import { DURABLES } from './topology.ts'
 /** How long a message rests after each failed delivery; after one more failure it becomes a dead letter. */
 export const REDELIVERY_DELAYS_MS = [250, 1000, 5000, 15_000, 60_000] as const
 
+const LAST_DELAY_MS = 60_000
+
 /** Messages that wait in this process for the handler. */
 const PREFETCH = 64
 
@@ -36,7 +38,12 @@ export interface Delivery {
 export interface ConsumeOptions {
   /** How many messages are handled at once. Default 1: in order. */
   readonly concurrency?: number
+  /** What fails because something is unavailable or full stays in the queue for however long that takes. Default: as any failure. */
+  readonly waitsForOutages?: boolean
 }
+
+/** Codes that say nothing against the message itself. */
+const OUTAGES: ReadonlySet<string> = new Set(['unavailable', 'deadline_exceeded', 'resource_exhausted'])
 
 export type Handler = (message: JsMsg, delivery: Delivery) => Outcome | Promise<Outcome>
 
@@ -57,7 +64,7 @@ export function consumeDurable(
   handler: Handler,
   options: ConsumeOptions = {},
 ): AsyncDisposable {
-  const consumption = new Consumption(session, durable, prefix, handler, options.concurrency ?? 1)
+  const consumption = new Consumption(session, durable, prefix, handler, options)
   void consumption.run()
   return consumption
 }
@@ -99,17 +106,19 @@ class Consumption implements AsyncDisposable {
   readonly #prefix: string
   readonly #handler: Handler
   readonly #concurrency: number
+  readonly #waitsForOutages: boolean
   readonly #running = new Set<Promise<void>>()
   readonly #stopped = Promise.withResolvers<void>()
   #messages: ConsumerMessages | undefined
   #disposed = false
 
-  constructor(session: Session, durable: string, prefix: string, handler: Handler, concurrency: number) {
+  constructor(session: Session, durable: string, prefix: string, handler: Handler, options: ConsumeOptions) {
     this.#session = session
     this.#durable = durable
     this.#prefix = prefix
     this.#handler = handler
-    this.#concurrency = concurrency
+    this.#concurrency = options.concurrency ?? 1
+    this.#waitsForOutages = options.waitsForOutages ?? false
   }
 
   async run(): Promise<void> {
@@ -179,7 +188,8 @@ class Consumption implements AsyncDisposable {
   }
 
   async #retry(message: JsMsg, reason: string): Promise<void> {
-    const delayMs = REDELIVERY_DELAYS_MS[message.info.deliveryCount - 1]
+    const stays = this.#waitsForOutages && OUTAGES.has(reason)
+    const delayMs = REDELIVERY_DELAYS_MS[message.info.deliveryCount - 1] ?? (stays ? LAST_DELAY_MS : undefined)
     if (delayMs === undefined) await this.#bury(message, reason)
     else message.nak(delayMs)
   }
@@ -201,7 +211,7 @@ class Consumption implements AsyncDisposable {
         { err: error, consumer: this.#durable, sequence: streamSequence },
         'dead letter could not be stored',
       )
-      message.nak(REDELIVERY_DELAYS_MS.at(-1))
+      message.nak(LAST_DELAY_MS)
     }
   }
 }

@@ -153,6 +153,10 @@ export const ACCESS: Readonly<Record<string, Access>> = {
   'sensor-ingest': {
     publishes: ['tollward.detection.v1.alert.raised', 'tollward.enforcement.v1.>'],
     consumes: ['sensor-ingest-flows', 'block-audit'],
+    follows: [
+      { stream: 'EVENTS', filter: 'tollward.enforcement.v1.block.decided' },
+      { stream: 'EVENTS', filter: 'tollward.enforcement.v1.block.lifted' },
+    ],
     readsBuckets: ['documents', 'blocks'],
     writesBuckets: ['blocks'],
   },

@@ -1,0 +1,76 @@
+// npm test: every check and every test, after getting what they need. Arguments: parts of file names, to run only those.
+import { globSync } from 'node:fs'
+import { run } from 'node:test'
+import { spec } from 'node:test/reporters'
+import { acquireBitcoind, acquireEnvoy, acquireNatsServer, ensureSystemPackages, findOnPath } from '@tollward/acquire'
+import { ROOT } from './checks/copy.ts'
+import { CHECKS } from './checks/list.ts'
+import { runCheck } from './checks/run-check.ts'
+import { emptyTally, type Tally, tallyLine } from './tally.ts'
+
+/** Test files at once: most of their time they wait for servers. */
+const CONCURRENCY = 3
+
+/** A test that hangs fails instead of holding everything up. */
+const TEST_TIMEOUT_MS = 300_000
+
+const SYSTEM_PACKAGES = [
+  'clang',
+  'clang-format',
+  'libbpf-dev',
+  'libbpf1',
+  'make',
+  'iproute2',
+  'curl',
+  'nginx-light',
+  'python3-venv',
+]
+
+const tally = emptyTally()
+const wanted = process.argv.slice(2)
+
+await getTools()
+if (wanted.length === 0) await check(tally)
+await test(tally)
+process.stdout.write(`\n${tallyLine(tally)}\n`)
+process.exitCode = tally.failed === 0 && tally.passed > 0 ? 0 : 1
+
+/** What can't be had is no failure here: the tests that need it skip by name, or fail where everything is required. */
+async function getTools(): Promise<void> {
+  const progress = (line: string) => process.stdout.write(`${line}\n`)
+  const { advice } = await ensureSystemPackages(SYSTEM_PACKAGES, { progress })
+  if (advice !== '') progress(advice)
+  for (const acquire of [acquireNatsServer, acquireBitcoind, acquireEnvoy]) {
+    await acquire({ progress }).catch((error: Error) => progress(error.message))
+  }
+}
+
+async function check(tally: Tally): Promise<void> {
+  for (const each of CHECKS) {
+    if (each.needs && (await findOnPath(each.needs)) === undefined) {
+      const required = process.env.TOLLWARD_REQUIRE === 'all'
+      tally[required ? 'failed' : 'skipped'] += 1
+      process.stdout.write(`${required ? '✖' : '﹣'} ${each.name} # missing: ${each.needs}\n`)
+      continue
+    }
+    const { passed, output } = runCheck(each, ROOT)
+    tally[passed ? 'passed' : 'failed'] += 1
+    process.stdout.write(`${passed ? '✔' : '✖'} ${each.name}\n${passed ? '' : output}`)
+  }
+}
+
+async function test(tally: Tally): Promise<void> {
+  const files = globSync('{libs,services,deploy,test,bpf}/**/*.test.ts', { cwd: ROOT, exclude: ['**/node_modules/**'] })
+    .filter((file) => wanted.length === 0 || wanted.some((part) => file.includes(part)))
+    .sort()
+  const stream = run({ files, cwd: ROOT, concurrency: CONCURRENCY, timeout: TEST_TIMEOUT_MS })
+  stream.on('test:pass', ({ details, skip }) => {
+    if (details.type !== 'suite') tally[skip === undefined || skip === false ? 'passed' : 'skipped'] += 1
+  })
+  stream.on('test:fail', ({ details }) => {
+    if (details.type !== 'suite') tally.failed += 1
+  })
+  await new Promise<void>((resolve, reject) => {
+    stream.compose(spec).on('error', reject).on('end', resolve).pipe(process.stdout, { end: false })
+  })
+}

@@ -1,0 +1,15 @@
+/** How many tests came out which way. */
+export interface Tally {
+  passed: number
+  failed: number
+  skipped: number
+}
+
+export function emptyTally(): Tally {
+  return { passed: 0, failed: 0, skipped: 0 }
+}
+
+/** The one line with which every run of tests ends. */
+export function tallyLine({ passed, failed, skipped }: Tally): string {
+  return `${passed} passed, ${failed} failed, ${skipped} skipped`
+}

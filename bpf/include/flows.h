@@ -69,17 +69,10 @@ static __always_inline void add_to_flow(struct flow *flow, const struct packet *
 	set_flags(flow, seen->flags);
 }
 
-static __always_inline void spill(const struct flow_key *key, const struct flow *flow)
+static __noinline void spill(const struct spilled_flow *record)
 {
-	struct spilled_flow *record = bpf_ringbuf_reserve(&spilled_flows, sizeof(*record), 0);
-
-	if (!record) {
+	if (bpf_ringbuf_output(&spilled_flows, (void *)record, sizeof(*record), BPF_RB_NO_WAKEUP))
 		count(COUNTER_FLOW_SPILL_LOST);
-		return;
-	}
-	record->key = *key;
-	record->flow = *flow;
-	bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
 }
 
 static __always_inline void account(const struct packet *packet, const struct observation *seen)
@@ -98,20 +91,21 @@ static __always_inline void account(const struct packet *packet, const struct ob
 		return;
 	}
 
-	struct flow first = {
-		.packets = seen->packets,
-		.bytes = seen->bytes,
-		.dropped_packets = seen->dropped ? seen->packets : 0,
-		.first_seen_ns = seen->now,
-		.last_seen_ns = seen->now,
-		.pure_syns = is_pure_syn(packet->tcp_flags),
-		.flags = seen->flags,
-		.ifindex = seen->ifindex,
-		.vlan = packet->vlan,
-	};
+	struct spilled_flow first = {.key = *key,
+				     .flow = {
+					     .packets = seen->packets,
+					     .bytes = seen->bytes,
+					     .dropped_packets = seen->dropped ? seen->packets : 0,
+					     .first_seen_ns = seen->now,
+					     .last_seen_ns = seen->now,
+					     .pure_syns = is_pure_syn(packet->tcp_flags),
+					     .flags = seen->flags,
+					     .ifindex = seen->ifindex,
+					     .vlan = packet->vlan,
+				     }};
 	if (is_established(key))
-		first.flags |= FLOW_ESTABLISHED;
-	error = bpf_map_update_elem(flows, key, &first, BPF_NOEXIST);
+		first.flow.flags |= FLOW_ESTABLISHED;
+	error = bpf_map_update_elem(flows, key, &first.flow, BPF_NOEXIST);
 	if (!error)
 		return;
 	/* Another CPU was first. */
@@ -121,7 +115,7 @@ static __always_inline void account(const struct packet *packet, const struct ob
 		return;
 	}
 	count(error == -E2BIG ? COUNTER_FLOW_MAP_FULL : COUNTER_FLOW_MAP_BUSY);
-	spill(key, &first);
+	spill(&first);
 }
 
 /* The handshake of this connection is complete: so say its entries now, and those of later generations when

@@ -44,20 +44,10 @@ static __always_inline int is_management_port(const struct packet *packet, const
 	return 0;
 }
 
-static __always_inline void report_first_hit(const struct block *block, const struct address *source,
-					     __u32 prefix_length, __u64 now)
+static __noinline void report_first_hit(const struct first_hit *record)
 {
-	struct first_hit *record = bpf_ringbuf_reserve(&first_hits, sizeof(*record), 0);
-
-	if (!record) {
+	if (bpf_ringbuf_output(&first_hits, (void *)record, sizeof(*record), BPF_RB_NO_WAKEUP))
 		count(COUNTER_FIRST_HIT_LOST);
-		return;
-	}
-	record->at_ns = now;
-	record->source = *source;
-	record->rule_id = block->rule_id;
-	record->prefix_length = prefix_length;
-	bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
 }
 
 static __always_inline enum match match_block(struct block *block, const struct address *source,
@@ -71,8 +61,16 @@ static __always_inline enum match match_block(struct block *block, const struct 
 	block->last_hit_ns = now;
 	if (mode != MODE_ENFORCE || block->mode == BLOCK_AUDIT)
 		return MATCH_AUDIT;
-	if (block->first_hit_ns == 0 && __sync_val_compare_and_swap(&block->first_hit_ns, 0, now) == 0)
-		report_first_hit(block, source, prefix_length, now);
+	if (block->first_hit_ns == 0 && __sync_val_compare_and_swap(&block->first_hit_ns, 0, now) == 0) {
+		struct first_hit record = {
+			.at_ns = now,
+			.source = *source,
+			.rule_id = block->rule_id,
+			.prefix_length = prefix_length,
+		};
+
+		report_first_hit(&record);
+	}
 	return MATCH_DROP;
 }
 

@@ -2,7 +2,7 @@ import { closeSync, existsSync, readdirSync, readFileSync, rmdirSync, unlinkSync
 import { constants } from 'node:os'
 import { join } from 'node:path'
 import { uint32 } from './map.ts'
-import { check, isErrno, libbpf } from './native.ts'
+import { check, isErrno, libbpf, libc } from './native.ts'
 import type { BpfProgram } from './object.ts'
 
 /** Attach types of <linux/bpf.h>; tcx is newer than Debian 12's header. */
@@ -15,8 +15,8 @@ const BPF_TC_F_REPLACE = 1
 /** Where our clsact filter sits, so that it can be found, replaced and removed without a record of it. */
 const TC_HANDLE = 0x746c
 const TC_PRIORITY = 0x746c
-/** Marks, beside a pinned clsact program, that the qdisc was made for it and goes with it. */
-const OWN_QDISC = '_qdisc'
+/** A clsact filter has no link to pin. Its program is pinned instead, with the interface in the name, and whether the qdisc is ours. */
+const CLSACT_PIN = /_(clsact|qdisc)_(\d+)$/
 const LINK_INFO_BYTES = 64
 
 /** How a program hangs on its hook. `adopted`: an earlier process's pinned link, now running this program. */
@@ -48,9 +48,7 @@ export class Attachment implements Disposable {
 
 /** Index of a network interface in this process's namespace; undefined if there is none of that name. */
 export function interfaceIndex(name: string): number | undefined {
-  const file = join('/sys/class/net', name, 'ifindex')
-  if (!/^[^/]{1,15}$/.test(name) || !existsSync(file)) return undefined
-  return Number(readFileSync(file, 'utf8'))
+  return libc().if_nametoindex(name) || undefined
 }
 
 /**
@@ -137,7 +135,7 @@ function removePin(path: string): keyof RemovedPins {
       detachLink(path, fd)
       return 'links'
     }
-    if (!path.endsWith(OWN_QDISC)) detachClsactEverywhere(Number(/^prog_id:\s*(\d+)/m.exec(details)?.[1]), path)
+    detachPinnedClsact(path, Number(/^prog_id:\s*(\d+)/m.exec(details)?.[1]))
     return 'programs'
   } finally {
     rmPin(path)
@@ -203,12 +201,11 @@ function attachClsact(program: BpfProgram, ifindex: number, pinPath: string | un
     libbpf().bpf_tc_attach(tcHook(ifindex, BPF_TC_EGRESS), opts),
   )
   if (pinPath === undefined) return new Attachment('clsact', () => detachClsact(ifindex, ownsQdisc))
-  rmPin(pinPath)
-  check(`pinning ${pinPath}`, libbpf().bpf_obj_pin(program.fd, pinPath))
-  if (ownsQdisc) {
-    rmPin(pinPath + OWN_QDISC)
-    check(`pinning ${pinPath}`, libbpf().bpf_obj_pin(program.fd, pinPath + OWN_QDISC))
-  }
+  const path = `${pinPath}_clsact_${ifindex}`
+  const ownPath = `${pinPath}_qdisc_${ifindex}`
+  const current = ownsQdisc || existsSync(ownPath) ? ownPath : path
+  rmPin(current)
+  check(`pinning ${current}`, libbpf().bpf_obj_pin(program.fd, current))
   return new Attachment('clsact', () => undefined)
 }
 
@@ -218,15 +215,14 @@ function detachClsact(ifindex: number, ownsQdisc: boolean): void {
   if (ownsQdisc) check(what, libbpf().bpf_tc_hook_destroy(tcHook(ifindex, BPF_TC_BOTH)))
 }
 
-function detachClsactEverywhere(programId: number, path: string): void {
-  const ownsQdisc = existsSync(path + OWN_QDISC)
-  for (const name of readdirSync('/sys/class/net')) {
-    const ifindex = interfaceIndex(name)
-    if (ifindex === undefined) continue
-    const opts = tcOpts({})
-    if (libbpf().bpf_tc_query(tcHook(ifindex, BPF_TC_EGRESS), opts) === 0 && opts.readUInt32LE(16) === programId)
-      detachClsact(ifindex, ownsQdisc)
-  }
+/** The interface may be gone, or another program may have taken the place: then there is nothing of ours to detach. */
+function detachPinnedClsact(path: string, programId: number): void {
+  const [, kind, index] = CLSACT_PIN.exec(path) ?? []
+  if (index === undefined) return
+  const ifindex = Number(index)
+  const opts = tcOpts({})
+  const found = libbpf().bpf_tc_query(tcHook(ifindex, BPF_TC_EGRESS), opts) === 0
+  if (found && opts.readUInt32LE(16) === programId) detachClsact(ifindex, kind === 'qdisc')
 }
 
 function tcHook(ifindex: number, attachPoint: number): Buffer {

@@ -246,5 +246,5 @@ export function decodeFirstHit(data: Buffer, at: number): FirstHit {
 }
 
 function copy(from: Buffer, at: number): Uint8Array {
-  return Uint8Array.prototype.slice.call(from, at, at + 16)
+  return new Uint8Array(from.subarray(at, at + 16))
 }

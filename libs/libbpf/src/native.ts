@@ -68,6 +68,7 @@ const LIBC_INTEGERS = {
   mount: 'int mount(const char *source, const char *target, const char *type, uint64_t flags, const void *data)',
   munmap: 'int munmap(void *address, size_t length)',
   sysconf: 'int sysconf(int name)',
+  if_nametoindex: 'int if_nametoindex(const char *name)',
 } as const
 
 const LIBC_POINTERS = {

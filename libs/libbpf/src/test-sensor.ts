@@ -1,0 +1,99 @@
+import assert from 'node:assert/strict'
+import { join } from 'node:path'
+import { parseRange } from '@tollward/contracts'
+import { requires } from '@tollward/testkit'
+import {
+  type Block,
+  type BpfObject,
+  blockTarget,
+  COUNTER,
+  type CounterName,
+  compile,
+  decodeBlock,
+  encodeBlock,
+  encodeConfig,
+  type GuardConfig,
+  loadObject,
+  testRun,
+} from './mod.ts'
+
+const BPF_DIRECTORY = join(import.meta.dirname, '../../../bpf')
+const XDP_DROP = 1
+const XDP_PASS = 2
+/** Small, so that many tests may hold a sensor at once. */
+const TEST_ENTRIES = 512
+
+/** For node:test's option `skip` of whatever loads programs. */
+export const needsKernel: string | false = await requires({
+  root: true,
+  tools: ['clang', 'make'],
+  files: ['/usr/include/bpf/bpf_helpers.h', '/sys/kernel/btf/vmlinux'],
+})
+
+/** Path of the compiled object, made if it is missing or stale. */
+export function compileSensor(): Promise<string> {
+  return compile(BPF_DIRECTORY, 'build/sensor.bpf.o')
+}
+
+/** The real programs in the kernel, attached nowhere. */
+export class TestSensor implements Disposable {
+  readonly object: BpfObject
+
+  constructor(object: BpfObject) {
+    this.object = object
+    this.configure({})
+  }
+
+  configure({ mode = 'enforce', managementPorts = [22, 4222, 9090], netnsInum = 0 }: Partial<GuardConfig>): void {
+    this.object.map('config').update(Buffer.alloc(4), encodeConfig({ mode, managementPorts, netnsInum }))
+  }
+
+  /** Blocks a range for ever, unless told otherwise. */
+  block(cidr: string, { expiresNs = 0n, ruleId = 1, mode = 'drop' }: Partial<Block> = {}): void {
+    const target = targetOf(cidr)
+    this.object.map(target.map).update(target.key, encodeBlock(target, { expiresNs, ruleId, mode }))
+  }
+
+  blockOf(cidr: string): Block {
+    const target = targetOf(cidr)
+    const value = this.object.map(target.map).lookup(target.key)
+    assert(value, `${cidr} is blocked`)
+    return decodeBlock(value)
+  }
+
+  /** What the guard does with an arriving frame. */
+  judge(frame: Buffer): 'drop' | 'pass' {
+    const { result } = testRun(this.object.program('xdp_guard'), frame)
+    assert(result === XDP_DROP || result === XDP_PASS, `a verdict, not ${result}`)
+    return result === XDP_DROP ? 'drop' : 'pass'
+  }
+
+  /** How many packets each counter counts since `since`; those at 0 are left out. */
+  counters(since: Partial<Record<CounterName, number>> = {}): Partial<Record<CounterName, number>> {
+    const map = this.object.map('counters')
+    const key = Buffer.alloc(4)
+    const found: Partial<Record<CounterName, number>> = {}
+    for (const [name, index] of Object.entries(COUNTER) as [CounterName, number][]) {
+      key.writeUInt32LE(index)
+      const count = Number(map.sumOfCpus(key)) - (since[name] ?? 0)
+      if (count > 0) found[name] = count
+    }
+    return found
+  }
+
+  [Symbol.dispose](): void {
+    this.object.close()
+  }
+}
+
+export async function loadSensor(): Promise<TestSensor> {
+  const maxEntries = TEST_ENTRIES
+  const small = ['block_exact', 'flows_a', 'flows_b', 'established'].map((name) => [name, { maxEntries }] as const)
+  return new TestSensor(loadObject(await compileSensor(), { maps: Object.fromEntries(small) }))
+}
+
+function targetOf(cidr: string) {
+  const range = parseRange(cidr)
+  assert(range, `${cidr} is a range`)
+  return blockTarget(range)
+}

@@ -1,3 +1,4 @@
+import { parseRange } from '@tollward/contracts'
 import { z } from 'zod'
 
 /** Everything that documents have in common. */
@@ -13,7 +14,10 @@ const DURATION_UNITS_MS = { ms: 1, s: 1000, m: 60_000, h: 3_600_000, d: 86_400_0
 /** A duration such as 30s, 15m, 2h or 1d; milliseconds in code. The longest is 365d. */
 const duration = z
   .string()
-  .regex(/^[1-9]\d{0,8}(ms|s|m|h|d)$/, { error: 'a duration is a whole number and ms, s, m, h or d, such as 15m' })
+  .regex(/^[1-9]\d{0,8}(ms|s|m|h|d)$/, {
+    abort: true,
+    error: 'a duration is a whole number and ms, s, m, h or d, such as 15m',
+  })
   .refine((text) => durationMs(text) <= 365 * DURATION_UNITS_MS.d, { error: 'a duration is at most 365d' })
 
 /** Milliseconds of a duration as documents write it. The text must have passed the schema. */
@@ -28,7 +32,9 @@ const scope = z
   .string()
   .regex(/^[\x21\x23-\x5b\x5d-\x7e]{1,128}$/, { error: 'a scope has 1 to 128 visible ASCII characters but " and \\' })
 
-const cidr = z.string().min(2).max(49)
+const cidr = z.string().refine((text) => parseRange(text) !== undefined, {
+  error: 'must be an address or a CIDR without host bits, such as 10.0.0.0/8',
+})
 
 const document = <Kind extends string, Spec extends z.ZodType>(kind: Kind, spec: Spec) =>
   z.strictObject({
@@ -105,7 +111,18 @@ export const ApiPolicySchema = document(
     mode: z.enum(['enforce', 'observe']).default('enforce'),
     /** For each source address, before anything else is looked at. */
     sourceLimit: limit.optional(),
-    rules: z.array(rule).min(1).max(10_000),
+    rules: z
+      .array(rule)
+      .min(1)
+      .max(10_000)
+      .superRefine((rules, context) => {
+        const seen = new Set<string>()
+        for (const [index, { name }] of rules.entries()) {
+          if (seen.has(name))
+            context.addIssue({ code: 'custom', path: [index, 'name'], message: 'is the name of an earlier rule' })
+          seen.add(name)
+        }
+      }),
   }),
 )
 

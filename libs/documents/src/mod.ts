@@ -13,3 +13,25 @@ export {
   PlanSchema,
   type TollwardDocument,
 } from './kinds.ts'
+export {
+  DOCUMENT_BYTES_MAX,
+  DocumentError,
+  type DocumentFault,
+  type DocumentSource,
+  documentKey,
+  formatFault,
+  isKind,
+  parseDocuments,
+  parseSources,
+  TEXT_BYTES_MAX,
+} from './parse.ts'
+export {
+  afterChange,
+  afterSnapshot,
+  type DocumentSet,
+  documentsOfKind,
+  readStored,
+  STORED_FORMAT,
+  type StoredReading,
+  type StoredText,
+} from './stored.ts'

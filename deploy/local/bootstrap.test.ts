@@ -31,7 +31,8 @@ if (what === 'exit') process.exitCode = Number(rest[0])
 if (what === 'wait') {
   process.on('SIGINT', () => console.log('interrupted'))
   process.on('SIGTERM', () => process.exit(7))
-  setInterval(() => {}, 1_000)
+  // Open as long as the test runs.
+  process.stdin.resume().on('end', () => process.exit(1))
   console.log('waiting')
 }
 if (what === 'die') process.kill(process.pid, 'SIGTERM')
@@ -68,12 +69,16 @@ test('two starts at once install once; a changed package.json installs again', a
   assert.equal(await installs(), 'installed\ninstalled\n')
 })
 
-test('the program’s exit code, signal and signals sent are passed on', async () => {
+/** A signal that is not passed on would be waited for for ever. */
+const SIGNALS_TIMEOUT_MS = 20_000
+
+test('the program’s exit code, signal and signals sent are passed on', { timeout: SIGNALS_TIMEOUT_MS }, async () => {
   const root = await repository(INSTALL)
   assert.equal((await start(root, 'entry.ts', 'exit', '5').ended).code, 5)
   assert.equal((await start(root, 'entry.ts', 'die').ended).signal, 'SIGTERM')
 
   const { child, ended } = start(root, 'entry.ts', 'wait')
+  after(() => child.stdin.destroy())
   await once(child.stdout, 'data')
   child.kill('SIGINT')
   await once(child.stdout, 'data')

@@ -10,34 +10,43 @@ import { withLock } from './lock.mjs'
 const folder = await mkdtemp(join(tmpdir(), 'tollward-lock-'))
 after(() => rm(folder, { recursive: true }))
 
-/** A process that takes the lock and then does what `work` says. */
-function locker(path: string, work: string) {
+/** Longer than taking over a lock takes. */
+const WAIT_MS = 5_000
+
+/** A process that does what `work` says with the lock. */
+function locker(work: string) {
   const script = `
-    import { appendFileSync, readFileSync } from 'node:fs'
+    import { appendFileSync } from 'node:fs'
     import { withLock } from ${JSON.stringify(join(import.meta.dirname, 'lock.mjs'))}
-    await withLock(${JSON.stringify(path)}, async () => { ${work} })`
+    ${work}`
   return spawn(process.execPath, ['--input-type=module', '-e', script], { stdio: ['ignore', 'pipe', 'inherit'] })
 }
 
-test('of several processes only one is inside at a time', async () => {
+test('of several visitors in several processes only one is inside at a time', async () => {
+  const lock = JSON.stringify(join(folder, 'one-at-a-time'))
   const journal = JSON.stringify(join(folder, 'journal'))
-  const visit = `
-    appendFileSync(${journal}, 'in ')
-    await new Promise((resolve) => setImmediate(resolve))
-    appendFileSync(${journal}, 'out ')`
-  const lockers = Array.from({ length: 6 }, () => locker(join(folder, 'one-at-a-time'), visit))
-  const codes = await Promise.all(lockers.map(async (child) => (await once(child, 'exit'))[0]))
-  assert.deepEqual(codes, [0, 0, 0, 0, 0, 0])
+  const visits = `
+    const visit = () => withLock(${lock}, async () => {
+      appendFileSync(${journal}, 'in ')
+      await new Promise((resolve) => setImmediate(resolve))
+      appendFileSync(${journal}, 'out ')
+    })
+    await Promise.all([visit(), visit(), visit()])`
+  const visitors = [locker(visits), locker(visits)]
+  const codes = await Promise.all(visitors.map(async (child) => (await once(child, 'exit'))[0]))
+  assert.deepEqual(codes, [0, 0])
   assert.equal(await readFile(join(folder, 'journal'), 'utf8'), 'in out '.repeat(6))
 })
 
 test('the lock of a killed process is taken over', async () => {
   const path = join(folder, 'killed')
-  const holder = locker(path, "console.log('inside'); setInterval(() => {}, 1000); await new Promise(() => {})")
+  const hold = "console.log('inside'); setInterval(() => {}, 1000); await new Promise(() => {})"
+  const holder = locker(`await withLock(${JSON.stringify(path)}, async () => { ${hold} })`)
   await once(holder.stdout, 'data')
   holder.kill('SIGKILL')
   await once(holder, 'exit')
-  assert.equal(await withLock(path, async () => 'taken'), 'taken')
+  const signal = AbortSignal.timeout(WAIT_MS)
+  assert.equal(await withLock(path, async () => 'taken', { signal }), 'taken')
 })
 
 test('who waits is told for whom, and a signal ends the waiting', async () => {

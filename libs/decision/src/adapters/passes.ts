@@ -1,0 +1,221 @@
+import { randomUUID } from 'node:crypto'
+import { timestampMs } from '@bufbuild/protobuf/wkt'
+import type { Bus, Client, Following } from '@tollward/bus'
+import { bucketContract } from '@tollward/contracts'
+import {
+  type Pass,
+  PassSchema,
+  PassState,
+  RedeemOutcome,
+  type RedeemResponse,
+  VerifierService,
+} from '@tollward/contracts/payment'
+import type { Logger } from 'pino'
+import { BoundedMap } from '../domain/bounded-map.ts'
+import type { MaybePromise, PaymentCall, PaymentStanding, Refusal } from '../domain/judge.ts'
+import { RateTable } from '../domain/rate.ts'
+import { chunkRequests, type HeldPass, Wallet } from '../domain/wallet.ts'
+import { CALL_TIMEOUT_MS, RATE_KEYS_MAX, REDEMPTION_KEPT_MS, REDEMPTION_LIMIT, REDEMPTIONS_MAX } from '../edges.ts'
+import type { DecisionMetrics } from '../metrics.ts'
+
+/** The format of Pass that this library reads. */
+const PASS_FORMAT = 1
+
+/** A state that this version does not know admits nothing. */
+const STATES: Partial<Record<PassState, HeldPass['state']>> = {
+  [PassState.ACTIVE]: 'active',
+  [PassState.EXHAUSTED]: 'exhausted',
+}
+
+const OUTCOMES: Partial<Record<RedeemOutcome, string>> = {
+  [RedeemOutcome.REDEEMED]: 'redeemed',
+  [RedeemOutcome.PENDING]: 'pending',
+  [RedeemOutcome.NOT_SEEN]: 'not seen',
+  [RedeemOutcome.NOTHING_OPEN]: 'nothing open',
+  [RedeemOutcome.INSUFFICIENT]: 'insufficient',
+  [RedeemOutcome.EXHAUSTED]: 'exhausted',
+}
+
+interface Redemption {
+  readonly standing: PaymentStanding
+  readonly untilMs: number
+}
+
+/**
+ * What callers have paid for. Passes come from the bucket; quota is spent from chunks leased by the verifier, so that a
+ * request waits for nobody while a chunk lasts; a transaction of a caller without pass is presented to the verifier.
+ */
+export class Passes {
+  readonly #verifier: Client<typeof VerifierService>
+  readonly #holder: string
+  readonly #log: Logger
+  readonly #metrics: DecisionMetrics
+  readonly #wallet = new Wallet()
+  /** By the pass's key in the bucket. */
+  readonly #passIds = new Map<string, string>()
+  readonly #leasing = new Map<string, Promise<void>>()
+  readonly #redeeming = new Map<string, Promise<PaymentStanding>>()
+  readonly #redeemed: BoundedMap<string, Redemption>
+  readonly #redemptionRates: RateTable
+
+  /** `holder` names this process to the verifier; no other may have it. */
+  constructor(bus: Bus, holder: string, log: Logger, metrics: DecisionMetrics) {
+    this.#verifier = bus.client(VerifierService, { timeoutMs: CALL_TIMEOUT_MS })
+    this.#holder = holder
+    this.#log = log
+    this.#metrics = metrics
+    this.#redeemed = new BoundedMap(REDEMPTIONS_MAX, () => metrics.evictions.inc({ table: 'redemptions' }))
+    this.#redemptionRates = new RateTable(RATE_KEYS_MAX, () => metrics.evictions.inc({ table: 'redemption rates' }))
+  }
+
+  get size(): number {
+    return this.#wallet.size
+  }
+
+  /** Begins to watch the passes. Resolves when all are known. */
+  follow(bus: Bus): Promise<Following> {
+    return bus.bucket(bucketContract(PassSchema)).follow({
+      snapshot: (entries) => {
+        this.#passIds.clear()
+        this.#wallet.replace([])
+        for (const [key, { value }] of entries) this.#set(key, value)
+      },
+      change: (key, entry) => (entry ? this.#set(key, entry.value) : this.#remove(key)),
+    })
+  }
+
+  /** Whether the client has a pass for the plan, or its transaction opens one. Rejects with AppError. */
+  standing(call: PaymentCall, nowMs: number): MaybePromise<PaymentStanding> {
+    const pass = this.#wallet.current(call.clientId, call.plan, nowMs)
+    if (pass) return { paid: true, passId: pass.passId }
+    if (call.txid === undefined) return refused({ reason: 'payment-required', plan: call.plan })
+    return this.#redeem(call, call.txid, nowMs)
+  }
+
+  /** Takes one request from the client's quota, leasing first where the chunk is used up. Rejects with AppError. */
+  spend(call: PaymentCall, nowMs: number): MaybePromise<PaymentStanding> {
+    const pass = this.#wallet.current(call.clientId, call.plan, nowMs)
+    if (!pass) return refused({ reason: 'pass-exhausted', plan: call.plan })
+    if (!this.#wallet.take(pass)) return this.#lease(pass).then(() => this.spend(call, Date.now()))
+    if (this.#wallet.isLow(pass)) {
+      this.#lease(pass).catch((error: unknown) => this.#log.warn({ err: error }, 'quota not leased in advance'))
+    }
+    return { paid: true, passId: pass.passId }
+  }
+
+  /** Gives back what was leased and not spent; what cannot be given back counts as used. */
+  async giveBack(): Promise<void> {
+    await Promise.allSettled(this.#leasing.values())
+    const giving = this.#wallet.giveBack().map(async ({ passId, unused }) => {
+      const recordId = randomUUID()
+      await this.#verifier
+        .record({ passId, holder: this.#holder, unusedRequests: unused, recordId })
+        .catch((error: unknown) => {
+          this.#metrics.quotaLost.inc(unused)
+          this.#log.warn({ err: error, passId, unused }, 'leased requests not given back')
+        })
+    })
+    await Promise.all(giving)
+  }
+
+  #set(key: string, pass: Pass): void {
+    const held = heldPass(pass)
+    if (!held) return
+    this.#passIds.set(key, held.passId)
+    this.#wallet.set(held)
+  }
+
+  #remove(key: string): void {
+    const passId = this.#passIds.get(key)
+    this.#passIds.delete(key)
+    if (passId !== undefined) this.#wallet.remove(passId)
+  }
+
+  #lease(pass: HeldPass): Promise<void> {
+    const { passId } = pass
+    const leasing = this.#leasing.get(passId)
+    if (leasing !== undefined) return leasing
+    const request = { passId, holder: this.#holder, wantedRequests: chunkRequests(pass) }
+    const asking = this.#verifier
+      .lease(request)
+      .then(({ grantedRequests }) => {
+        this.#metrics.leases.inc({ result: grantedRequests === 0 ? 'nothing left' : 'granted' })
+        this.#wallet.leased(passId, grantedRequests, Date.now())
+      })
+      .catch((error: unknown) => {
+        this.#metrics.leases.inc({ result: 'failed' })
+        throw error
+      })
+      .finally(() => this.#leasing.delete(passId))
+    this.#leasing.set(passId, asking)
+    return asking
+  }
+
+  #redeem({ clientId, plan }: PaymentCall, txid: string, nowMs: number): MaybePromise<PaymentStanding> {
+    const key = `${clientId} ${plan} ${txid}`
+    const kept = this.#redeemed.get(key)
+    if (kept && kept.untilMs > nowMs) return kept.standing
+    const redeeming = this.#redeeming.get(key)
+    if (redeeming !== undefined) return redeeming
+    const rate = this.#redemptionRates.take(clientId, REDEMPTION_LIMIT, nowMs)
+    if (!rate.conforms) {
+      const limited = { name: 'transactions', limit: REDEMPTION_LIMIT }
+      return refused({ reason: 'client-limit', retryAfterSeconds: rate.retryAfterSeconds, limited })
+    }
+    const asking = this.#verifier
+      .redeem({ clientId, plan, txid })
+      .then((response) => {
+        const standing = this.#standingAfter(response, plan)
+        if (!standing.paid) this.#redeemed.set(key, { standing, untilMs: Date.now() + REDEMPTION_KEPT_MS })
+        return standing
+      })
+      .finally(() => this.#redeeming.delete(key))
+    this.#redeeming.set(key, asking)
+    return asking
+  }
+
+  #standingAfter(response: RedeemResponse, plan: string): PaymentStanding {
+    const { outcome, pass, confirmationsMissing, retryAfterSeconds } = response
+    this.#metrics.redemptions.inc({ outcome: OUTCOMES[outcome] ?? 'other' })
+    const detail = response.detail === '' ? {} : { detail: response.detail }
+    switch (outcome) {
+      case RedeemOutcome.REDEEMED: {
+        const held = pass && heldPass(pass)
+        if (!held) return refused({ reason: 'unavailable' })
+        // The bucket may tell of it later than the answer does; what it told already is newer.
+        if (!this.#wallet.has(held.passId)) this.#wallet.set(held)
+        return { paid: true, passId: held.passId }
+      }
+      case RedeemOutcome.PENDING:
+        return refused({ reason: 'payment-pending', plan, confirmationsMissing, retryAfterSeconds, ...detail })
+      case RedeemOutcome.NOT_SEEN:
+        return refused({ reason: 'payment-not-seen', plan, retryAfterSeconds, ...detail })
+      case RedeemOutcome.NOTHING_OPEN:
+        return refused({ reason: 'nothing-to-redeem', ...detail })
+      case RedeemOutcome.INSUFFICIENT:
+        return refused({ reason: 'payment-insufficient', plan, ...detail })
+      case RedeemOutcome.EXHAUSTED:
+        return refused({ reason: 'pass-exhausted', plan, ...detail })
+      default:
+        return refused({ reason: 'unavailable' })
+    }
+  }
+}
+
+function refused(refusal: Refusal): PaymentStanding {
+  return { paid: false, refusal }
+}
+
+/** Undefined for a format that a later version wrote. */
+function heldPass(pass: Pass): HeldPass | undefined {
+  if (pass.format !== PASS_FORMAT) return undefined
+  return {
+    passId: pass.passId,
+    clientId: pass.clientId,
+    plan: pass.plan,
+    quotaRequests: pass.quotaRequests,
+    activatedAtMs: pass.activatedAt ? timestampMs(pass.activatedAt) : 0,
+    expiresAtMs: pass.expiresAt && timestampMs(pass.expiresAt),
+    state: STATES[pass.state] ?? 'suspended',
+  }
+}

@@ -1,0 +1,177 @@
+import { type Fields, IDENTITY_PREFIX, TXID_HEADER } from './fields.ts'
+import type { KnownToken, Refusal, Verdict } from './judge.ts'
+import { problemType, REASONS, type Reason } from './reasons.ts'
+import type { Target } from './target.ts'
+
+export type HeaderField = readonly [name: string, value: string]
+
+/** The request goes on to the API. */
+export interface Admission {
+  readonly admitted: true
+  readonly id: string
+  /** The API is asked for this path and query, and no other spelling of it. */
+  readonly target: Target
+  readonly upstream: {
+    /** Overwrites whatever the client sent under these names. */
+    readonly set: readonly HeaderField[]
+    /** Removed from what the client sent; none of them is in `set`. */
+    readonly remove: readonly string[]
+  }
+  /** For the client, beside what the API answers. */
+  readonly headers: readonly HeaderField[]
+}
+
+/** The request is refused with this answer. */
+export interface Rejection {
+  readonly admitted: false
+  readonly id: string
+  readonly reason: Reason
+  readonly status: number
+  readonly headers: readonly HeaderField[]
+  /** RFC 9457, application/problem+json. */
+  readonly body: string
+}
+
+export type Decision = Admission | Rejection
+
+/** What refusals tell that isn't in the request. */
+export interface Offers {
+  /** Where payment-verifier takes requests for invoices, without trailing slash. */
+  readonly paymentUrl: string
+  readonly priceSats: (plan: string) => number | undefined
+}
+
+export const DECISION_HEADER = 'x-tollward-decision'
+
+const CLIENT = `${IDENTITY_PREFIX}client`
+const SUBJECT = `${IDENTITY_PREFIX}subject`
+const SCOPES = `${IDENTITY_PREFIX}scopes`
+const PASS = `${IDENTITY_PREFIX}pass`
+
+/** What only we may say of a caller; whatever of it isn't set is removed. */
+export const IDENTITY_HEADERS: readonly string[] = [CLIENT, SUBJECT, SCOPES, PASS]
+
+const REMOVED_WITH_PASS = [TXID_HEADER]
+const REMOVED_WITH_TOKEN = [PASS, TXID_HEADER]
+const REMOVED_WITHOUT_TOKEN = [...IDENTITY_HEADERS, TXID_HEADER]
+const REMOVED_FROM_ANONYMOUS = ['authorization', ...REMOVED_WITHOUT_TOKEN]
+
+/** The header fields that tell upstream who calls: the internal token in the place of the caller's own, and its claims. */
+export function identityHeaders(token: {
+  readonly clientId: string
+  readonly subject: string
+  readonly scopes: readonly string[]
+  readonly internalToken: string
+}): HeaderField[] {
+  return [
+    ['authorization', `Bearer ${token.internalToken}`],
+    [CLIENT, headerValue(token.clientId)],
+    [SUBJECT, headerValue(token.subject)],
+    [SCOPES, headerValue(token.scopes.join(' '))],
+  ]
+}
+
+/** The answer to a request that may go on: judged so, or refused by a policy that only observes. */
+export function admission(id: string, verdict: Verdict & { readonly target: Target }): Admission {
+  const { token, fields, passId } = verdict
+  const set = identity(token, passId)
+  return {
+    admitted: true,
+    id,
+    target: verdict.target,
+    upstream: { set, remove: removals(set, verdict, fields) },
+    headers: [[DECISION_HEADER, id]],
+  }
+}
+
+/** The answer to a request that is refused. */
+export function rejection(id: string, refusal: Refusal, offers: Offers): Rejection {
+  const { status, title, detail } = REASONS[refusal.reason]
+  const sentence = refusal.detail ?? detail
+  const body = {
+    type: problemType(refusal.reason),
+    title,
+    status,
+    detail: sentence,
+    decision: id,
+    ...(status === 402 ? payment(refusal, offers) : {}),
+  }
+  return {
+    admitted: false,
+    id,
+    reason: refusal.reason,
+    status,
+    headers: [
+      ['content-type', 'application/problem+json'],
+      ['cache-control', 'no-store'],
+      [DECISION_HEADER, id],
+      ...challenge(refusal, sentence),
+      ...waiting(refusal),
+    ],
+    body: JSON.stringify(body),
+  }
+}
+
+function identity(token: KnownToken | undefined, passId: string | undefined): readonly HeaderField[] {
+  if (!token) return []
+  return passId === undefined ? token.identity : [...token.identity, [PASS, headerValue(passId)]]
+}
+
+function removals(
+  set: readonly HeaderField[],
+  { token, passId, observed, refusal }: Verdict,
+  fields: Fields | undefined,
+): readonly string[] {
+  // A policy that only observes leaves an Authorization alone that isn't ours: the API may have its own yet.
+  const unknown = observed && refusal ? REMOVED_WITHOUT_TOKEN : REMOVED_FROM_ANONYMOUS
+  const known = passId === undefined ? REMOVED_WITH_TOKEN : REMOVED_WITH_PASS
+  const always = token ? known : unknown
+  const strays = fields?.strays ?? []
+  if (strays.length === 0) return always
+  const kept = new Set([...always, ...set.map(([name]) => name)])
+  return [...always, ...strays.filter((name) => !kept.has(name))]
+}
+
+function payment({ plan, confirmationsMissing }: Refusal, { paymentUrl, priceSats }: Offers) {
+  return {
+    plan,
+    priceSats: plan === undefined ? undefined : priceSats(plan),
+    invoices: `${paymentUrl}/invoices`,
+    confirmationsMissing,
+  }
+}
+
+/** RFC 6750, 3. */
+function challenge({ reason, scopes = [] }: Refusal, detail: string): HeaderField[] {
+  const realm = 'Bearer realm="tollward"'
+  if (reason === 'token-missing') return [['www-authenticate', realm]]
+  if (reason === 'token-invalid') {
+    return [['www-authenticate', `${realm}, error="invalid_token", error_description="${quotable(detail)}"`]]
+  }
+  if (reason === 'scope-missing') {
+    return [['www-authenticate', `${realm}, error="insufficient_scope", scope="${quotable(scopes.join(' '))}"`]]
+  }
+  return []
+}
+
+/** Retry-After (RFC 9110, 10.2.3), and the RateLimit fields of draft-ietf-httpapi-ratelimit-headers. */
+function waiting({ retryAfterSeconds, limited }: Refusal): HeaderField[] {
+  if (retryAfterSeconds === undefined) return []
+  const seconds = Math.max(1, retryAfterSeconds)
+  const fields: HeaderField[] = [['retry-after', String(seconds)]]
+  if (limited) {
+    const { name, limit } = limited
+    fields.push(['ratelimit-policy', `"${name}";q=${limit.requests};w=${limit.perSeconds}`])
+    fields.push(['ratelimit', `"${name}";r=0;t=${seconds}`])
+  }
+  return fields
+}
+
+/** Header values are visible ASCII; what isn't is percent-encoded, so that no name can end a field or begin another. */
+function headerValue(text: string): string {
+  return /^[\x20-\x7e]*$/.test(text) ? text : encodeURIComponent(text)
+}
+
+function quotable(text: string): string {
+  return headerValue(text).replace(/["\\]/g, '')
+}

@@ -1,0 +1,94 @@
+import type { Fault } from './target.ts'
+
+/** Header fields as they came: name, value, name, value, and so on; duplicates unjoined where the proxy lets us see them. */
+export type HeaderList = readonly string[]
+
+/** What a decision reads from the header fields, and which of them must not reach the API. */
+export interface Fields {
+  /** Of scheme Bearer; undefined where there was no Authorization or one of another scheme, empty where it is no token. */
+  readonly token: string | undefined
+  /** 64 lower-case hexadecimal digits. */
+  readonly txid: string | undefined
+  /** Names, as sent but in lower case, of fields that claim to be ours. */
+  readonly strays: readonly string[]
+}
+
+/** All header fields with their names, as Node counts them too; Envoy's own default is 60 KiB. */
+export const HEADER_BYTES_MAX = 32 * 1024
+/** Envoy's default. */
+export const HEADER_FIELDS_MAX = 100
+/** An opaque token has some 40 characters; a JWT as token may have a few thousand. */
+const TOKEN_BYTES_MAX = 4096
+
+export const IDENTITY_PREFIX = 'x-tollward-'
+export const TXID_HEADER = 'x-bitcoin-txid'
+
+const NONE: readonly string[] = []
+
+/**
+ * Reads what a decision needs, or says why these fields cannot be decided about. Only scheme Bearer counts as a credential
+ * (RFC 6750, 2.1).
+ */
+export function readFields(headers: HeaderList): Fields | Fault | 'too-large' {
+  if (headers.length > HEADER_FIELDS_MAX * 2) return 'too-large'
+  let authorization: string | undefined
+  let txid: string | undefined
+  let strays: string[] | undefined
+  let bytes = 0
+  for (let index = 0; index < headers.length; index += 2) {
+    const sent = headers[index] ?? ''
+    const value = headers[index + 1] ?? ''
+    bytes += sent.length + value.length
+    const name = sent.toLowerCase()
+    if (name === 'authorization') {
+      if (authorization !== undefined || value.includes(',')) return 'authorization-ambiguous'
+      authorization = value
+    } else if (name === TXID_HEADER) {
+      if (txid !== undefined || !/^[0-9A-Fa-f]{64}$/.test(value)) return 'txid-malformed'
+      txid = value.toLowerCase()
+    } else if (name === 'connection') {
+      if (nominatesOurs(value)) return 'header-connection'
+    } else if (isOurs(name)) {
+      strays ??= []
+      if (!strays.includes(name)) strays.push(name)
+    }
+  }
+  if (bytes > HEADER_BYTES_MAX) return 'too-large'
+  if (authorization === undefined) return { token: undefined, txid, strays: strays ?? NONE }
+  const token = bearer(authorization)
+  return token === false ? 'too-large' : { token, txid, strays: strays ?? NONE }
+}
+
+/** The one value of a header that rules compare; undefined where it is absent, false where it came more than once. */
+export function singleValue(headers: HeaderList, name: string): string | undefined | false {
+  let found: string | undefined
+  for (let index = 0; index < headers.length; index += 2) {
+    if ((headers[index] ?? '').toLowerCase() !== name) continue
+    if (found !== undefined) return false
+    found = headers[index + 1] ?? ''
+  }
+  return found
+}
+
+function bearer(authorization: string): string | undefined | false {
+  if (authorization.length > TOKEN_BYTES_MAX) return false
+  if (!/^bearer( |$)/i.test(authorization)) return undefined
+  // RFC 6750, 2.1: b64token. Anything else can't be one of our tokens, and is not worth asking anybody about.
+  return /^bearer +([A-Za-z0-9._~+/-]+=*) *$/i.exec(authorization)?.[1] ?? ''
+}
+
+/** Some servers read "_" in a name as "-" (CGI variables), so both spellings are ours. */
+function isOurs(name: string): boolean {
+  if (!name.startsWith('x')) return false
+  const dashed = name.includes('_') ? name.replaceAll('_', '-') : name
+  return dashed.startsWith(IDENTITY_PREFIX) || (dashed !== name && dashed === TXID_HEADER)
+}
+
+/** A field named in Connection is dropped at the next hop (RFC 9110, 7.6.1): so a client could drop what we add. */
+function nominatesOurs(connection: string): boolean {
+  for (const option of connection.toLowerCase().split(',')) {
+    const name = option.trim()
+    if (name === 'authorization' || name === TXID_HEADER || isOurs(name)) return true
+  }
+  return false
+}

@@ -1,0 +1,144 @@
+import { isUtf8 } from 'node:buffer'
+import { formatAddress, parseAddress } from '@tollward/contracts'
+
+/** What a request asks for, in the one form that rules are compared with and that goes upstream. */
+export interface Target {
+  /** Lower case, without port and without the root's dot. */
+  readonly host: string
+  /** Starts with "/"; what needs no percent-encoding (RFC 3986, 2.3) is decoded, once. */
+  readonly path: string
+  /** With its "?", as it came; empty where there was none. */
+  readonly query: string
+  /** The path's segments; a trailing slash makes the last one empty. */
+  readonly segments: readonly string[]
+}
+
+/** Ways in which a request can mean two things to two readers, each with the sentence that its sender gets. */
+export const FAULTS = {
+  'host-missing': 'Send exactly one Host.',
+  'host-invalid': 'The host is not a name or address with an optional port.',
+  'target-too-long': 'The request target is too long.',
+  'target-form': 'The request target must start with a slash.',
+  'target-characters':
+    'The request target has characters that must be percent-encoded, or a semicolon, backslash or fragment.',
+  'path-encoding': 'The path has a percent-encoding that is malformed, or of a slash, backslash or control character.',
+  'path-utf8': 'The percent-encoded bytes of the path are not UTF-8.',
+  'path-empty-segment': 'The path has two slashes in a row.',
+  'path-dot-segment': 'The path has a segment of one or two dots.',
+  'header-duplicated': 'A header that decides about this request was sent more than once.',
+  'header-connection': 'Connection names a header that Tollward sets or reads.',
+  'authorization-ambiguous': 'Send exactly one credential in exactly one Authorization header.',
+  'txid-malformed': 'X-Bitcoin-Txid is one transaction id of 64 hexadecimal digits.',
+} as const
+
+export type Fault = keyof typeof FAULTS
+
+/** Bytes of path and query together; what browsers and servers commonly take. */
+export const TARGET_BYTES_MAX = 8192
+/** RFC 1035, 2.3.4. */
+const HOST_BYTES_MAX = 253
+
+const NOT_ALLOWED = 0
+const PLAIN = 1
+const SLASH = 2
+const PERCENT = 3
+const QUESTION_MARK = 4
+
+const UNRESERVED = 'ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~'
+
+/** Class of each ASCII character in a path: RFC 3986 pchar is plain, but for ";", whose meaning differs between servers. */
+const PATH_CLASS = new Uint8Array(128)
+for (const character of `${UNRESERVED}!$&'()*+,=:@`) PATH_CLASS[character.charCodeAt(0)] = PLAIN
+PATH_CLASS['/'.charCodeAt(0)] = SLASH
+PATH_CLASS['%'.charCodeAt(0)] = PERCENT
+PATH_CLASS['?'.charCodeAt(0)] = QUESTION_MARK
+
+/**
+ * Brings host and request target into canonical form, or says what is ambiguous about them. Nothing is repaired: what two
+ * readers could take for two things is refused (RFC 3986 without dot-segment removal, paths compared byte by byte).
+ */
+export function canonicalTarget(host: string, target: string): Target | Fault {
+  const name = canonicalHost(host)
+  if (name === undefined) return host === '' ? 'host-missing' : 'host-invalid'
+  if (target.length > TARGET_BYTES_MAX) return 'target-too-long'
+  if (!target.startsWith('/')) return 'target-form'
+  const end = pathEnd(target)
+  if (end < 0) return 'target-characters'
+  const query = target.slice(end)
+  if (query !== '' && !isQuery(query)) return 'target-characters'
+  const decoded = decodeUnreserved(target.slice(0, end))
+  if ('fault' in decoded) return decoded.fault
+  const segments = decoded.path.slice(1).split('/')
+  const fault = segmentFault(segments)
+  return fault ?? { host: name, path: decoded.path, query, segments }
+}
+
+/**
+ * A host as names are compared: lower case, port and one trailing dot removed, IPv6 in RFC 5952 form in brackets. Undefined
+ * if it is no host.
+ */
+export function canonicalHost(host: string): string | undefined {
+  const match = /^(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+))(?::\d{0,5})?$/.exec(host)
+  if (!match) return undefined
+  if (match[1] !== undefined) {
+    const address = match[1].includes(':') ? parseAddress(match[1]) : undefined
+    return address && `[${formatAddress(address)}]`
+  }
+  const name = (match[2] ?? '').toLowerCase().replace(/\.$/, '')
+  return name === '' || name.length > HOST_BYTES_MAX || name.startsWith('.') || name.includes('..') ? undefined : name
+}
+
+/** Where the path ends: at "?" or at the end. -1 if a character before that does not belong there. */
+function pathEnd(target: string): number {
+  for (let index = 0; index < target.length; index++) {
+    const kind = PATH_CLASS[target.charCodeAt(index)] ?? NOT_ALLOWED
+    if (kind === QUESTION_MARK) return index
+    if (kind === NOT_ALLOWED) return -1
+  }
+  return target.length
+}
+
+/** Visible ASCII without "#": rules do not look at queries, but no reader may cut them elsewhere. */
+function isQuery(query: string): boolean {
+  return /^[\x21\x22\x24-\x7e]*$/.test(query)
+}
+
+function decodeUnreserved(path: string): { path: string } | { fault: Fault } {
+  if (!path.includes('%')) return { path }
+  let decoded = ''
+  const high: number[] = []
+  for (let index = 0; index < path.length; index++) {
+    if (path[index] !== '%') {
+      if (!endsUtf8(high)) return { fault: 'path-utf8' }
+      decoded += path[index]
+      continue
+    }
+    const hex = path.slice(index + 1, index + 3)
+    if (!/^[0-9A-Fa-f]{2}$/.test(hex)) return { fault: 'path-encoding' }
+    index += 2
+    const byte = Number.parseInt(hex, 16)
+    if (byte >= 0x80) high.push(byte)
+    else if (!endsUtf8(high)) return { fault: 'path-utf8' }
+    else if (byte < 0x20 || byte === 0x7f || byte === 0x2f || byte === 0x5c) return { fault: 'path-encoding' }
+    const character = String.fromCharCode(byte)
+    decoded += UNRESERVED.includes(character) ? character : `%${hex.toUpperCase()}`
+  }
+  return endsUtf8(high) ? { path: decoded } : { fault: 'path-utf8' }
+}
+
+/** Whether the run of percent-encoded bytes that ends here is UTF-8 (no overlong forms); begins the next run. */
+function endsUtf8(run: number[]): boolean {
+  if (run.length === 0) return true
+  const valid = isUtf8(Uint8Array.from(run))
+  run.length = 0
+  return valid
+}
+
+function segmentFault(segments: readonly string[]): Fault | undefined {
+  for (let index = 0; index < segments.length; index++) {
+    const segment = segments[index]
+    if (segment === '' && index < segments.length - 1) return 'path-empty-segment'
+    if (segment === '.' || segment === '..') return 'path-dot-segment'
+  }
+  return undefined
+}

@@ -1,0 +1,84 @@
+/*
+ * What a decision does when something it depends on is gone, and the numbers that go with it. A feed is stale when the server
+ * was not heard on it for FEED_STALE_AFTER_MS.
+ */
+
+interface Edge {
+  /** closed: requests that need it are refused with 503. open: they are decided by what is known. */
+  readonly fails: 'open' | 'closed'
+  readonly because: string
+}
+
+export const EDGES = {
+  introspector: { fails: 'closed', because: 'a token that nobody vouches for may be forged' },
+  revocations: { fails: 'closed', because: 'a token that was revoked meanwhile would go on working' },
+  verifier: { fails: 'closed', because: 'a request that nobody charged would be free' },
+  documents: { fails: 'open', because: 'policies last until they are replaced; the ones in force stay in force' },
+  passes: { fails: 'open', because: 'what is spent was leased before; more has to be asked for, which fails closed' },
+  blocks: {
+    fails: 'open',
+    because: 'known blocks hold until they expire; refusing everyone would do the work of an attacker',
+  },
+  'source table full': {
+    fails: 'open',
+    because: 'the oldest source begins anew; refusing new ones would shut out honest ones',
+  },
+  'call record': { fails: 'open', because: 'a request must not wait for its record; what is lost is counted' },
+} as const satisfies Record<string, Edge>
+
+/** Heartbeats come every second; five missed ones are no hiccup any more. */
+export const FEED_STALE_AFTER_MS = 5000
+
+/** Asking introspector and verifier; below the time that proxies give us (deploy/envoy: 1 s). */
+export const CALL_TIMEOUT_MS = 800
+
+/** What a client is told to wait after 503. */
+export const UNAVAILABLE_RETRY_SECONDS = 2
+
+/** Tokens kept; some 3 KiB each with the internal token. */
+export const TOKENS_MAX = 50_000
+/** Tokens known to be worth nothing; a table of their own, so that a flood of them pushes out no good one. */
+export const WORTHLESS_TOKENS_MAX = 50_000
+/** A random string does not become a token later; a short time suffices against one that is sent again and again. */
+export const WORTHLESS_FOR_MS = 2000
+/** Introspections under way at once; beyond that a token is refused with 503 rather than queued. */
+export const INTROSPECTIONS_MAX = 256
+/** An internal token is replaced this long before it expires, while requests go on with the old one. */
+export const REFRESH_BEFORE_MS = 20_000
+/** It must last at least as long as a request may need to reach upstream. */
+export const INTERNAL_TOKEN_LEFT_MIN_MS = 5000
+/** Between two attempts to replace it. */
+export const REFRESH_EVERY_MS = 1000
+/** Revocations remembered, against an introspection that was answered before them. */
+export const REVOCATIONS_MAX = 100_000
+/** At start, revocations are read from this long ago; longer than any introspection can be under way or cached elsewhere. */
+export const REVOCATION_MEMORY_MS = 600_000
+
+/** Sources and clients whose rate is known, each table. */
+export const RATE_KEYS_MAX = 200_000
+
+/** A lease is this part of a pass's quota: what a crash of ours costs a client at most. */
+export const LEASE_SHARE = 1 / 20
+export const LEASE_REQUESTS_MAX = 1000
+/** When less than this part of a chunk is left, the next one is asked for. */
+export const LEASE_LOW_WATER = 1 / 4
+/** A pass from which nothing could be leased is asked about again after this time: another holder may have given back. */
+export const DRY_FOR_MS = 1000
+
+/** A redemption that failed is not repeated for the same client, plan and txid within this time. */
+export const REDEMPTION_KEPT_MS = 1000
+export const REDEMPTIONS_MAX = 10_000
+/** Redemptions that one client may ask for, whatever txids it sends. */
+export const REDEMPTION_LIMIT = { requests: 10, perSeconds: 1 } as const
+
+/** Of admissions, one in so many is recorded. */
+export const ADMISSION_SAMPLE = 100
+/** Refusals of one source recorded one by one in each window; the rest is folded into one record with a count. */
+export const RECORDS_PER_SOURCE = 10
+export const RECORD_WINDOW_MS = 1000
+/** Sources folded apart from each other; those beyond are folded together. */
+export const RECORD_SOURCES_MAX = 10_000
+/** Records that wait for the bus. */
+export const RECORD_QUEUE_MAX = 10_000
+/** Records handed to the bus and not acknowledged yet. */
+export const RECORDS_AT_ONCE_MAX = 64

@@ -1,0 +1,22 @@
+export { type AccountAddress, type AccountKey, ADDRESS_INDEX_MAX, parseAccountKey } from './account-key.ts'
+export { AMOUNT_SATS_MAX, formatBtc, parseBtc } from './amount.ts'
+export {
+  type BlockHeader,
+  type BlockPlace,
+  type ChainChange,
+  ChainFollower,
+  type ChainFollowerOptions,
+  type ChainHandlers,
+  type ConnectedBlock,
+} from './chain-follower.ts'
+export { NETWORK_NAMES, type Network } from './network.ts'
+export {
+  type CallOptions,
+  checkNetwork,
+  type NodeCall,
+  type NodeClient,
+  type NodeOptions,
+  nodeClient,
+} from './node-client.ts'
+export { formatPaymentUri, outputScript, type PaymentRequest, parsePaymentUri } from './payment-uri.ts'
+export { hashBytes, type IsWatched, showHash, type WatchedOutput } from './watched-outputs.ts'

@@ -70,7 +70,7 @@ test('two starts at once install once; a changed package.json installs again', a
 })
 
 /** A signal that is not passed on would be waited for for ever. */
-const SIGNALS_TIMEOUT_MS = 20_000
+const SIGNALS_TIMEOUT_MS = 5_000
 
 test('the program’s exit code, signal and signals sent are passed on', { timeout: SIGNALS_TIMEOUT_MS }, async () => {
   const root = await repository(INSTALL)

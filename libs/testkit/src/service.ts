@@ -13,6 +13,8 @@ export interface Service extends AsyncDisposable {
   readonly lines: readonly string[]
   /** Settles when the current run has ended. */
   readonly exited: ProgramRun['exited']
+  /** The first line, of earlier runs too or to come from this one, that matches; see RunningProcess. */
+  line(pattern: RegExp, timeoutMs?: number): Promise<string>
   /** Ends it in an orderly way, and returns how it ended: 0 as it should. */
   stop(): Promise<number | NodeJS.Signals>
   /** Sends a signal, by default SIGKILL, and settles when it has ended. */
@@ -29,15 +31,25 @@ const PROBE_TIMEOUT_MS = 1_000
  * Starts `services/<name>` with exactly the given environment, which must hold TOLLWARD_HEALTH_PORT, and waits until it says
  * that it is ready. If it ends before, the error holds its exit code and the end of its log.
  */
-export async function startService(
+export function startService(
   name: string,
   env: NodeJS.ProcessEnv,
   { readyTimeoutMs = READY_TIMEOUT_MS } = {},
 ): Promise<Service> {
+  return startProgram(name, resolve(SERVICES, name, 'src/main.ts'), env, readyTimeoutMs)
+}
+
+/** Starts any program that keeps the services' contract of health and signals. */
+export async function startProgram(
+  name: string,
+  main: string,
+  env: NodeJS.ProcessEnv,
+  readyTimeoutMs = READY_TIMEOUT_MS,
+): Promise<Service> {
   const lines: string[] = []
   let running = false
   const startRunning = async (environment: NodeJS.ProcessEnv) => {
-    const started = await startRun(name, environment, lines, readyTimeoutMs)
+    const started = await startRun(name, main, environment, lines, readyTimeoutMs)
     running = true
     void started.exited.then(() => {
       running = false
@@ -55,6 +67,7 @@ export async function startService(
     get exited() {
       return run.exited
     },
+    line: (pattern, timeoutMs) => run.line(pattern, timeoutMs),
     stop: () => run.stop(),
     kill: (signal) => run.kill(signal),
     start: async (changed = env) => {
@@ -67,13 +80,13 @@ export async function startService(
 
 async function startRun(
   name: string,
+  main: string,
   env: NodeJS.ProcessEnv,
   lines: string[],
   timeoutMs: number,
 ): Promise<RunningProcess> {
   const ready = `${healthUrl(env)}/healthz/ready`
   await using stack = new AsyncDisposableStack()
-  const main = resolve(SERVICES, name, 'src/main.ts')
   const run = stack.use(await startProcess(process.execPath, [main], { env, lines }))
   const answersReady = async () => {
     const response = await fetch(ready, { signal: AbortSignal.timeout(PROBE_TIMEOUT_MS) })

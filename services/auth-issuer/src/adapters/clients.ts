@@ -1,0 +1,175 @@
+import { hash, randomBytes, timingSafeEqual } from 'node:crypto'
+import { create } from '@bufbuild/protobuf'
+import { timestampFromMs } from '@bufbuild/protobuf/wkt'
+import type { Bus, Entry } from '@tollward/bus'
+import { bucketContract, contract } from '@tollward/contracts'
+import { StoredDocumentSchema } from '@tollward/contracts/document'
+import { ClientRevokedSchema, type ClientSecret, ClientSecretSchema } from '@tollward/contracts/token'
+import { documentKey, readStored } from '@tollward/documents'
+import { AppError } from '@tollward/errors'
+import type { Logger } from 'pino'
+import { fromDocument, fromOperator, isClientId, type OperatorClient, type RegisteredClient } from '../domain/client.ts'
+
+const SECRET_FORMAT = 1
+
+/** RFC 6749, section 10.10 asks for 128 bits at least. So many make a plain hash as good as a slow one. */
+const SECRET_BYTES = 32
+
+const GENERATION_BYTES = 16
+
+/** Writers of one client's secret that may come between before we give up; there are hardly ever two. */
+const WRITE_ATTEMPTS_MAX = 5
+
+/** Clients: what their documents say, and the state that only this service has. */
+export interface Clients {
+  /** The client as it stands at this moment; undefined: unknown, disabled, or without a secret. */
+  find(clientId: string): Promise<RegisteredClient | undefined>
+  /** Whether this is the client's secret. Takes the same time for any wrong one. */
+  authenticate(clientId: string, secret: string): Promise<boolean>
+  /** Makes a new secret and ends the tokens of the old one. Empty: there is one already and `onlyIfMissing` was asked. */
+  replaceSecret(clientId: string, onlyIfMissing: boolean): Promise<string>
+  /** Ends every token that the client has. False: it never had one. */
+  endTokens(clientId: string, reason: string): Promise<boolean>
+  /** Forgets the secret and ends every token. */
+  forget(clientId: string): Promise<void>
+}
+
+const documentsContract = bucketContract(StoredDocumentSchema)
+const secretsContract = bucketContract(ClientSecretSchema)
+const clientRevoked = contract(ClientRevokedSchema)
+
+/** Opens the clients. Documents are read at every look-up, so that what was applied counts at once. */
+export function openClients({
+  bus,
+  issuer,
+  operator,
+  log,
+}: {
+  bus: Bus
+  issuer: string
+  operator: OperatorClient | undefined
+  log: Logger
+}): Clients {
+  const documents = bus.bucket(documentsContract)
+  const secrets = bus.bucket(secretsContract)
+
+  const document = async (clientId: string) => {
+    if (!isClientId(clientId)) return undefined
+    const stored = await documents.get(documentKey('Client', clientId))
+    if (!stored) return undefined
+    const reading = readStored(stored.value)
+    if ('fault' in reading) {
+      log.error({ clientId, fault: reading.fault }, 'client document cannot be read; the client is refused')
+      return undefined
+    }
+    return reading.document.kind === 'Client' && !reading.document.spec.disabled ? reading.document : undefined
+  }
+
+  /** Writes a client's state unless somebody else did meanwhile: then `next` decides again. Undefined: nothing to write. */
+  const change = async (
+    clientId: string,
+    next: (entry: Entry<ClientSecret> | undefined) => Pick<ClientSecret, 'secretHash'> | undefined,
+  ): Promise<{ before: Entry<ClientSecret> | undefined } | undefined> => {
+    const key = keyOf(clientId)
+    for (let attempt = 1; ; attempt++) {
+      const before = await secrets.get(key)
+      const wanted = next(before)
+      if (!wanted) return undefined
+      const value = create(ClientSecretSchema, {
+        format: SECRET_FORMAT,
+        clientId,
+        secretHash: wanted.secretHash,
+        generation: randomBytes(GENERATION_BYTES).toString('base64url'),
+        changedAt: timestampFromMs(Date.now()),
+      })
+      try {
+        await (before ? secrets.update(key, value, before.revision) : secrets.create(key, value))
+        return { before }
+      } catch (error) {
+        const outrun = error instanceof AppError && (error.code === 'conflict' || error.code === 'already_exists')
+        if (!outrun || attempt === WRITE_ATTEMPTS_MAX) throw error
+      }
+    }
+  }
+
+  const announce = async (clientId: string, reason: string) => {
+    const revokedAt = timestampFromMs(Date.now())
+    await bus.publish(clientRevoked, create(ClientRevokedSchema, { clientId, revokedAt, reason }))
+  }
+
+  const clients: Clients = {
+    find: async (clientId) => {
+      if (operator?.clientId === clientId) {
+        const entry = await secrets.get(keyOf(clientId))
+        return fromOperator(operator, entry ? readable(entry).generation : '')
+      }
+      if (!isClientId(clientId)) return undefined
+      const [found, entry] = await Promise.all([document(clientId), secrets.get(keyOf(clientId))])
+      if (!found || !entry) return undefined
+      const { secretHash, generation } = readable(entry)
+      if (secretHash.length === 0) return undefined
+      return fromDocument(found, issuer, { hash: Buffer.from(secretHash).toString('hex'), generation })
+    },
+
+    authenticate: async (clientId, secret) => {
+      const client = await clients.find(clientId)
+      return client !== undefined && isSecretOf(client.secretHash, secret)
+    },
+
+    replaceSecret: async (clientId, onlyIfMissing) => {
+      if (operator?.clientId === clientId) {
+        throw new AppError('failed_precondition', "The operator's secret is in its file; make a new file instead.")
+      }
+      if (!(await document(clientId))) {
+        throw new AppError('not_found', `There is no enabled Client document "${clientId}"; apply one first.`)
+      }
+      const secret = randomBytes(SECRET_BYTES).toString('base64url')
+      const changed = await change(clientId, (entry) =>
+        onlyIfMissing && entry && readable(entry).secretHash.length > 0
+          ? undefined
+          : { secretHash: hash('sha256', secret, 'buffer') },
+      )
+      if (!changed) return ''
+      if (changed.before) await announce(clientId, 'secret replaced')
+      return secret
+    },
+
+    endTokens: async (clientId, reason) => {
+      const changed = await change(clientId, (entry) => {
+        if (entry) return { secretHash: readable(entry).secretHash }
+        return operator?.clientId === clientId ? { secretHash: new Uint8Array() } : undefined
+      })
+      if (!changed) return false
+      await announce(clientId, reason)
+      return true
+    },
+
+    forget: async (clientId) => {
+      if (operator?.clientId === clientId) {
+        throw new AppError('failed_precondition', "The operator's client is in its file; remove that instead.")
+      }
+      await secrets.remove(keyOf(clientId))
+      // Also where there was nothing: an earlier attempt may have ended between the two.
+      await announce(clientId, 'client deleted')
+    },
+  }
+  return clients
+}
+
+/** Whether `secret` has this SHA-256 (lower-case hexadecimal), in a time that tells nothing of either. */
+export function isSecretOf(secretHash: string, secret: string): boolean {
+  const expected = Buffer.from(secretHash, 'hex')
+  const given = hash('sha256', secret, 'buffer')
+  return expected.length === given.length && timingSafeEqual(expected, given)
+}
+
+function keyOf(clientId: string): string {
+  return hash('sha256', clientId, 'base64url')
+}
+
+function readable({ value }: Entry<ClientSecret>): ClientSecret {
+  if (value.format !== SECRET_FORMAT) {
+    throw new AppError('internal', 'The state of this client is stored in a format that this version cannot read.')
+  }
+  return value
+}

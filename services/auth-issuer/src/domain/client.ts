@@ -1,0 +1,85 @@
+import { type Client, durationMs } from '@tollward/documents'
+
+/** Scopes with this prefix open Tollward's own administration. Only the operator's client has them, whatever a document says. */
+export const RESERVED_SCOPE_PREFIX = 'tollward.'
+
+/** What the operator's tokens are for, and nobody else's. */
+export const OPERATOR_AUDIENCE = 'urn:tollward:admin'
+
+/** Short, since the operator's command asks for a new one whenever it needs one. */
+export const OPERATOR_TOKEN_LIFETIME_SECONDS = 600
+
+const CLIENT_ID = /^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$/
+
+/** A client as the issuer knows it: its document and its secret together. */
+export interface RegisteredClient {
+  readonly clientId: string
+  readonly grants: readonly 'client_credentials'[]
+  readonly scopes: readonly string[]
+  /** Resource servers its tokens may be for; never empty. */
+  readonly audience: readonly string[]
+  readonly authentication: 'client_secret_basic' | 'client_secret_post'
+  readonly tokenLifetimeSeconds: number
+  /** SHA-256 of the secret, lower-case hexadecimal. */
+  readonly secretHash: string
+  /** A token is good only under the generation that it was issued in. */
+  readonly generation: string
+}
+
+/** The client that the operator's command uses; made at installation, in no document. */
+export interface OperatorClient {
+  readonly clientId: string
+  readonly secretSha256: string
+  readonly scopes: readonly string[]
+}
+
+/** Whether the text can be the name of a Client document: what cannot is never looked up. */
+export function isClientId(text: string): boolean {
+  return CLIENT_ID.test(text)
+}
+
+/** Whether a scope opens Tollward's administration. */
+export function isReservedScope(scope: string): boolean {
+  return scope.startsWith(RESERVED_SCOPE_PREFIX)
+}
+
+/**
+ * Registers the client of a document. Where the document names no audience its tokens are for the issuer itself, since an
+ * internal token needs one (RFC 9068, section 3).
+ */
+export function fromDocument(
+  { metadata, spec }: Client,
+  issuer: string,
+  secret: { hash: string; generation: string },
+): RegisteredClient {
+  return {
+    clientId: metadata.name,
+    grants: spec.grants,
+    scopes: spec.scopes.filter((scope) => !isReservedScope(scope)),
+    audience: spec.audience.length === 0 ? [issuer] : spec.audience,
+    authentication: spec.authentication,
+    tokenLifetimeSeconds: Math.max(1, Math.floor(durationMs(spec.tokenLifetime) / 1000)),
+    secretHash: secret.hash,
+    generation: secret.generation,
+  }
+}
+
+/** Registers the operator's client. A new secret in its file ends the tokens of the old one, as `generation` does. */
+export function fromOperator(operator: OperatorClient, generation: string): RegisteredClient {
+  return {
+    clientId: operator.clientId,
+    grants: ['client_credentials'],
+    scopes: operator.scopes,
+    audience: [OPERATOR_AUDIENCE],
+    authentication: 'client_secret_basic',
+    tokenLifetimeSeconds: OPERATOR_TOKEN_LIFETIME_SECONDS,
+    secretHash: operator.secretSha256,
+    generation: `${generation}.${operator.secretSha256.slice(0, 16)}`,
+  }
+}
+
+/** The first requested scope that the client may not have; undefined: it may have them all. */
+export function refusedScope(client: RegisteredClient, requested: Iterable<string>): string | undefined {
+  for (const scope of requested) if (!client.scopes.includes(scope)) return scope
+  return undefined
+}

@@ -1,0 +1,65 @@
+import { hash } from 'node:crypto'
+import type { RegisteredClient } from './client.ts'
+
+/** Life of the JWT that goes upstream: long enough to be cached, short enough that its theft is worth little. */
+export const INTERNAL_TOKEN_LIFETIME_SECONDS = 60
+
+/** An access token as it was issued. Times are whole seconds since the epoch (RFC 7519, NumericDate). */
+export interface IssuedToken {
+  readonly clientId: string
+  readonly subject: string
+  readonly scopes: readonly string[]
+  readonly audience: readonly string[]
+  readonly issuedAtSeconds: number
+  readonly expiresAtSeconds: number
+  readonly generation: string
+}
+
+/** Claims of the internal token (RFC 9068, section 2.2). */
+export interface InternalClaims {
+  readonly iss: string
+  readonly sub: string
+  readonly aud: string | string[]
+  readonly client_id: string
+  readonly scope: string
+  readonly iat: number
+  readonly exp: number
+  readonly jti: string
+}
+
+/** SHA-256 of a token, lower-case hexadecimal: the only name of a token in keys, events and logs. */
+export function tokenHash(token: string): string {
+  return hash('sha256', token, 'hex')
+}
+
+/**
+ * What a token is worth now: as issued, less what its client has lost since. Undefined: nothing, because it is over, its
+ * client is gone, its client's tokens were ended, or nothing that it was for is left.
+ */
+export function worthOf(
+  token: IssuedToken,
+  client: RegisteredClient | undefined,
+  nowSeconds: number,
+): IssuedToken | undefined {
+  if (client === undefined || client.clientId !== token.clientId) return undefined
+  if (token.generation !== client.generation) return undefined
+  if (token.expiresAtSeconds <= nowSeconds) return undefined
+  const audience = token.audience.filter((name) => client.audience.includes(name))
+  if (audience.length === 0) return undefined
+  return { ...token, audience, scopes: token.scopes.filter((scope) => client.scopes.includes(scope)) }
+}
+
+/** The claims of the internal token for an access token: never more, never longer. */
+export function internalClaims(token: IssuedToken, issuer: string, jti: string, nowSeconds: number): InternalClaims {
+  const [audience] = token.audience
+  return {
+    iss: issuer,
+    sub: token.subject,
+    aud: token.audience.length === 1 && audience !== undefined ? audience : [...token.audience],
+    client_id: token.clientId,
+    scope: token.scopes.join(' '),
+    iat: nowSeconds,
+    exp: Math.min(nowSeconds + INTERNAL_TOKEN_LIFETIME_SECONDS, token.expiresAtSeconds),
+    jti,
+  }
+}

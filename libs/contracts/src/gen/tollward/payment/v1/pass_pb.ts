@@ -13,7 +13,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file tollward/payment/v1/pass.proto.
  */
 export const file_tollward_payment_v1_pass: GenFile = /*@__PURE__*/
-  fileDesc("Ch50b2xsd2FyZC9wYXltZW50L3YxL3Bhc3MucHJvdG8SE3RvbGx3YXJkLnBheW1lbnQudjEirAIKBFBhc3MSDgoGZm9ybWF0GAEgASgNEg8KB3Bhc3NfaWQYAiABKAkSEQoJY2xpZW50X2lkGAMgASgJEgwKBHBsYW4YBCABKAkSEgoKaW52b2ljZV9pZBgFIAEoCRIWCg5xdW90YV9yZXF1ZXN0cxgGIAEoBBIXCg9sZWFzZWRfcmVxdWVzdHMYByABKAQSMAoMYWN0aXZhdGVkX2F0GAggASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIuCgpleHBpcmVzX2F0GAkgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBItCgVzdGF0ZRgKIAEoDjIeLnRvbGx3YXJkLnBheW1lbnQudjEuUGFzc1N0YXRlOgzyxxgICgZwYXNzZXMqcgoJUGFzc1N0YXRlEhoKFlBBU1NfU1RBVEVfVU5TUEVDSUZJRUQQABIVChFQQVNTX1NUQVRFX0FDVElWRRABEhgKFFBBU1NfU1RBVEVfRVhIQVVTVEVEEAISGAoUUEFTU19TVEFURV9TVVNQRU5ERUQQA2IGcHJvdG8z", [file_google_protobuf_timestamp, file_tollward_options_v1_options]);
+  fileDesc("Ch50b2xsd2FyZC9wYXltZW50L3YxL3Bhc3MucHJvdG8SE3RvbGx3YXJkLnBheW1lbnQudjEi2gIKBFBhc3MSDgoGZm9ybWF0GAEgASgNEg8KB3Bhc3NfaWQYAiABKAkSEQoJY2xpZW50X2lkGAMgASgJEgwKBHBsYW4YBCABKAkSEgoKaW52b2ljZV9pZBgFIAEoCRIWCg5xdW90YV9yZXF1ZXN0cxgGIAEoBBIXCg9sZWFzZWRfcmVxdWVzdHMYByABKAQSMAoMYWN0aXZhdGVkX2F0GAggASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIuCgpleHBpcmVzX2F0GAkgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBItCgVzdGF0ZRgKIAEoDjIeLnRvbGx3YXJkLnBheW1lbnQudjEuUGFzc1N0YXRlEhUKDXN0YXRlX2NoYW5nZXMYCyABKA0SFQoNcmVjb3JkX2hhc2hlcxgMIAMoDDoM8scYCAoGcGFzc2VzKnIKCVBhc3NTdGF0ZRIaChZQQVNTX1NUQVRFX1VOU1BFQ0lGSUVEEAASFQoRUEFTU19TVEFURV9BQ1RJVkUQARIYChRQQVNTX1NUQVRFX0VYSEFVU1RFRBACEhgKFFBBU1NfU1RBVEVfU1VTUEVOREVEEANiBnByb3RvMw", [file_google_protobuf_timestamp, file_tollward_options_v1_options]);
 
 /**
  * What a payment bought. payment-verifier alone writes it; authorizer and gateway watch it.
@@ -76,6 +76,20 @@ export type Pass = Message<"tollward.payment.v1.Pass"> & {
    * @generated from field: tollward.payment.v1.PassState state = 10;
    */
   state: PassState;
+
+  /**
+   * How often the state changed: part of the id of what is announced about it.
+   *
+   * @generated from field: uint32 state_changes = 11;
+   */
+  stateChanges: number;
+
+  /**
+   * First 16 bytes of the SHA-256 of the last record ids, newest last: a repeated record gives back once.
+   *
+   * @generated from field: repeated bytes record_hashes = 12;
+   */
+  recordHashes: Uint8Array[];
 };
 
 /**

@@ -1,3 +1,4 @@
+export { decisionConfig } from './config.ts'
 export { createDecider, type Decider, type DeciderConfig, type DeciderOptions } from './decider.ts'
 export {
   type Admission,

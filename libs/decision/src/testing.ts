@@ -1,0 +1,210 @@
+import { hash, randomUUID } from 'node:crypto'
+import { create, type MessageInitShape } from '@bufbuild/protobuf'
+import { timestampFromMs } from '@bufbuild/protobuf/wkt'
+import { type Bus, connectBus, provision } from '@tollward/bus'
+import { bucketContract, contract, parseRange, rangeKey } from '@tollward/contracts'
+import { StoredDocumentSchema } from '@tollward/contracts/document'
+import { BlockSchema } from '@tollward/contracts/enforcement'
+import {
+  PassSchema,
+  PassState,
+  RedeemOutcome,
+  type RedeemResponseSchema,
+  VerifierService,
+} from '@tollward/contracts/payment'
+import {
+  ClientRevokedSchema,
+  IntrospectorService,
+  type TokenInfoSchema,
+  TokenRevokedSchema,
+} from '@tollward/contracts/token'
+import { documentKey, parseSources, STORED_FORMAT } from '@tollward/documents'
+import { createLog } from '@tollward/runtime'
+import { type NatsServer, startNatsServer } from '@tollward/testkit'
+import { Registry } from 'prom-client'
+
+/*
+ * For tests of decision points: a real nats-server with everything provisioned, and the neighbours of a decision point as
+ * peers on the bus that answer with real messages.
+ */
+
+const BLOCKS = bucketContract(BlockSchema)
+const PASSES = bucketContract(PassSchema)
+const DOCUMENTS = bucketContract(StoredDocumentSchema)
+const TOKEN_LIFETIME_MS = 600_000
+
+/** Documents as the local stack has them. */
+export const EXAMPLE_DOCUMENTS = `
+apiVersion: tollward.dev/v1
+kind: ApiPolicy
+metadata: { name: example }
+spec:
+  hosts: ["*"]
+  rules:
+    - { name: public, match: { methods: [GET], path: /public }, anonymous: true }
+    - name: orders
+      match: { methods: [GET, POST], path: /orders }
+      require: { token: { scopes: [orders] }, payment: { plan: orders } }
+      limit: { requests: 50, perSeconds: 1, by: client }
+    - name: order
+      match: { methods: [GET], path: "/orders/{id}" }
+      require: { token: { scopes: [orders] }, payment: { plan: orders } }
+    - { name: echo, match: { methods: [GET], path: /echo }, require: { token: { scopes: [orders] } } }
+    - { name: internal, match: { prefix: /internal }, deny: { reason: Internal paths are not served here. } }
+---
+apiVersion: tollward.dev/v1
+kind: Plan
+metadata: { name: orders }
+spec: { priceSats: 10000, requests: 1000, duration: 24h, confirmations: 1, payWithin: 15m, confirmWithin: 2h }
+`
+
+export type TokenAnswer = MessageInitShape<typeof TokenInfoSchema>
+export type RedeemAnswer = MessageInitShape<typeof RedeemResponseSchema>
+
+/** The neighbours of a decision point. */
+export interface Neighbours extends AsyncDisposable {
+  readonly nats: NatsServer
+  readonly bus: Bus
+  /** What the introspector knows, by token; it may be changed at any time. */
+  readonly tokens: Map<string, TokenAnswer>
+  /** What the verifier says to a txid; NOTHING_OPEN to others. */
+  readonly redemptions: Map<string, RedeemAnswer>
+  /** Questions that came, oldest first. */
+  readonly asked: { readonly introspect: string[]; readonly redeem: string[]; readonly lease: string[] }
+  /** Requests given back, by pass. */
+  readonly givenBack: Map<string, number>
+  /** Runs before the introspector answers; a test holds an answer back with it. */
+  beforeIntrospection: () => Promise<void>
+  apply(yaml: string): Promise<void>
+  issue(clientId: string, scopes: readonly string[], answer?: TokenAnswer): string
+  revoke(token: string): Promise<void>
+  revokeClient(clientId: string): Promise<void>
+  block(cidr: string, ttlMs?: number): Promise<void>
+  lift(cidr: string): Promise<void>
+  activatePass(clientId: string, plan: string, quotaRequests: number): Promise<string>
+  suspendPass(passId: string): Promise<void>
+  stopIntrospector(): Promise<void>
+  stopVerifier(): Promise<void>
+}
+
+/** Starts them. */
+export async function startNeighbours(): Promise<Neighbours> {
+  await using resources = new AsyncDisposableStack()
+  const nats = resources.use(await startNatsServer())
+  await provision(nats.url)
+  const bus = resources.use(await connectTestBus(nats.url, 'admin-api'))
+  const tokens: Neighbours['tokens'] = new Map()
+  const redemptions: Neighbours['redemptions'] = new Map()
+  const asked: Neighbours['asked'] = { introspect: [], redeem: [], lease: [] }
+  const givenBack: Neighbours['givenBack'] = new Map()
+  const passes = bus.bucket(PASSES)
+  const introspector = bus.serve(IntrospectorService, {
+    introspect: async ({ token }) => {
+      asked.introspect.push(token)
+      const info = tokens.get(token) ?? { active: false }
+      await neighbours.beforeIntrospection()
+      return { info: info.active ? withInternalToken(info) : info }
+    },
+  })
+  const verifier = bus.serve(VerifierService, {
+    redeem: async ({ txid }) => {
+      asked.redeem.push(txid)
+      return redemptions.get(txid) ?? { outcome: RedeemOutcome.NOTHING_OPEN }
+    },
+    lease: async ({ passId, wantedRequests }) => {
+      asked.lease.push(passId)
+      const entry = await passes.get(passId)
+      if (!entry) return { grantedRequests: 0 }
+      const { quotaRequests, leasedRequests } = entry.value
+      const left = quotaRequests - leasedRequests
+      const granted = left < BigInt(wantedRequests) ? left : BigInt(wantedRequests)
+      const leased = leasedRequests + granted
+      const state = leased === quotaRequests ? PassState.EXHAUSTED : entry.value.state
+      await passes.update(passId, { ...entry.value, leasedRequests: leased, state }, entry.revision)
+      return { grantedRequests: Number(granted) }
+    },
+    record: async ({ passId, unusedRequests }) => {
+      givenBack.set(passId, (givenBack.get(passId) ?? 0) + unusedRequests)
+      return {}
+    },
+    listInvoices: async () => ({ invoices: [] }),
+  })
+  resources.use(introspector)
+  resources.use(verifier)
+  const owned = resources.move()
+  const range = (cidr: string) => {
+    const parsed = parseRange(cidr)
+    if (!parsed) throw new RangeError(`not a range: ${cidr}`)
+    return parsed
+  }
+  const neighbours: Neighbours = {
+    nats,
+    bus,
+    tokens,
+    redemptions,
+    asked,
+    givenBack,
+    beforeIntrospection: async () => {},
+    apply: async (yaml) => {
+      for (const { document, yaml: text } of parseSources(yaml, 'test')) {
+        const { kind, metadata } = document
+        const stored = { format: STORED_FORMAT, kind, name: metadata.name, yaml: text }
+        await bus.bucket(DOCUMENTS).put(documentKey(kind, metadata.name), create(StoredDocumentSchema, stored))
+      }
+    },
+    issue: (clientId, scopes, answer = {}) => {
+      const token = randomUUID()
+      const issuedAt = timestampFromMs(Date.now())
+      const expiresAt = timestampFromMs(Date.now() + TOKEN_LIFETIME_MS)
+      const granted = { clientId, subject: clientId, scopes: [...scopes], audience: [], issuedAt, expiresAt }
+      tokens.set(token, { active: true, tokenHash: sha256(token), ...granted, ...answer })
+      return token
+    },
+    revoke: async (token) => {
+      tokens.delete(token)
+      const event = { tokenHash: sha256(token), revokedAt: timestampFromMs(Date.now()), reason: 'test' }
+      await bus.publish(contract(TokenRevokedSchema), create(TokenRevokedSchema, event))
+    },
+    revokeClient: async (clientId) => {
+      for (const [token, info] of tokens) if (info.clientId === clientId) tokens.delete(token)
+      const event = { clientId, revokedAt: timestampFromMs(Date.now()), reason: 'test' }
+      await bus.publish(contract(ClientRevokedSchema), create(ClientRevokedSchema, event))
+    },
+    block: async (cidr, ttlMs = 60_000) => {
+      const expiresAtMs = Date.now() + ttlMs
+      const value = { format: 1, ...range(cidr), reason: 'test', expiresAt: timestampFromMs(expiresAtMs) }
+      await bus.bucket(BLOCKS).put(rangeKey(range(cidr)), create(BlockSchema, value), { expiresAtMs })
+    },
+    lift: (cidr) => bus.bucket(BLOCKS).remove(rangeKey(range(cidr))),
+    activatePass: async (clientId, plan, quotaRequests) => {
+      const passId = randomUUID()
+      const owner = { format: 1, passId, clientId, plan, quotaRequests: BigInt(quotaRequests) }
+      const pass = { ...owner, activatedAt: timestampFromMs(Date.now()), state: PassState.ACTIVE }
+      await passes.create(passId, create(PassSchema, pass))
+      return passId
+    },
+    suspendPass: async (passId) => {
+      const entry = await passes.get(passId)
+      if (!entry) throw new RangeError(`no pass ${passId}`)
+      await passes.update(passId, { ...entry.value, state: PassState.SUSPENDED }, entry.revision)
+    },
+    stopIntrospector: async () => introspector[Symbol.asyncDispose](),
+    stopVerifier: async () => verifier[Symbol.asyncDispose](),
+    [Symbol.asyncDispose]: () => owned.disposeAsync(),
+  }
+  return neighbours
+}
+
+/** Connects as a service, with a log that says nothing and metrics of its own. */
+export function connectTestBus(servers: string, name: string): Promise<Bus> {
+  return connectBus({ servers, name, log: createLog(name, 'silent'), registry: new Registry() })
+}
+
+function withInternalToken(info: TokenAnswer): TokenAnswer {
+  const internalTokenExpiresAt = timestampFromMs(Date.now() + 60_000)
+  return { internalToken: `internal.${info.clientId}.jwt`, internalTokenExpiresAt, ...info }
+}
+
+function sha256(text: string): string {
+  return hash('sha256', text, 'hex')
+}

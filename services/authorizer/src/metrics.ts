@@ -1,0 +1,26 @@
+import { Counter, type Registry } from 'prom-client'
+
+/** Metrics of the authorizer beside those of @tollward/decision. */
+export interface AuthorizerMetrics {
+  readonly requests: Counter<'protocol'>
+  readonly undecidable: Counter<'protocol'>
+}
+
+/** Registers them all. */
+export function authorizerMetrics(registry: Registry): AuthorizerMetrics {
+  const registers = [registry]
+  return {
+    requests: new Counter({
+      name: 'tollward_authorizer_requests_total',
+      help: 'Requests that proxies asked about, by protocol.',
+      labelNames: ['protocol'],
+      registers,
+    }),
+    undecidable: new Counter({
+      name: 'tollward_authorizer_undecidable_total',
+      help: 'Questions of proxies that lack what a decision needs, or are no question at all; each was refused.',
+      labelNames: ['protocol'],
+      registers,
+    }),
+  }
+}

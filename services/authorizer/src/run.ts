@@ -1,0 +1,38 @@
+import { connectBus } from '@tollward/bus'
+import { createDecider } from '@tollward/decision'
+import { aborted, readSecretFile, type ServiceContext } from '@tollward/runtime'
+import { startForwardAuthServer } from './adapters/forward-auth-server.ts'
+import { startGrpcServer } from './adapters/grpc-server.ts'
+import type { Config } from './config.ts'
+import { authorizerMetrics } from './metrics.ts'
+
+/** The whole service: answers proxies from memory that the bus keeps current. */
+export async function run({ name, config, log, registry, health, signal }: ServiceContext<Config>): Promise<void> {
+  await using resources = new AsyncDisposableStack()
+  const nkey = config.natsNkeyFile === undefined ? {} : { nkeySeed: readSecretFile(config.natsNkeyFile) }
+  const bus = resources.use(await connectBus({ servers: config.natsUrl, name, ...nkey, log, registry }))
+  const { paymentUrl, guardedAddresses, trustedProxies } = config
+  const decider = resources.use(
+    await createDecider({ bus, log, registry, config: { source: 'authorizer', paymentUrl, guardedAddresses } }),
+  )
+  health.check('decisions', () => decider.notReady())
+
+  const metrics = authorizerMetrics(registry)
+  const shared = { decider, metrics, log }
+  const grpc = resources.use(
+    await startGrpcServer({
+      ...shared,
+      host: config.grpcHost,
+      port: config.grpcPort,
+      trustedProxies,
+      notReady: () => health.reasons()[0],
+    }),
+  )
+  const trust = { askers: config.forwardAuthProxies, inFront: trustedProxies }
+  const http = resources.use(
+    await startForwardAuthServer({ ...shared, host: config.httpHost, port: config.httpPort, trust }),
+  )
+  health.ready()
+  log.info({ grpcPort: grpc.port, httpPort: http.port }, 'ready')
+  await aborted(signal)
+}

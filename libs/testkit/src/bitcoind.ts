@@ -1,6 +1,6 @@
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { acquireBitcoind } from '@tollward/local'
+import { acquireBitcoind } from '@tollward/acquire'
 import { eventually } from './eventually.ts'
 import { freePort } from './free-port.ts'
 import { type RunningProcess, startProcess, whileRunning } from './process.ts'

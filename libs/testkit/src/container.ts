@@ -6,7 +6,7 @@ import { homedir, tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import type { Readable } from 'node:stream'
 import { promisify } from 'node:util'
-import { withLock } from '@tollward/local'
+import { withLock } from '@tollward/acquire'
 import { type ProgramRun, readLines, STOP_TIMEOUT_MS } from './process.ts'
 import { temporaryDirectory } from './temporary-directory.ts'
 

@@ -1,6 +1,6 @@
 import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { acquireEnvoy } from '@tollward/local'
+import { acquireEnvoy } from '@tollward/acquire'
 import { eventually } from './eventually.ts'
 import { startProcess, whileRunning } from './process.ts'
 import { temporaryDirectory } from './temporary-directory.ts'

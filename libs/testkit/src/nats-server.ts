@@ -1,6 +1,6 @@
 import { mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { acquireNatsServer } from '@tollward/local'
+import { acquireNatsServer } from '@tollward/acquire'
 import { dockerAnswers, startInContainer } from './container.ts'
 import { eventually } from './eventually.ts'
 import { type ProgramRun, startProcess, whileRunning } from './process.ts'

@@ -6,7 +6,7 @@ import {
   acquireNatsServer,
   acquireOcsfSchema,
   findOnPath,
-} from '@tollward/local'
+} from '@tollward/acquire'
 
 /** What a test cannot do without. */
 export interface Requirements {

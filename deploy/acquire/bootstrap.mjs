@@ -1,5 +1,5 @@
 // Runs a TypeScript program of this repository, from a fresh clone, with nothing installed but Node 20 or newer:
-//   node deploy/local/bootstrap.mjs <entry.ts> [arguments…]
+//   node deploy/acquire/bootstrap.mjs <entry.ts> [arguments…]
 // Plain JavaScript without dependencies: it installs them, Node 24 among them, and goes on in that Node.
 import { spawn } from 'node:child_process'
 import { createHash } from 'node:crypto'
@@ -42,7 +42,7 @@ if (obstacle) {
 }
 
 function whyNot() {
-  if (!entry) return 'usage: node deploy/local/bootstrap.mjs <entry.ts> [arguments…]'
+  if (!entry) return 'usage: node deploy/acquire/bootstrap.mjs <entry.ts> [arguments…]'
   if (Number.parseInt(process.versions.node, 10) < NODE_MAJOR_MIN) {
     return `Tollward needs Node ${NODE_MAJOR_MIN} or newer to start with; this is Node ${process.versions.node}. Install a newer one (https://nodejs.org) and try again.`
   }

@@ -1,6 +1,6 @@
 import { existsSync } from 'node:fs'
 import { join } from 'node:path'
-import { withLock } from '../lock.mjs'
+import { withLock } from './lock.mjs'
 import { AcquireError, type AcquireOptions, acquisition, findOnPath, reported, run } from './tool.ts'
 
 /** What is still missing after `ensureSystemPackages`, by its Debian names, and how a person installs it. */

@@ -1,6 +1,6 @@
 import { mkdir, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { withLock } from '../lock.mjs'
+import { withLock } from './lock.mjs'
 import { AcquireError, type Acquisition, findOnPath, isErrorWithCode, reported, run } from './tool.ts'
 
 /** Unstable drops a package's file soon after its successor appears, so older lists point at nothing. */

@@ -13,7 +13,7 @@ async function repository(postinstall: string): Promise<string> {
   const root = await mkdtemp(join(tmpdir(), 'tollward-bootstrap-'))
   after(() => rm(root, { recursive: true }))
   for (const file of ['bootstrap.mjs', 'src/lock.mjs']) {
-    await cp(join(import.meta.dirname, file), join(root, 'deploy/local', file))
+    await cp(join(import.meta.dirname, file), join(root, 'deploy/acquire', file))
   }
   await mkdir(join(root, 'libs/one'), { recursive: true })
   await writeFile(join(root, 'libs/one/package.json'), '{ "name": "one", "version": "1.0.0" }')
@@ -39,7 +39,7 @@ if (what === 'die') process.kill(process.pid, 'SIGTERM')
 `
 
 function start(root: string, ...args: string[]) {
-  const child = spawn(process.execPath, [join(root, 'deploy/local/bootstrap.mjs'), ...args], { cwd: root })
+  const child = spawn(process.execPath, [join(root, 'deploy/acquire/bootstrap.mjs'), ...args], { cwd: root })
   return { child, ended: outcome(child) }
 }
 

@@ -2,7 +2,7 @@ import { execFile } from 'node:child_process'
 import { constants } from 'node:fs'
 import { access, mkdir, mkdtemp, readFile, rename, rm, stat, writeFile } from 'node:fs/promises'
 import { delimiter, join, resolve } from 'node:path'
-import { withLock } from '../lock.mjs'
+import { withLock } from './lock.mjs'
 
 /** How to run something that was acquired: `command` with `args` before the caller's own arguments. */
 export interface Tool {
@@ -43,7 +43,7 @@ const OUTPUT_BYTES_MAX = 16 * 1024 * 1024
 /** Lines of a failed program's output that its error repeats: enough for apt's and pip's reasons. */
 const ERROR_LINES = 5
 
-const REPOSITORY = resolve(import.meta.dirname, '../../../..')
+const REPOSITORY = resolve(import.meta.dirname, '../../..')
 
 export function acquisition({ root = REPOSITORY, configured, progress = () => {} }: AcquireOptions): Acquisition {
   return { folder: join(root, '.tollward/tools'), configured, progress }

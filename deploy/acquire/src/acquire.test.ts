@@ -3,18 +3,17 @@ import { mkdtemp, readdir, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, test } from 'node:test'
-import { requires } from '@tollward/testkit'
 import { acquireBitcoind, bitcoindVersion } from './bitcoind.ts'
 import { debianMirrors } from './debian-unstable.ts'
 import { envoyVersion } from './envoy.ts'
 import { acquireNatsServer, isOlder, NATS_SERVER_MIN, natsServerVersion } from './nats-server.ts'
 import { ensureSystemPackages } from './system-packages.ts'
-import { AcquireError, acquisition, privateCopy, run } from './tool.ts'
+import { AcquireError, acquisition, findOnPath, privateCopy, run } from './tool.ts'
 
 const folder = await mkdtemp(join(tmpdir(), 'tollward-acquire-'))
 after(() => rm(folder, { recursive: true }))
 
-const skip = await requires({ tools: ['apt-get'] })
+const skip = (await findOnPath('apt-get')) === undefined && 'missing: apt-get'
 
 test('a nats-server that is new enough is had, and runs', { skip }, async () => {
   const { command, args, version } = await acquireNatsServer()

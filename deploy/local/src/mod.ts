@@ -1,7 +1,0 @@
-export { acquireBitcoind } from './acquire/bitcoind.ts'
-export { acquireEnvoy } from './acquire/envoy.ts'
-export { acquireNatsServer, NATS_SERVER_MIN } from './acquire/nats-server.ts'
-export { acquireOcsfSchema } from './acquire/ocsf-schema.ts'
-export { ensureSystemPackages, type MissingPackages } from './acquire/system-packages.ts'
-export { AcquireError, type AcquireOptions, findOnPath, type Tool } from './acquire/tool.ts'
-export { withLock } from './lock.mjs'

@@ -47,6 +47,8 @@ export class DocumentError extends AppError {
 export interface DocumentSource {
   readonly document: TollwardDocument
   readonly yaml: string
+  /** A fault in this document that only shows beside others, placed in the text. */
+  fault(path: readonly (string | number)[], reason: string): DocumentFault
 }
 
 /** Writes a fault as compilers do. */
@@ -101,7 +103,11 @@ export function parseSources(yamlText: string, fileName: string): DocumentSource
     const reason = `${kind}/${metadata.name} stands in this text twice, first in line ${first}`
     if (first !== undefined) faults.push(faultAt(offset, 'metadata.name', reason))
     seen.set(documentKey(kind, metadata.name), first ?? lines.linePos(offset).line)
-    sources.push({ document: read.document, yaml })
+    sources.push({
+      document: read.document,
+      yaml,
+      fault: (path, reason) => faultAt(offsetOf(document, path), formatPath(path), reason),
+    })
   }
   if (faults.length > 0) throw new DocumentError(faults.sort((a, b) => a.line - b.line || a.column - b.column))
   return sources

@@ -1,0 +1,208 @@
+import { create, type MessageInitShape } from '@bufbuild/protobuf'
+import { timestampFromMs } from '@bufbuild/protobuf/wkt'
+import type { Bus, Entry } from '@tollward/bus'
+import { bucketContract } from '@tollward/contracts'
+import { type AppliedDocumentSchema, Change } from '@tollward/contracts/admin'
+import { type StoredDocument, StoredDocumentSchema } from '@tollward/contracts/document'
+import { IssuerService } from '@tollward/contracts/token'
+import {
+  afterSnapshot,
+  type DocumentSource,
+  documentKey,
+  isKind,
+  KINDS,
+  parseSources,
+  STORED_FORMAT,
+} from '@tollward/documents'
+import { AppError } from '@tollward/errors'
+import type { Logger } from 'pino'
+import { shortTarget } from '../domain/audit.ts'
+import { orderedForApply, refuseIfNeeded } from '../domain/changes.ts'
+import type { Metrics } from '../metrics.ts'
+import type { AdminMethods } from './calls.ts'
+
+/** Sum of the texts in one answer; a caller that meets it asks for one name. */
+const LISTED_BYTES_MAX = 32 * 1024 * 1024
+
+type Entries = ReadonlyMap<string, Entry<StoredDocument>>
+
+/** One write of an apply, and what takes it back. */
+interface Write {
+  readonly key: string
+  readonly title: string
+  readonly before: Entry<StoredDocument> | undefined
+  readonly revision: number
+}
+
+/** Documents, in the bucket that this service alone writes; and the secrets of clients, which auth-issuer keeps. */
+export function documentMethods({
+  bus,
+  metrics,
+  log,
+}: {
+  bus: Bus
+  metrics: Metrics
+  log: Logger
+}): Pick<AdminMethods, 'apply' | 'listDocuments' | 'deleteDocument' | 'replaceClientSecret'> {
+  const bucket = bus.bucket(bucketContract(StoredDocumentSchema))
+  const issuer = bus.client(IssuerService)
+  const inTurn = turns()
+
+  const readAll = async (): Promise<Entries> => {
+    return new Map((await bucket.entries()).map((entry) => [entry.key, entry]))
+  }
+  const inForceOf = (entries: Entries) => {
+    const { inForce, faults } = afterSnapshot(new Map(), new Map([...entries].map(([key, { value }]) => [key, value])))
+    for (const fault of faults) log.warn({ fault }, 'stored document could not be read')
+    metrics.documentFaults.inc(faults.length)
+    return inForce
+  }
+
+  const write = async (source: DocumentSource, before: Entry<StoredDocument> | undefined, clientId: string) => {
+    const { kind, metadata } = source.document
+    const key = documentKey(kind, metadata.name)
+    const value = create(StoredDocumentSchema, {
+      ...{ format: STORED_FORMAT, kind, name: metadata.name, yaml: source.yaml },
+      ...{ appliedBy: clientId, appliedAt: timestampFromMs(Date.now()) },
+    })
+    const revision = before ? await bucket.update(key, value, before.revision) : await bucket.create(key, value)
+    return { key, title: titleOf(source), before, revision }
+  }
+
+  const takeBack = async (writes: readonly Write[]): Promise<string[]> => {
+    const stuck: string[] = []
+    for (const { key, title, before, revision } of writes.toReversed()) {
+      try {
+        if (before) await bucket.update(key, before.value, revision)
+        else await bucket.remove(key, { revision })
+      } catch (error) {
+        log.error({ err: error, document: title }, 'document could not be taken back')
+        stuck.push(title)
+      }
+    }
+    return stuck
+  }
+
+  const writeAll = async (sources: readonly DocumentSource[], entries: Entries, clientId: string) => {
+    const changes = new Map<string, Change>()
+    const writes: Write[] = []
+    for (const source of sources) {
+      const before = entries.get(documentKey(source.document.kind, source.document.metadata.name))
+      const title = titleOf(source)
+      if (before?.value.yaml === source.yaml) {
+        changes.set(title, Change.UNCHANGED)
+        continue
+      }
+      try {
+        writes.push(await write(source, before, clientId))
+      } catch (error) {
+        throw notApplied(error, title, await takeBack(writes))
+      }
+      changes.set(title, before ? Change.REPLACED : Change.CREATED)
+    }
+    return changes
+  }
+
+  /** Also for clients that are unchanged: an apply that was cut off between the two is made good by the next. */
+  const secretOf = async ({ document }: DocumentSource): Promise<string> => {
+    if (document.kind !== 'Client' || document.spec.disabled) return ''
+    const { name } = document.metadata
+    try {
+      return (await issuer.replaceClientSecret({ clientId: name, onlyIfMissing: true })).clientSecret
+    } catch (error) {
+      const message = `Everything is applied, but auth-issuer made no secret for Client/${name}; apply again.`
+      throw new AppError('unavailable', message, { cause: error })
+    }
+  }
+
+  return {
+    apply: ({ yaml, fileName }, action) =>
+      inTurn(async () => {
+        const sources = parseSources(yaml, fileName || 'text')
+        action.target = shortTarget(sources.map(titleOf).join(', '))
+        const entries = await readAll()
+        const { clientId } = action.caller
+        const changes = await writeAll(orderedForApply(sources, inForceOf(entries), clientId), entries, clientId)
+        const applied: MessageInitShape<typeof AppliedDocumentSchema>[] = []
+        for (const source of sources) {
+          const { kind, metadata } = source.document
+          const change = changes.get(titleOf(source)) ?? Change.UNSPECIFIED
+          applied.push({ kind, name: metadata.name, change, clientSecret: await secretOf(source) })
+        }
+        return { applied }
+      }),
+
+    listDocuments: async ({ kind, name }) => {
+      requireKind(kind)
+      const found = [...(await readAll()).values()]
+        .map(({ value }) => value)
+        .filter((document) => document.kind === kind && (name === '' || document.name === name))
+        .sort((a, b) => (a.name < b.name ? -1 : 1))
+      if (name !== '' && found.length === 0) throw new AppError('not_found', `There is no ${kind}/${name}.`)
+      if (found.reduce((sum, { yaml }) => sum + yaml.length, 0) > LISTED_BYTES_MAX) {
+        throw new AppError(
+          'too_large',
+          `All documents of the kind ${kind} are too much for one answer; ask for one name.`,
+        )
+      }
+      return { documents: found }
+    },
+
+    deleteDocument: ({ kind, name }) =>
+      inTurn(async () => {
+        requireKind(kind)
+        const entries = await readAll()
+        refuseIfNeeded(kind, name, inForceOf(entries))
+        const key = documentKey(kind, name)
+        const entry = entries.get(key)
+        if (entry) await bucket.remove(key, { revision: entry.revision })
+        // Also where the document is gone: an earlier deletion may have been cut off between the two.
+        if (kind === 'Client') await forget(name, entry !== undefined)
+        if (!entry) throw new AppError('not_found', `There is no ${kind}/${name}.`)
+        return {}
+      }),
+
+    replaceClientSecret: async ({ clientId }) => {
+      const { clientSecret } = await issuer.replaceClientSecret({ clientId, onlyIfMissing: false })
+      return { clientSecret }
+    },
+  }
+
+  async function forget(clientId: string, deleted: boolean): Promise<void> {
+    try {
+      await issuer.forgetClient({ clientId })
+    } catch (error) {
+      if (!deleted) return
+      const message = `Client/${clientId} is deleted and gets no tokens, but auth-issuer did not forget its secret; delete it again.`
+      throw new AppError('unavailable', message, { cause: error })
+    }
+  }
+}
+
+function requireKind(kind: string): void {
+  if (!isKind(kind)) {
+    throw new AppError('invalid_argument', `There is no such kind; the kinds are ${Object.keys(KINDS).join(', ')}.`)
+  }
+}
+
+function titleOf({ document }: DocumentSource): string {
+  return `${document.kind}/${document.metadata.name}`
+}
+
+function notApplied(error: unknown, title: string, stuck: readonly string[]): AppError {
+  const code = error instanceof AppError ? error.code : 'internal'
+  const outrun = code === 'conflict' || code === 'already_exists'
+  const why = outrun ? `${title} was changed by somebody else meanwhile` : `${title} could not be stored`
+  const state = stuck.length === 0 ? 'nothing was applied' : `${stuck.join(', ')} could not be taken back`
+  return new AppError(outrun ? 'conflict' : code, `${why}; ${state}. Apply again.`, { cause: error })
+}
+
+/** Runs one after the other: what a change was checked against stays as it was until it is written. */
+function turns(): <T>(work: () => Promise<T>) => Promise<T> {
+  let last: Promise<unknown> = Promise.resolve()
+  return (work) => {
+    const next = last.then(work, work)
+    last = next
+    return next
+  }
+}

@@ -1,0 +1,57 @@
+import { type AddressRange, parseRange } from '@tollward/contracts'
+import { baseConfig, port } from '@tollward/runtime'
+import { z } from 'zod'
+
+/** What the design guards whatever is configured: each address, not its prefix. */
+const ALWAYS_GUARDED = '127.0.0.1,::1'
+
+const addresses = z.string().transform((text, context): AddressRange[] =>
+  [...text.split(','), ...ALWAYS_GUARDED.split(',')].flatMap((part) => {
+    const written = part.trim()
+    if (written === '') return []
+    const range = parseRange(written)
+    if (range?.prefixLength === 128) return [range]
+    context.addIssue({ code: 'custom', message: `"${written}" is no IP address` })
+    return []
+  }),
+)
+
+const ServicesSchema = z.array(
+  z.union(
+    [
+      z.strictObject({ name: z.string().min(1), readyUrl: z.url({ protocol: /^https?$/ }) }),
+      z.strictObject({ name: z.string().min(1), off: z.string().min(1) }),
+    ],
+    { error: 'each entry is {"name", "readyUrl"} or {"name", "off": reason}' },
+  ),
+)
+
+const services = z.string().transform((text, context) => {
+  try {
+    const result = ServicesSchema.safeParse(JSON.parse(text))
+    if (result.success) return result.data
+    for (const { message } of result.error.issues) context.addIssue({ code: 'custom', message })
+  } catch (error) {
+    if (!(error instanceof SyntaxError)) throw error
+    context.addIssue({ code: 'custom', message: 'is not JSON' })
+  }
+  return z.NEVER
+})
+
+/** Configuration of admin-api, from TOLLWARD_* variables. */
+export const ConfigSchema = z.strictObject({
+  ...baseConfig,
+  /** Where gRPC is served. */
+  listenHost: z.string().min(1).default('127.0.0.1'),
+  listenPort: port.default(9090),
+  /** JSON: the services whose readiness `tollward status` shows, and those that this stack cannot run, with the reason. */
+  services: services.prefault('[]'),
+  /** Addresses of the nodes themselves, separated by commas. They, 127.0.0.1 and ::1 are never blocked. */
+  guardedAddresses: addresses.prefault(''),
+  /** JSON-RPC of a regtest node whose wallet pays and mines for `tollward regtest`; without it those are refused. */
+  bitcoinRpcUrl: z.url({ protocol: /^https?$/ }).optional(),
+  /** The node's cookie file. */
+  bitcoinCookieFile: z.string().min(1).optional(),
+})
+
+export type Config = z.output<typeof ConfigSchema>

@@ -1,0 +1,86 @@
+import { create } from '@bufbuild/protobuf'
+import { timestampFromMs } from '@bufbuild/protobuf/wkt'
+import { type AddressRange, formatRange, parseAddress, parseRange, rangeContains } from '@tollward/contracts'
+import { type Block, BlockSchema } from '@tollward/contracts/enforcement'
+import { AppError } from '@tollward/errors'
+
+export const BLOCK_FORMAT = 1
+/** Every block ends by itself; what should last is a rule of the firewall in front. */
+export const BLOCK_TTL_SECONDS_MAX = 30 * 24 * 3600
+/** A wider range is a slip of the pen: /8 is the largest block of IPv4 that was ever given to one holder. */
+export const IPV4_PREFIX_MIN = 8
+/** The smallest prefix that registries give to a provider. */
+export const IPV6_PREFIX_MIN = 32
+const REASON_LENGTH_MAX = 200
+const V4_MAPPED_BITS = 96
+const V4_MAPPED = parseAddress('0.0.0.0') ?? new Uint8Array()
+/** Ranges of at most 2^16 addresses are compared with the guarded ones; more addresses than that no node has. */
+const GUARDED_BITS_MAX = 16
+
+/** What an operator asks for. */
+export interface BlockRequest {
+  readonly cidr: string
+  readonly ttlSeconds: number
+  readonly reason: string
+}
+
+/** Reads an address or CIDR. AppError `invalid_argument` says what is wrong with it. */
+export function readRange(cidr: string): AddressRange {
+  const range = parseRange(cidr)
+  if (range) return range
+  throw new AppError(
+    'invalid_argument',
+    'Give an address or a CIDR without host bits, such as 192.0.2.7 or 192.0.2.0/24.',
+  )
+}
+
+/** The block that an operator asks for. AppError `invalid_argument` or `failed_precondition` says why there is none. */
+export function operatorBlock(
+  { cidr, ttlSeconds, reason }: BlockRequest,
+  context: { clientId: string; guarded: readonly AddressRange[]; nowMs: number },
+): Block {
+  const range = readRange(cidr)
+  refuseWide(range, cidr)
+  if (namesOnlyGuarded(range, context.guarded)) {
+    const why = 'it names only addresses that are guarded: 127.0.0.1, ::1 and the nodes themselves are never blocked'
+    throw new AppError('failed_precondition', `${formatRange(range)} is not blocked: ${why}.`)
+  }
+  if (ttlSeconds < 1 || ttlSeconds > BLOCK_TTL_SECONDS_MAX) {
+    throw new AppError(
+      'invalid_argument',
+      `Say how long: a block lasts 1 to ${BLOCK_TTL_SECONDS_MAX} seconds (30 days).`,
+    )
+  }
+  if (reason.length > REASON_LENGTH_MAX) {
+    throw new AppError('invalid_argument', `A reason has at most ${REASON_LENGTH_MAX} characters.`)
+  }
+  return create(BlockSchema, {
+    format: BLOCK_FORMAT,
+    ...range,
+    reason,
+    decidedBy: `operator:${context.clientId}`,
+    decidedAt: timestampFromMs(context.nowMs),
+    expiresAt: timestampFromMs(context.nowMs + ttlSeconds * 1000),
+  })
+}
+
+function refuseWide(range: AddressRange, cidr: string): void {
+  const holdsAllOfIpv4 = range.prefixLength < V4_MAPPED_BITS && rangeContains(range, V4_MAPPED)
+  const isIpv4 = range.prefixLength >= V4_MAPPED_BITS && isMapped(range)
+  const prefixMin = isIpv4 ? V4_MAPPED_BITS + IPV4_PREFIX_MIN : IPV6_PREFIX_MIN
+  if (!holdsAllOfIpv4 && range.prefixLength >= prefixMin) return
+  const limit = `an IPv4 range has at least /${IPV4_PREFIX_MIN}, an IPv6 range /${IPV6_PREFIX_MIN}`
+  throw new AppError('invalid_argument', `${cidr} is too wide: ${limit}. Block parts of it.`)
+}
+
+function isMapped({ address }: AddressRange): boolean {
+  return rangeContains({ address: V4_MAPPED, prefixLength: V4_MAPPED_BITS }, address)
+}
+
+/** Whether every address of the range is guarded. */
+function namesOnlyGuarded(range: AddressRange, guarded: readonly AddressRange[]): boolean {
+  const bits = 128 - range.prefixLength
+  if (bits > GUARDED_BITS_MAX) return false
+  const inside = guarded.filter(({ address }) => rangeContains(range, address)).map(formatRange)
+  return new Set(inside).size === 2 ** bits
+}

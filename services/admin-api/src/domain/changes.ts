@@ -1,0 +1,62 @@
+import type { DocumentFault, DocumentSet, DocumentSource, TollwardDocument } from '@tollward/documents'
+import { DocumentError, documentsOfKind } from '@tollward/documents'
+import { AppError } from '@tollward/errors'
+
+/** Scopes that open Tollward's own administration: no Client document gives them. */
+const RESERVED_SCOPE_PREFIX = 'tollward.'
+
+/** What is written first: whoever follows the bucket never meets a policy before the plan that it names. */
+const ORDER: Readonly<Record<TollwardDocument['kind'], number>> = {
+  Plan: 0,
+  Client: 1,
+  DetectorSettings: 2,
+  ApiPolicy: 3,
+}
+
+/**
+ * Checks the documents of a text against each other and against those in force; returns them in the order in which they are
+ * to be written. Throws DocumentError with every fault.
+ */
+export function orderedForApply(
+  sources: readonly DocumentSource[],
+  inForce: DocumentSet,
+  operatorClientId: string,
+): DocumentSource[] {
+  const plans = new Set(documentsOfKind(inForce, 'Plan').keys())
+  for (const { document } of sources) if (document.kind === 'Plan') plans.add(document.metadata.name)
+  const faults = sources.flatMap((source) => [...planFaults(source, plans), ...clientFaults(source, operatorClientId)])
+  if (faults.length > 0) throw new DocumentError(faults)
+  return [...sources].sort((a, b) => ORDER[a.document.kind] - ORDER[b.document.kind])
+}
+
+/** AppError `failed_precondition` if a policy in force needs the document. */
+export function refuseIfNeeded(kind: string, name: string, inForce: DocumentSet): void {
+  if (kind !== 'Plan') return
+  const users = [...documentsOfKind(inForce, 'ApiPolicy').values()]
+    .filter(({ spec }) => spec.rules.some((rule) => rule.require?.payment?.plan === name))
+    .map(({ metadata }) => `ApiPolicy/${metadata.name}`)
+  if (users.length > 0) {
+    throw new AppError('failed_precondition', `Plan/${name} is needed by ${users.join(', ')}; change that first.`)
+  }
+}
+
+function planFaults({ document, fault }: DocumentSource, plans: ReadonlySet<string>): DocumentFault[] {
+  if (document.kind !== 'ApiPolicy') return []
+  return document.spec.rules.flatMap((rule, index) => {
+    const plan = rule.require?.payment?.plan
+    if (plan === undefined || plans.has(plan)) return []
+    const path = ['spec', 'rules', index, 'require', 'payment', 'plan']
+    return [fault(path, `there is no Plan ${plan}; apply it first, or in the same text`)]
+  })
+}
+
+function clientFaults({ document, fault }: DocumentSource, operatorClientId: string): DocumentFault[] {
+  if (document.kind !== 'Client') return []
+  const reserved = document.spec.scopes.flatMap((scope, index) =>
+    scope.startsWith(RESERVED_SCOPE_PREFIX)
+      ? [fault(['spec', 'scopes', index], `scopes that begin with ${RESERVED_SCOPE_PREFIX} are the operators' own`)]
+      : [],
+  )
+  if (document.metadata.name !== operatorClientId) return reserved
+  return [fault(['metadata', 'name'], "is the operator's own client; choose another name"), ...reserved]
+}

@@ -137,6 +137,7 @@ function captureLog(library: Libbpf): void {
  */
 export class BpfError extends AppError {
   readonly operation: string
+  readonly number: number
   /** Name of the errno, such as `EBUSY`. */
   readonly errno: string
   /** What libbpf printed during the call; holds the verifier's log if a program was refused. */
@@ -147,6 +148,7 @@ export class BpfError extends AppError {
     const lastLines = printed.trim().split('\n').slice(-3).join(' | ')
     super(CODES[errno] ?? 'internal', `${operation}: ${errno}${lastLines && `: ${lastLines}`}${hint(errno)}`)
     this.operation = operation
+    this.number = number
     this.errno = errno
     this.log = printed
   }
@@ -201,9 +203,9 @@ export function checkErrno(operation: string, result: number): number {
   return result
 }
 
-/** Whether the failure is one of these errnos. */
-export function isErrno(error: unknown, ...names: string[]): error is BpfError {
-  return error instanceof BpfError && names.includes(error.errno)
+/** Whether the failure is one of these errnos, by number: EOPNOTSUPP is ENOTSUP under another name. */
+export function isErrno(error: unknown, ...names: (keyof typeof constants.errno)[]): error is BpfError {
+  return error instanceof BpfError && names.some((name) => constants.errno[name] === error.number)
 }
 
 /** Address of a buffer, for structures that hold pointers. The caller keeps the buffer alive. */

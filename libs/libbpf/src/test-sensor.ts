@@ -23,6 +23,22 @@ const XDP_PASS = 2
 /** Small, so that many tests may hold a sensor at once. */
 const TEST_ENTRIES = 512
 
+/** All but the scratch space. */
+export const PINNED_MAPS = [
+  'config',
+  'guarded',
+  'block_exact',
+  'block_cidr4',
+  'block_cidr6',
+  'counters',
+  'first_hits',
+  'flows_a',
+  'flows_b',
+  'active_flows',
+  'spilled_flows',
+  'established',
+]
+
 /** For node:test's option `skip` of whatever loads programs. */
 export const needsKernel: string | false = await requires({
   root: true,

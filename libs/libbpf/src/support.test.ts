@@ -1,0 +1,80 @@
+import assert from 'node:assert/strict'
+import { writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { test } from 'node:test'
+import { temporaryDirectory } from '@tollward/testkit'
+import { bootNsToWallTimeMs, bootTimeNs, wallTimeToBootNs } from './clock.ts'
+import { BpfError } from './native.ts'
+import { loadObject } from './object.ts'
+import { compile, mountBpffs, probeSupport } from './support.ts'
+import { compileSensor, loadSensor, needsKernel } from './test-sensor.ts'
+
+test('a machine that can load and compile lacks nothing', { skip: needsKernel }, async () => {
+  assert.deepEqual(await probeSupport(), { missingToLoad: [], missingToCompile: [], hasKernelTypes: true })
+})
+
+test('wall time becomes boot time and back, and a moment before the boot is past, not never', {
+  skip: needsKernel,
+}, () => {
+  const wallTimeMs = Date.now() + 3_600_000
+  const bootNs = wallTimeToBootNs(wallTimeMs)
+  const hour = 3_600_000_000_000n
+  assert(bootNs - bootTimeNs() <= hour && bootNs - bootTimeNs() > hour - 1_000_000_000n)
+  assert(Math.abs(bootNsToWallTimeMs(bootNs) - wallTimeMs) < 1000)
+  assert.equal(wallTimeToBootNs(0), 1n)
+})
+
+test('a program that the kernel refuses is an error that holds the verifier’s words', {
+  skip: needsKernel,
+}, async () => {
+  await using directory = await temporaryDirectory()
+  const source = `#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+SEC("xdp") int endless(struct xdp_md *context) { return *(int *)(long)context->data; }
+char LICENSE[] SEC("license") = "GPL";
+`
+  const makefile =
+    'bad.o: bad.c\n\tclang -O2 -g -target bpf -isystem /usr/include/$(shell uname -m)-linux-gnu -c $< -o $@\n'
+  await writeFile(join(directory.path, 'bad.c'), source)
+  await writeFile(join(directory.path, 'Makefile'), makefile)
+  const object = await compile(directory.path, 'bad.o')
+  assert.throws(
+    () => loadObject(object),
+    (error) =>
+      error instanceof BpfError && error.code === 'permission_denied' && /invalid access to packet/.test(error.log),
+  )
+})
+
+test('source that does not compile is an error that holds the compiler’s words', { skip: needsKernel }, async () => {
+  await using directory = await temporaryDirectory()
+  await writeFile(
+    join(directory.path, 'Makefile'),
+    'bad.o:\n\techo "int main( {" | clang -target bpf -c -x c - -o $@\n',
+  )
+  await assert.rejects(compile(directory.path, 'bad.o'), { code: 'failed_precondition', message: /expected parameter/ })
+})
+
+test('an object that is not there, and names that are not in it, are errors that name them', {
+  skip: needsKernel,
+}, async () => {
+  assert.throws(() => loadObject('/nowhere.o'), { code: 'not_found', message: /\/nowhere\.o/ })
+  using sensor = await loadSensor()
+  assert.throws(() => sensor.object.map('nothing'), { code: 'not_found', message: /nothing/ })
+  assert.throws(() => sensor.object.program('nothing'), { code: 'not_found', message: /nothing/ })
+})
+
+test('a map refuses keys and values of another size, and says when it is full', { skip: needsKernel }, async () => {
+  mountBpffs()
+  using object = loadObject(await compileSensor(), { maps: { guarded: { maxEntries: 2 } } })
+  const map = object.map('guarded')
+  const value = Buffer.alloc(4)
+  assert.throws(() => map.lookup(Buffer.alloc(15)), TypeError)
+  assert.throws(() => map.update(Buffer.alloc(16), Buffer.alloc(5)), TypeError)
+  const keys = [1, 2, 3].map((byte) => Buffer.alloc(16, byte))
+  map.updateBatch(Buffer.concat(keys.slice(0, 2)), Buffer.concat([value, value]))
+  assert.throws(() => map.update(Buffer.alloc(16, 3), value), { code: 'resource_exhausted' })
+  assert.throws(() => map.update(Buffer.alloc(16, 1), value, 'create'), { code: 'already_exists' })
+  for (const key of map.keys()) assert.equal(map.delete(key), true)
+  assert.equal(map.delete(Buffer.alloc(16, 1)), false)
+  assert.equal(map.lookup(Buffer.alloc(16, 1)), undefined)
+})

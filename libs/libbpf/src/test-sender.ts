@@ -1,0 +1,13 @@
+/** Runs a program on frames from another thread until told to stop, then says how many packets it sent. */
+import assert from 'node:assert/strict'
+import { parentPort, workerData } from 'node:worker_threads'
+import { testRun } from './object.ts'
+
+const { fd, frames, stop } = workerData as { fd: number; frames: Uint8Array[]; stop: Int32Array }
+assert(parentPort)
+let sent = 0
+while (Atomics.load(stop, 0) === 0) {
+  for (const frame of frames) testRun({ name: 'xdp_guard', fd }, frame)
+  sent += frames.length
+}
+parentPort.postMessage(sent)

@@ -1,6 +1,7 @@
 import { hash, randomUUID } from 'node:crypto'
 import { create, type MessageInitShape } from '@bufbuild/protobuf'
 import { timestampFromMs } from '@bufbuild/protobuf/wkt'
+import { connect } from '@nats-io/transport-node'
 import { type Bus, connectBus, provision } from '@tollward/bus'
 import { bucketContract, contract, parseRange, rangeKey } from '@tollward/contracts'
 import { StoredDocumentSchema } from '@tollward/contracts/document'
@@ -91,7 +92,7 @@ export interface Neighbours extends AsyncDisposable {
 export async function startNeighbours(): Promise<Neighbours> {
   await using resources = new AsyncDisposableStack()
   const nats = resources.use(await startNatsServer())
-  await provision(nats.url)
+  await provisionAll(nats.url)
   const bus = resources.use(await connectTestBus(nats.url, 'admin-api'))
   const tokens: Neighbours['tokens'] = new Map()
   const redemptions: Neighbours['redemptions'] = new Map()
@@ -129,8 +130,10 @@ export async function startNeighbours(): Promise<Neighbours> {
     },
     listInvoices: async () => ({ invoices: [] }),
   })
-  resources.use(introspector)
-  resources.use(verifier)
+  const stopIntrospector = once(() => introspector[Symbol.asyncDispose]())
+  const stopVerifier = once(() => verifier[Symbol.asyncDispose]())
+  resources.defer(stopIntrospector)
+  resources.defer(stopVerifier)
   const owned = resources.move()
   const range = (cidr: string) => {
     const parsed = parseRange(cidr)
@@ -188,8 +191,8 @@ export async function startNeighbours(): Promise<Neighbours> {
       if (!entry) throw new RangeError(`no pass ${passId}`)
       await passes.update(passId, { ...entry.value, state: PassState.SUSPENDED }, entry.revision)
     },
-    stopIntrospector: async () => introspector[Symbol.asyncDispose](),
-    stopVerifier: async () => verifier[Symbol.asyncDispose](),
+    stopIntrospector,
+    stopVerifier,
     [Symbol.asyncDispose]: () => owned.disposeAsync(),
   }
   return neighbours
@@ -200,9 +203,23 @@ export function connectTestBus(servers: string, name: string): Promise<Bus> {
   return connectBus({ servers, name, log: createLog(name, 'silent'), registry: new Registry() })
 }
 
+async function provisionAll(servers: string): Promise<void> {
+  const connection = await connect({ servers })
+  await provision(connection)
+  await connection.close()
+}
+
 function withInternalToken(info: TokenAnswer): TokenAnswer {
   const internalTokenExpiresAt = timestampFromMs(Date.now() + 60_000)
   return { internalToken: `internal.${info.clientId}.jwt`, internalTokenExpiresAt, ...info }
+}
+
+function once(action: () => PromiseLike<void>): () => Promise<void> {
+  let done: Promise<void> | undefined
+  return () => {
+    done ??= Promise.resolve(action())
+    return done
+  }
 }
 
 function sha256(text: string): string {

@@ -1,0 +1,329 @@
+import assert from 'node:assert/strict'
+import { hash } from 'node:crypto'
+import { after, before, describe, test } from 'node:test'
+import { contract, parseAddress } from '@tollward/contracts'
+import { RedeemOutcome } from '@tollward/contracts/payment'
+import { type CallObserved, CallObservedSchema, Outcome } from '@tollward/contracts/sensor'
+import { createLog } from '@tollward/runtime'
+import { eventually, requires } from '@tollward/testkit'
+import { Registry } from 'prom-client'
+import { createDecider, type Decider } from './decider.ts'
+import type { Decision } from './domain/answer.ts'
+import { connectTestBus, EXAMPLE_DOCUMENTS, type Neighbours, startNeighbours } from './testing.ts'
+
+const skip = await requires({ tools: ['nats-server'] })
+const TXID = 'ab'.repeat(32)
+
+const MARKER = `
+apiVersion: tollward.dev/v1
+kind: ApiPolicy
+metadata: { name: marker }
+spec: { hosts: [marker.example], rules: [{ name: marker, match: { path: /marker }, anonymous: true }] }
+`
+
+interface Ask {
+  host?: string
+  path?: string
+  method?: string
+  token?: string
+  txid?: string
+  from?: string
+  headers?: string[]
+}
+
+describe('decider', { skip }, () => {
+  let neighbours: Neighbours
+  let decider: Decider
+  let resources: AsyncDisposableStack
+
+  before(async () => {
+    resources = new AsyncDisposableStack()
+    neighbours = resources.use(await startNeighbours())
+    await neighbours.apply(EXAMPLE_DOCUMENTS)
+    decider = resources.use(await newDecider(resources))
+  })
+  after(() => resources.disposeAsync())
+
+  async function newDecider(stack: AsyncDisposableStack): Promise<Decider> {
+    const bus = stack.use(await connectTestBus(neighbours.nats.url, 'gateway'))
+    const config = { source: 'gateway', paymentUrl: 'http://pay.example', guardedAddresses: [] } as const
+    return createDecider({ bus, log: createLog('gateway', 'silent'), registry: new Registry(), config })
+  }
+
+  async function ask(asked: Ask, by: Decider = decider): Promise<Decision> {
+    return by.decide(facts(asked))
+  }
+
+  async function reason(asked: Ask): Promise<string> {
+    const decision = await ask(asked)
+    return decision.admitted ? 'admitted' : decision.reason
+  }
+
+  test('a token that a revocation names is refused at once, also while its introspection is under way', async () => {
+    const token = neighbours.issue('revoked-client', ['orders'])
+    assert.equal(await reason({ path: '/echo', token }), 'admitted')
+    await neighbours.revoke(token)
+    await eventually(async () => (await reason({ path: '/echo', token })) === 'token-invalid', {
+      what: 'token is refused',
+    })
+
+    const second = neighbours.issue('revoked-client', ['orders'])
+    const { promise: held, resolve: release } = Promise.withResolvers<void>()
+    neighbours.beforeIntrospection = () => held
+    const deciding = ask({ path: '/echo', token: second })
+    await eventually(() => neighbours.asked.introspect.includes(second), { what: 'introspection has begun' })
+    await neighbours.revoke(second)
+    // The decider has heard it when a later revocation shows.
+    const later = neighbours.issue('other-client', ['orders'])
+    neighbours.beforeIntrospection = async () => {}
+    assert.equal(await reason({ path: '/echo', token: later }), 'admitted')
+    await neighbours.revoke(later)
+    await eventually(async () => (await reason({ path: '/echo', token: later })) === 'token-invalid', {
+      what: 'later one is heard',
+    })
+    release()
+    const decision = await deciding
+    assert.equal(!decision.admitted && decision.reason, 'token-invalid')
+  })
+
+  test('the tokens of a revoked client are refused, and one issued afterwards is not', async () => {
+    const token = neighbours.issue('disabled-client', ['orders'])
+    assert.equal(await reason({ path: '/echo', token }), 'admitted')
+    await neighbours.revokeClient('disabled-client')
+    await eventually(async () => (await reason({ path: '/echo', token })) === 'token-invalid', {
+      what: 'token is refused',
+    })
+    assert.equal(await reason({ path: '/echo', token: neighbours.issue('disabled-client', ['orders']) }), 'admitted')
+  })
+
+  test('one introspection serves all requests that come meanwhile', async () => {
+    const token = neighbours.issue('busy-client', ['orders'])
+    const decisions = await Promise.all(Array.from({ length: 20 }, () => ask({ path: '/echo', token })))
+    assert.ok(decisions.every(({ admitted }) => admitted))
+    assert.equal(neighbours.asked.introspect.filter((asked) => asked === token).length, 1)
+  })
+
+  test('a token that is worth nothing is not asked about again at once', async () => {
+    assert.equal(await reason({ path: '/echo', token: 'nonsense' }), 'token-invalid')
+    assert.equal(await reason({ path: '/echo', token: 'nonsense' }), 'token-invalid')
+    assert.equal(neighbours.asked.introspect.filter((asked) => asked === 'nonsense').length, 1)
+  })
+
+  test('upstream gets the internal token and identity, and nothing that the client claims to be', async () => {
+    const token = neighbours.issue('honest-client', ['orders', 'other'])
+    const headers = ['X-Tollward-Client', 'admin', 'x_tollward_pass', 'free', 'X-Tollward-Anything', '1']
+    const decision = await ask({ path: '/echo', token, headers })
+    assert.ok(decision.admitted)
+    assert.deepEqual(Object.fromEntries(decision.upstream.set), {
+      authorization: 'Bearer internal.honest-client.jwt',
+      'x-tollward-client': 'honest-client',
+      'x-tollward-subject': 'honest-client',
+      'x-tollward-scopes': 'orders other',
+    })
+    const removed = ['x-tollward-pass', 'x-bitcoin-txid', 'x_tollward_pass', 'x-tollward-anything']
+    assert.deepEqual([...decision.upstream.remove].sort(), removed.sort())
+
+    const anonymous = await ask({ path: '/public', token, headers })
+    assert.ok(anonymous.admitted)
+    assert.deepEqual(anonymous.upstream.set, [])
+    for (const name of [
+      'authorization',
+      'x-tollward-client',
+      'x-tollward-subject',
+      'x-tollward-scopes',
+      'x-tollward-pass',
+    ]) {
+      assert.ok(anonymous.upstream.remove.includes(name), `${name} is removed`)
+    }
+  })
+
+  test('a new block counts for the next request of its source only, and ends when it is lifted', async () => {
+    assert.equal(await reason({ path: '/public', from: '198.51.100.7' }), 'admitted')
+    await neighbours.block('198.51.100.0/24')
+    await eventually(async () => (await reason({ path: '/public', from: '198.51.100.7' })) === 'blocked', {
+      what: 'it is blocked',
+    })
+    assert.equal(await reason({ path: '/public', from: '198.51.101.7' }), 'admitted')
+    await neighbours.block('127.0.0.1')
+    await neighbours.block('127.0.0.66')
+    await eventually(async () => (await reason({ path: '/public', from: '127.0.0.66' })) === 'blocked', {
+      what: 'it is blocked',
+    })
+    assert.equal(await reason({ path: '/public', from: '127.0.0.1' }), 'admitted')
+    await neighbours.lift('198.51.100.0/24')
+    await eventually(async () => (await reason({ path: '/public', from: '198.51.100.7' })) === 'admitted', {
+      what: 'it is lifted',
+    })
+  })
+
+  test('402 names plan, price and where to get an invoice', async () => {
+    const token = neighbours.issue('poor-client', ['orders'])
+    const decision = await ask({ path: '/orders', token })
+    assert.ok(!decision.admitted)
+    assert.equal(decision.status, 402)
+    const { type, status, plan, priceSats, invoices } = JSON.parse(decision.body)
+    assert.deepEqual(
+      { type, status, plan, priceSats, invoices },
+      {
+        type: 'https://tollward.dev/problems/payment-required',
+        status: 402,
+        plan: 'orders',
+        priceSats: 10_000,
+        invoices: 'http://pay.example/invoices',
+      },
+    )
+  })
+
+  test('what the verifier says to a txid decides, and is not asked again at once', async () => {
+    const token = neighbours.issue('paying-client', ['orders'])
+    const outcomes: [RedeemOutcome, number, string][] = [
+      [RedeemOutcome.PENDING, 402, 'payment-pending'],
+      [RedeemOutcome.NOT_SEEN, 402, 'payment-not-seen'],
+      [RedeemOutcome.NOTHING_OPEN, 403, 'nothing-to-redeem'],
+      [RedeemOutcome.INSUFFICIENT, 402, 'payment-insufficient'],
+      [RedeemOutcome.EXHAUSTED, 402, 'pass-exhausted'],
+      [RedeemOutcome.UNSPECIFIED, 503, 'unavailable'],
+    ]
+    for (const [outcome, status, expected] of outcomes) {
+      const txid = outcome.toString(16).padStart(64, 'f')
+      neighbours.redemptions.set(txid, { outcome, confirmationsMissing: 1, retryAfterSeconds: 30, detail: 'Wait.' })
+      for (let times = 0; times < 2; times++) {
+        const decision = await ask({ path: '/orders', token, txid: txid.toUpperCase() })
+        assert.deepEqual(!decision.admitted && [decision.status, decision.reason], [status, expected])
+      }
+      assert.equal(neighbours.asked.redeem.filter((asked) => asked === txid).length, 1)
+    }
+    const pending = await ask({ path: '/orders', token, txid: RedeemOutcome.PENDING.toString().padStart(64, 'f') })
+    assert.ok(!pending.admitted)
+    assert.equal(JSON.parse(pending.body).confirmationsMissing, 1)
+    assert.equal(new Map(pending.headers).get('retry-after'), '30')
+  })
+
+  test('a client that invents txids does not reach the verifier without limit', async () => {
+    const token = neighbours.issue('inventive-client', ['orders'])
+    const before = neighbours.asked.redeem.length
+    const reasons = new Set<string>()
+    for (let index = 0; index < 40; index++) {
+      reasons.add(await reason({ path: '/orders/1', token, txid: index.toString(16).padStart(64, 'e') }))
+    }
+    assert.deepEqual([...reasons].sort(), ['client-limit', 'nothing-to-redeem'])
+    assert.ok(neighbours.asked.redeem.length - before < 30)
+  })
+
+  test('a pass admits exactly its quota, however many requests come at once', async () => {
+    const token = neighbours.issue('quota-client', ['orders'])
+    const passId = await neighbours.activatePass('quota-client', 'orders', 137)
+    await eventually(async () => (await reason({ path: '/orders/1', token })) === 'admitted', {
+      what: 'the pass is known',
+    })
+    const decisions = await Promise.all(Array.from({ length: 300 }, () => ask({ path: '/orders/1', token })))
+    const admitted = decisions.filter((decision) => decision.admitted)
+    assert.equal(admitted.length, 136)
+    assert.equal(new Map(admitted[0]?.upstream.set).get('x-tollward-pass'), passId)
+    const refused = decisions.filter((decision) => !decision.admitted).map(({ status }) => status)
+    assert.deepEqual(new Set(refused), new Set([402]))
+    assert.ok(neighbours.asked.lease.filter((asked) => asked === passId).length < 40)
+  })
+
+  test('a suspended pass admits nothing, although requests of it are leased', async () => {
+    const token = neighbours.issue('reorg-client', ['orders'])
+    const passId = await neighbours.activatePass('reorg-client', 'orders', 1000)
+    await eventually(async () => (await reason({ path: '/orders/1', token })) === 'admitted', {
+      what: 'the pass is known',
+    })
+    await neighbours.suspendPass(passId)
+    await eventually(async () => (await reason({ path: '/orders/1', token })) === 'payment-required', {
+      what: 'it is refused',
+    })
+  })
+
+  test('what was leased and not spent is given back at the end', async () => {
+    await using stack = new AsyncDisposableStack()
+    const token = neighbours.issue('leaving-client', ['orders'])
+    const passId = await neighbours.activatePass('leaving-client', 'orders', 100)
+    const other = await newDecider(stack)
+    await eventually(async () => (await ask({ path: '/orders/1', token }, other)).admitted, {
+      what: 'the pass is known',
+    })
+    await other[Symbol.asyncDispose]()
+    assert.equal(neighbours.givenBack.get(passId), 4)
+  })
+
+  test('a bad document leaves the one before it in force', async () => {
+    const token = neighbours.issue('steady-client', ['orders'])
+    const { bus } = neighbours
+    const raw = bus.rawBucket('documents')
+    const key = (await raw.entries()).find((entry) => entry.key.startsWith('ApiPolicy'))?.key ?? ''
+    const good = await raw.get(key)
+    assert.ok(good)
+    await raw.put(key, Buffer.from(good.value).fill('?', 40))
+    // A later change shows that the bad one was heard.
+    await neighbours.apply(MARKER)
+    await eventually(async () => (await reason({ path: '/marker', host: 'marker.example' })) === 'admitted', {
+      what: 'marker is in force',
+    })
+    assert.equal(await reason({ path: '/echo', token }), 'admitted')
+    await raw.put(key, good.value)
+  })
+
+  test('refusals are recorded with hashes only, and many of one source are folded into one with a count', async () => {
+    const heard: CallObserved[] = []
+    await using _listening = neighbours.bus.listen(contract(CallObservedSchema), (call) => void heard.push(call))
+    const token = neighbours.issue('recorded-client', ['orders'])
+    const from = '192.0.2.200'
+    for (let index = 0; index < 100; index++) await ask({ path: '/orders', token, txid: TXID, from })
+    const ours = () => heard.filter((call) => call.clientId === 'recorded-client' && call.outcome === Outcome.REFUSED)
+    await eventually(() => ours().reduce((total, { count }) => total + count, 0) === 100, { what: 'all are recorded' })
+    assert.ok(ours().length < 40)
+    const [first] = ours()
+    assert.equal(first?.tokenHash, hash('sha256', token, 'hex'))
+    assert.equal(first?.txidHash, hash('sha256', TXID, 'hex'))
+    assert.equal(first?.source, 'gateway')
+    assert.deepEqual(Buffer.from(first?.address ?? []), Buffer.from(parseAddress(from) ?? []))
+    assert.ok(!JSON.stringify(heard, (_, value) => (typeof value === 'bigint' ? String(value) : value)).includes(token))
+  })
+
+  test('without the introspector or the verifier what needs them is 503, and what does not is decided', async () => {
+    const known = neighbours.issue('early-client', ['orders'])
+    assert.equal(await reason({ path: '/echo', token: known }), 'admitted')
+    await neighbours.stopVerifier()
+    assert.equal(await reason({ path: '/orders/1', token: known, txid: '9'.repeat(64) }), 'unavailable')
+    assert.equal(await reason({ path: '/orders/1', token: known }), 'payment-required')
+    await neighbours.stopIntrospector()
+    const decision = await ask({ path: '/echo', token: neighbours.issue('late-client', ['orders']) })
+    assert.ok(!decision.admitted)
+    assert.equal(decision.status, 503)
+    assert.ok(Number(new Map(decision.headers).get('retry-after')) > 0)
+    assert.equal(await reason({ path: '/echo', token: known }), 'admitted')
+    assert.equal(await reason({ path: '/public' }), 'admitted')
+  })
+
+  test('while revocations cannot be heard no token is trusted, and anonymous rules go on', {
+    timeout: 30_000,
+  }, async () => {
+    const token = neighbours.issue('unheard-client', ['orders'])
+    await neighbours.nats.stop()
+    await eventually(() => decider.notReady() !== undefined, { what: 'silence is noticed', timeoutMs: 15_000 })
+    assert.equal(await reason({ path: '/echo', token }), 'unavailable')
+    assert.equal(await reason({ path: '/public' }), 'admitted')
+    await neighbours.nats.start()
+    await eventually(() => decider.notReady() === undefined, { what: 'feeds are heard again', timeoutMs: 15_000 })
+  })
+})
+
+function facts({
+  host = 'api.example',
+  path = '/public',
+  method = 'GET',
+  token,
+  txid,
+  from = '192.0.2.1',
+  headers = [],
+}: Ask) {
+  const address = parseAddress(from)
+  assert.ok(address)
+  const list = [...headers]
+  if (token !== undefined) list.push('Authorization', `Bearer ${token}`)
+  if (txid !== undefined) list.push('X-Bitcoin-Txid', txid)
+  return { method, host, target: path, address, headers: list }
+}

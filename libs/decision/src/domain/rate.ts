@@ -9,6 +9,9 @@ export type Rate = { readonly conforms: true } | { readonly conforms: false; rea
 
 const CONFORMS: Rate = { conforms: true }
 
+/** Sums of times since 1970 are exact to some 0.0002 ms only; the last of a burst must not be refused for that. */
+const ROUNDING_MS = 0.01
+
 /** Entries looked at for a stale one before a live one is pushed out; keeps a full table cheap. */
 const STALE_PROBES = 8
 
@@ -41,8 +44,7 @@ export class RateTable {
       return CONFORMS
     }
     const earlyMs = arrivalMs - intervalMs * (requests - 1) - nowMs
-    // Sums of fractions drift; a nanosecond of grace keeps the last of a burst from being refused for that.
-    if (earlyMs > 1e-6) return { conforms: false, retryAfterSeconds: Math.ceil(earlyMs / 1000) }
+    if (earlyMs > ROUNDING_MS) return { conforms: false, retryAfterSeconds: Math.ceil(earlyMs / 1000) }
     this.#arrivals.set(key, arrivalMs + intervalMs)
     return CONFORMS
   }

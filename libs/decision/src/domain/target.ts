@@ -84,8 +84,10 @@ export function canonicalHost(host: string): string | undefined {
     const address = match[1].includes(':') ? parseAddress(match[1]) : undefined
     return address && `[${formatAddress(address)}]`
   }
-  const name = (match[2] ?? '').toLowerCase().replace(/\.$/, '')
-  return name === '' || name.length > HOST_BYTES_MAX || name.startsWith('.') || name.includes('..') ? undefined : name
+  const name = (match[2] ?? '').toLowerCase()
+  if (name.startsWith('.') || name.includes('..')) return undefined
+  const withoutRoot = name.endsWith('.') ? name.slice(0, -1) : name
+  return withoutRoot.length > HOST_BYTES_MAX ? undefined : withoutRoot
 }
 
 /** Where the path ends: at "?" or at the end. -1 if a character before that does not belong there. */

@@ -7,7 +7,7 @@ import { timestampFromMs } from '@bufbuild/protobuf/wkt'
 import { DEAD_LETTER_STREAM, FINDING_STREAM, FINDING_SUBJECT, rangeKey } from '@tollward/contracts'
 import { Disposition } from '@tollward/contracts/detection'
 import { BlockSchema, LiftCause } from '@tollward/contracts/enforcement'
-import { eventually, requires } from '@tollward/testkit'
+import { eventually, requires, type Service } from '@tollward/testkit'
 import { address, flood, scan } from './test-flows.ts'
 import { blocks, type Stack, startStack } from './test-stack.ts'
 
@@ -29,6 +29,10 @@ function blockOf(stack: Stack) {
 
 async function messagesIn(stack: Stack, stream: string): Promise<number> {
   return (await stack.manager.streams.info(stream)).state.messages
+}
+
+async function metricsOf(service: Service): Promise<string> {
+  return await (await fetch(`${service.healthUrl}/metrics`)).text()
 }
 
 /** While refused, a publisher gets an error, as from a stream that is full. */
@@ -109,11 +113,19 @@ test('an alert that the queue refuses is raised when it takes alerts again, and 
   skip,
 }, async () => {
   await using stack = await startStack()
-  await stack.start('sensor-ingest')
+  const service = await stack.start('sensor-ingest')
+  const handled = async () => {
+    const outcomes = (await metricsOf(service)).matchAll(
+      /^tollward_bus_deliveries_total\{consumer="sensor-ingest-flows".*\} (\d+)$/gm,
+    )
+    return [...outcomes].reduce((sum, [, count]) => sum + Number(count), 0)
+  }
   await refuseAlerts(stack, true)
-  await stack.observe(scan('192.0.2.9', 500, Date.now()))
   await stack.observe(floodNow())
   await blockOf(stack)
+  await eventually(async () => (await handled()) === 1, { what: 'the flood is dealt with' })
+  await stack.observe(scan('192.0.2.9', 500, Date.now()))
+  await eventually(async () => (await handled()) >= 2, { what: 'the scan was tried to be told' })
   await refuseAlerts(stack, false)
   const alerts = await stack.takeAlerts()
   await eventually(() => alerts.length === 2, { what: 'both alerts', timeoutMs: 20_000 })
@@ -168,8 +180,7 @@ test("an operator's block and its removal are audited and raise no alert", { ski
   await eventually(() => audit.decided.length === 1, { what: 'the block is audited' })
   await stack.observe(floodNow())
   const seen = /^tollward_ingest_detections_total\{detector="connection-flood",result="already_blocked"\} 1$/m
-  const metrics = async () => (await fetch(`${service.healthUrl}/metrics`)).text()
-  await eventually(async () => seen.test(await metrics()), { what: 'the flood of a blocked source is seen' })
+  await eventually(async () => seen.test(await metricsOf(service)), { what: 'the flood of a blocked source is seen' })
   await bucket.remove(KEY, { revision })
   await eventually(() => audit.lifted.length === 1, { what: 'the removal is audited' })
   assert.deepEqual(audit.decided, ['operator:alice'])

@@ -58,6 +58,8 @@ test('the text of each document alone gives the same document again', () => {
   assert.equal(sources.length, 2)
   for (const { document, yaml } of sources) assert.deepEqual(parseDocuments(yaml, 'again'), [document])
   assert.match(sources[0]?.yaml ?? '', /^# first\napiVersion/)
+  const [commented] = parseSources(`# head\n${PLAN}# tail\n---\n${POLICY}`, 'f.yaml')
+  assert.equal(commented?.yaml, `# head\n${PLAN}# tail\n`)
 })
 
 test('every fault of every document is told at once, with its line, column and path', () => {

@@ -83,15 +83,17 @@ export function parseSources(yamlText: string, fileName: string): DocumentSource
     uniqueKeys: false,
     version: '1.2',
   } as const
-  const parsed = [...parseAllDocuments(yamlText, options)].filter((document) => !isBlank(document))
+  const all = [...parseAllDocuments(yamlText, options)]
+  const parsed = all
+    .map((document, index) => ({ document, yaml: textBetween(yamlText, all[index - 1], document) }))
+    .filter(({ document }) => !isBlank(document))
   if (parsed.length === 0) throw whole('there is no document in the text')
   if (parsed.length > DOCUMENTS_PER_TEXT_MAX) throw whole(`the text has more than ${DOCUMENTS_PER_TEXT_MAX} documents`)
 
   const faults: DocumentFault[] = []
   const sources: DocumentSource[] = []
   const seen = new Map<string, number>()
-  for (const document of parsed) {
-    const yaml = textOf(document, yamlText)
+  for (const { document, yaml } of parsed) {
     const read = readDocument(document, yaml, faultAt)
     if ('faults' in read) {
       faults.push(...read.faults)
@@ -330,12 +332,10 @@ function isBlank(document: Document.Parsed): boolean {
   return document.errors.length === 0 && isScalar(document.contents) && document.contents.source === ''
 }
 
-function textOf(document: Document.Parsed, text: string): string {
-  const [start, , end] = document.range
-  return `${text
-    .slice(start, end)
-    .replace(/^---[ \t]*\r?\n/, '')
-    .trimEnd()}\n`
+/** The text of a document: from the end of the one before, so that comments at its head are part of it. */
+function textBetween(text: string, before: Document.Parsed | undefined, document: Document.Parsed): string {
+  const own = text.slice(before?.range[2] ?? 0, document.range[2])
+  return `${own.replace(/^---[ \t]*\r?\n/, '').trimEnd()}\n`
 }
 
 /** Messages of libraries as part of our sentence. */

@@ -22,7 +22,7 @@ import type { Metrics } from '../metrics.ts'
 const CALL_TIMEOUT_MS = 30_000
 const AUDIT_ATTEMPTS_MAX = 3
 /** A stream goes on only while its token is good: looked at again and again. */
-const REAUTHORIZE_MS = 15_000
+const REAUTHORIZE_MS = 5000
 /** What of a status message fits, percent-encoded, into the trailers of an answer. */
 const DETAILS_BYTES_MAX = 16_384
 

@@ -1,0 +1,417 @@
+import assert from 'node:assert/strict'
+import { after, before, test } from 'node:test'
+import { create, fromBinary } from '@bufbuild/protobuf'
+import { timestampFromMs, timestampMs } from '@bufbuild/protobuf/wkt'
+import { Client, credentials, status } from '@grpc/grpc-js'
+import { bucketContract, contract, FINDING_SUBJECT, rangeKey } from '@tollward/contracts'
+import { ActionPerformedSchema, AdminService, Change, ServiceState } from '@tollward/contracts/admin'
+import { Severity } from '@tollward/contracts/detection'
+import { StoredDocumentSchema } from '@tollward/contracts/document'
+import { BlockSchema } from '@tollward/contracts/enforcement'
+import { type GrpcClient, grpcClient, grpcDefinition } from '@tollward/contracts/grpc'
+import { PassSchema, VerifierService } from '@tollward/contracts/payment'
+import { CallObservedSchema, FlowObservedSchema } from '@tollward/contracts/sensor'
+import { documentKey } from '@tollward/documents'
+import { AppError } from '@tollward/errors'
+import { eventually, requires } from '@tollward/testkit'
+import { CLIENT_SECRET, OPERATOR, READER, startTestStack, type TestStack } from './test-stack.ts'
+
+const skip = await requires({ tools: ['nats-server'] })
+const AS_OPERATOR = { metadata: OPERATOR, timeoutMs: 20_000 }
+const AS_READER = { metadata: READER, timeoutMs: 20_000 }
+
+let stack: TestStack
+let admin: GrpcClient<typeof AdminService>
+
+before(async () => {
+  if (skip !== false) return
+  stack = await startTestStack()
+  admin = grpcClient(AdminService, stack.address, credentials.createInsecure())
+})
+after(async () => {
+  admin?.[Symbol.dispose]()
+  await stack?.[Symbol.asyncDispose]()
+})
+
+const planOf = (name: string, sats = 1000) => `apiVersion: tollward.dev/v1
+kind: Plan
+metadata: { name: ${name} }
+spec: { priceSats: ${sats}, requests: 10, confirmations: 1, payWithin: 15m, confirmWithin: 2h }
+`
+const policyOf = (name: string, plan: string) => `apiVersion: tollward.dev/v1
+kind: ApiPolicy
+metadata: { name: ${name} }
+spec:
+  hosts: ["*"]
+  rules: [{ name: a, match: { path: /a }, require: { token: {}, payment: { plan: ${plan} } } }]
+`
+const clientOf = (name: string, scope = 'orders') => `apiVersion: tollward.dev/v1
+kind: Client
+metadata: { name: ${name} }
+spec: { grants: [client_credentials], scopes: [${scope}] }
+`
+const apply = (yaml: string, fileName = 'f.yaml') => admin.apply({ yaml, fileName }, AS_OPERATOR)
+const storedNames = async (kind: string) => {
+  return (await admin.listDocuments({ kind }, AS_READER)).documents.map(({ name }) => name)
+}
+
+/** What was audited of an action, oldest first. */
+async function audited(action: string) {
+  const { subject, stream } = contract(ActionPerformedSchema)
+  const letters = await stack.bus.history(stream, subject, { sinceMs: Date.now() - 600_000, limit: 1000 })
+  return letters
+    .map(({ bytes }) => fromBinary(ActionPerformedSchema, bytes))
+    .filter((record) => record.action === action)
+}
+
+test('without a token that is valid here nothing is answered', { skip }, async () => {
+  const wrong: (Record<string, string> | undefined)[] = [
+    undefined,
+    { authorization: 'Basic b3BlcmF0b3I6eA==' },
+    { authorization: 'Bearer ' },
+    { authorization: 'Bearer unknown' },
+    { authorization: 'Bearer api-token' },
+    { authorization: `Bearer ${'x'.repeat(1000)}` },
+  ]
+  for (const metadata of wrong) {
+    const options = metadata ? { metadata, timeoutMs: 5000 } : { timeoutMs: 5000 }
+    await assert.rejects(admin.getStatus({}, options), { code: status.UNAUTHENTICATED })
+    await assert.rejects(admin.addBlock({ cidr: '198.51.100.1', ttlSeconds: 60 }, options), {
+      code: status.UNAUTHENTICATED,
+    })
+    await assert.rejects(Array.fromAsync(admin.watchFlows({}, options)), { code: status.UNAUTHENTICATED })
+  }
+})
+
+test('a token that may only read changes nothing, and its attempt is audited', { skip }, async () => {
+  await assert.rejects(admin.addBlock({ cidr: '198.51.100.2', ttlSeconds: 60 }, AS_READER), {
+    code: status.PERMISSION_DENIED,
+  })
+  const { blocks } = await admin.listBlocks({}, AS_READER)
+  assert.deepEqual(blocks, [])
+  const record = (await audited('AddBlock')).at(-1)
+  assert.deepEqual([record?.actor, record?.target, record?.result], ['reader', '198.51.100.2', 'PERMISSION_DENIED'])
+})
+
+test('applied documents are stored as written; an applied one again is unchanged, and a changed one replaced', {
+  skip,
+}, async () => {
+  const text = `# plan\n${planOf('first')}---\n${policyOf('first', 'first')}`
+  const { applied } = await apply(text)
+  assert.deepEqual(
+    applied.map(({ kind, name, change }) => [kind, name, change]),
+    [
+      ['Plan', 'first', Change.CREATED],
+      ['ApiPolicy', 'first', Change.CREATED],
+    ],
+  )
+  const [stored] = (await admin.listDocuments({ kind: 'Plan', name: 'first' }, AS_READER)).documents
+  assert.deepEqual([stored?.yaml, stored?.appliedBy, stored?.format], [`# plan\n${planOf('first')}`, 'operator', 1])
+  const again = await apply(`${planOf('first', 2000)}---\n${policyOf('first', 'first')}`)
+  assert.deepEqual(
+    again.applied.map(({ change }) => change),
+    [Change.REPLACED, Change.UNCHANGED],
+  )
+  const record = (await audited('Apply')).at(-1)
+  assert.deepEqual([record?.target, record?.result], ['Plan/first, ApiPolicy/first', 'OK'])
+})
+
+test('a text with one fault is refused whole, with file, line and path, and what was in force stays', {
+  skip,
+}, async () => {
+  await apply(planOf('kept'))
+  const bad = `${planOf('kept', 7777)}---\n${planOf('never')}---\n${policyOf('never', 'nowhere')}---\n${clientOf('never', 'tollward.admin')}`
+  await assert.rejects(apply(bad, 'dir/bad.yaml'), {
+    code: status.INVALID_ARGUMENT,
+    details: [
+      'dir/bad.yaml:16: spec.rules[0].require.payment.plan: there is no Plan nowhere; apply it first, or in the same text',
+      "dir/bad.yaml:21: spec.scopes[0]: scopes that begin with tollward. are the operators' own",
+    ].join('\n'),
+  })
+  await assert.rejects(apply(`${planOf('kept', 7777)}---\n${planOf('never', 1)}`), {
+    code: status.INVALID_ARGUMENT,
+    details: 'f.yaml:9: spec.priceSats: must be at least 546',
+  })
+  const [kept] = (await admin.listDocuments({ kind: 'Plan', name: 'kept' }, AS_READER)).documents
+  assert.match(kept?.yaml ?? '', /priceSats: 1000/)
+  assert.ok(!(await storedNames('Plan')).includes('never'))
+  assert.deepEqual(await storedNames('Client'), [])
+  assert.equal((await audited('Apply')).at(-1)?.result, 'INVALID_ARGUMENT')
+})
+
+test('when one document cannot be written, those before it are taken back', { skip }, async () => {
+  await apply(planOf('before'))
+  // Nobody can read this value, and creating over it fails.
+  await stack.bus.rawBucket('documents').put(documentKey('ApiPolicy', 'broken'), Uint8Array.of(0xff, 0xff))
+  const text = `${planOf('before', 5000)}---\n${planOf('fresh')}---\n${policyOf('broken', 'fresh')}`
+  await assert.rejects(apply(text), /ApiPolicy\/broken could not be stored; nothing was applied/)
+  const [plan] = (await admin.listDocuments({ kind: 'Plan', name: 'before' }, AS_READER)).documents
+  assert.match(plan?.yaml ?? '', /priceSats: 1000/)
+  assert.ok(!(await storedNames('Plan')).includes('fresh'))
+  await stack.bus.rawBucket('documents').remove(documentKey('ApiPolicy', 'broken'))
+})
+
+test("a new client's secret is in the answer to its first apply only, and in no audit record or log", {
+  skip,
+}, async () => {
+  assert.deepEqual(
+    (await apply(clientOf('shop'))).applied.map(({ clientSecret }) => clientSecret),
+    [CLIENT_SECRET],
+  )
+  assert.deepEqual(
+    (await apply(clientOf('shop'))).applied.map(({ clientSecret }) => clientSecret),
+    [''],
+  )
+  const replaced = await admin.replaceClientSecret({ clientId: 'shop' }, AS_OPERATOR)
+  assert.equal(replaced.clientSecret, CLIENT_SECRET)
+  assert.deepEqual(stack.asked.slice(-1), ['replaceClientSecret shop false'])
+  await admin.revokeTokens({ target: { case: 'token', value: 'tok3n' }, reason: 'leaked' }, AS_OPERATOR)
+  const records = [
+    ...(await audited('Apply')),
+    ...(await audited('ReplaceClientSecret')),
+    ...(await audited('RevokeTokens')),
+  ]
+  const texts = [
+    ...records.map((record) => JSON.stringify({ ...record, performedAt: undefined })),
+    ...stack.adminApi.lines,
+  ]
+  assert.ok(texts.some((text) => text.includes('Client/shop')))
+  for (const text of texts) assert.doesNotMatch(text, new RegExp(`${CLIENT_SECRET}|tok3n|operator-token`))
+  assert.match(records.at(-1)?.target ?? '', /^token [0-9a-f]{64}$/)
+})
+
+test('a plan that a policy needs is not deleted, and a deleted client is forgotten', { skip }, async () => {
+  await apply(`${planOf('needed')}---\n${policyOf('needs', 'needed')}---\n${clientOf('leaving')}`)
+  await assert.rejects(admin.deleteDocument({ kind: 'Plan', name: 'needed' }, AS_OPERATOR), {
+    code: status.FAILED_PRECONDITION,
+    details: 'Plan/needed is needed by ApiPolicy/needs; change that first.',
+  })
+  await admin.deleteDocument({ kind: 'ApiPolicy', name: 'needs' }, AS_OPERATOR)
+  await admin.deleteDocument({ kind: 'Plan', name: 'needed' }, AS_OPERATOR)
+  await admin.deleteDocument({ kind: 'Client', name: 'leaving' }, AS_OPERATOR)
+  assert.deepEqual(stack.asked.slice(-1), ['forgetClient leaving'])
+  const documents = stack.bus.bucket(bucketContract(StoredDocumentSchema))
+  for (const [kind, name] of [
+    ['ApiPolicy', 'needs'],
+    ['Plan', 'needed'],
+    ['Client', 'leaving'],
+  ] as const) {
+    assert.equal(await documents.get(documentKey(kind, name)), undefined)
+    await assert.rejects(admin.deleteDocument({ kind, name }, AS_OPERATOR), { code: status.NOT_FOUND })
+  }
+  await assert.rejects(admin.deleteDocument({ kind: 'Pod', name: 'a' }, AS_OPERATOR), { code: status.INVALID_ARGUMENT })
+})
+
+test('a block is written with its end, can be changed and lifted, and lapses by itself', { skip }, async () => {
+  const asked = Date.now()
+  const { block } = await admin.addBlock({ cidr: '198.51.100.0/24', ttlSeconds: 3600, reason: 'test' }, AS_OPERATOR)
+  assert.ok(block?.expiresAt && Math.abs(timestampMs(block.expiresAt) - asked - 3_600_000) < 10_000)
+  const entry = await stack.bus.bucket(bucketContract(BlockSchema)).get(rangeKey(block))
+  assert.deepEqual(
+    [entry?.value.prefixLength, entry?.value.decidedBy, entry?.value.reason],
+    [120, 'operator:operator', 'test'],
+  )
+  assert.equal(entry?.expiresAtMs, timestampMs(block.expiresAt))
+
+  await admin.addBlock({ cidr: '198.51.100.0/24', ttlSeconds: 60 }, AS_OPERATOR)
+  await admin.addBlock({ cidr: '2001:db8::1', ttlSeconds: 1 }, AS_OPERATOR)
+  await eventually(async () => (await admin.listBlocks({}, AS_READER)).blocks.length === 1, {
+    what: 'the short block lapsed',
+  })
+  assert.deepEqual(
+    await admin.removeBlock({ cidr: '198.51.100.0/24' }, AS_OPERATOR).then(({ removed }) => removed),
+    true,
+  )
+  assert.deepEqual(
+    await admin.removeBlock({ cidr: '198.51.100.0/24' }, AS_OPERATOR).then(({ removed }) => removed),
+    false,
+  )
+  assert.deepEqual((await admin.listBlocks({}, AS_READER)).blocks, [])
+})
+
+test('a block of guarded addresses, of too much, without end or of nonsense is refused with the reason', {
+  skip,
+}, async () => {
+  const refused: [string, number, number, RegExp][] = [
+    ['127.0.0.1', 60, status.FAILED_PRECONDITION, /guarded/],
+    ['::1', 60, status.FAILED_PRECONDITION, /guarded/],
+    ['192.0.2.10/32', 60, status.FAILED_PRECONDITION, /guarded/],
+    ['0.0.0.0/0', 60, status.INVALID_ARGUMENT, /too wide.*\/8/],
+    ['::/0', 60, status.INVALID_ARGUMENT, /too wide/],
+    ['198.51.100.9', 0, status.INVALID_ARGUMENT, /how long/],
+    ['198.51.100.9', 2_592_001, status.INVALID_ARGUMENT, /30 days/],
+    ['198.51.100.9/24', 60, status.INVALID_ARGUMENT, /host bits/],
+    ['evil.example', 60, status.INVALID_ARGUMENT, /CIDR/],
+  ]
+  for (const [cidr, ttlSeconds, code, details] of refused) {
+    await assert.rejects(admin.addBlock({ cidr, ttlSeconds }, AS_OPERATOR), { code, details })
+  }
+  assert.deepEqual((await admin.listBlocks({}, AS_READER)).blocks, [])
+  assert.equal((await audited('AddBlock')).at(-1)?.result, 'INVALID_ARGUMENT')
+})
+
+test('alerts are those that SIEMs get, the newest that were asked for', { skip }, async () => {
+  for (const [index, severity] of ['low', 'high', 'critical'].entries()) {
+    await stack.bus.publishBytes(`${FINDING_SUBJECT}.${severity}`, Buffer.from(`{"n":${index}}`))
+  }
+  const { findings } = await admin.listAlerts({ limit: 2 }, AS_READER)
+  assert.deepEqual(
+    findings.map(({ severity, ocsfJson }) => [severity, ocsfJson]),
+    [
+      [Severity.HIGH, '{"n":1}'],
+      [Severity.CRITICAL, '{"n":2}'],
+    ],
+  )
+  assert.equal((await admin.listAlerts({ since: timestampFromMs(Date.now() + 60_000) }, AS_READER)).findings.length, 0)
+})
+
+test('passes come from their bucket, invoices from payment-verifier', { skip }, async () => {
+  const passes = stack.bus.bucket(bucketContract(PassSchema))
+  for (const clientId of ['a', 'b']) {
+    await passes.put(clientId, create(PassSchema, { format: 1, passId: clientId, clientId, quotaRequests: 5n }))
+  }
+  assert.equal((await admin.listPasses({}, AS_READER)).passes.length, 2)
+  assert.deepEqual(
+    (await admin.listPasses({ clientId: 'b' }, AS_READER)).passes.map(({ passId }) => passId),
+    ['b'],
+  )
+  await assert.rejects(admin.listInvoices({}, AS_READER), {
+    code: status.UNAVAILABLE,
+    details: /payment-verifier is not there/,
+  })
+  const unused = async () => {
+    throw new AppError('internal', 'admin-api does not ask this')
+  }
+  await using _verifier = stack.bus.serve(VerifierService, {
+    redeem: unused,
+    lease: unused,
+    record: unused,
+    listInvoices: async ({ clientId, limit }) => ({
+      invoices: [{ invoiceId: `${clientId}-${limit}`, amountSats: 1n }],
+    }),
+  })
+  const { invoices } = await admin.listInvoices({ clientId: 'a', limit: 5000 }, AS_READER)
+  assert.equal(invoices[0]?.invoiceId, 'a-1000')
+})
+
+test('flows are streamed as they come, of the node that was asked for, until the token is worth nothing', {
+  skip,
+}, async () => {
+  const flows = contract(FlowObservedSchema)
+  const token = 'short-lived'
+  stack.tokens.set(token, {
+    active: true,
+    clientId: 'reader',
+    audience: ['urn:tollward:admin'],
+    scopes: ['tollward.read'],
+  })
+  const seen: string[] = []
+  const watched = (async () => {
+    for await (const { batch } of admin.watchFlows(
+      { node: 'n1' },
+      { metadata: { authorization: `Bearer ${token}` } },
+    )) {
+      seen.push(batch?.node ?? '')
+    }
+  })()
+  watched.catch(() => undefined)
+  await eventually(
+    async () => {
+      for (const node of ['n2', 'n1'])
+        await stack.bus.publish(flows, create(FlowObservedSchema, { node }), { key: node })
+      return seen.length > 0
+    },
+    { what: 'a batch arrived' },
+  )
+  assert.ok(seen.every((node) => node === 'n1'))
+  stack.tokens.delete(token)
+  await assert.rejects(watched, { code: status.UNAUTHENTICATED })
+  await assert.rejects(Array.fromAsync(admin.watchFlows({ node: 'a.>' }, AS_READER)), { code: status.INVALID_ARGUMENT })
+})
+
+test('a decision is explained while it is kept, and told apart from one that is too old, unknown or no id', {
+  skip,
+}, async () => {
+  const idAt = (timeMs: number) => {
+    const time = timeMs.toString(16).padStart(12, '0')
+    return `${time.slice(0, 8)}-${time.slice(8)}-7abc-8def-0123456789ab`
+  }
+  const decisionId = idAt(Date.now())
+  const call = create(CallObservedSchema, { decisionId, reason: 'no-token', status: 401 })
+  await stack.bus.publish(contract(CallObservedSchema), call, { key: 'gateway' })
+  const explained = await admin.explainDecision({ decisionId: decisionId.toUpperCase() }, AS_READER)
+  assert.deepEqual([explained.call?.reason, explained.call?.status], ['no-token', 401])
+  const refused: [string, number, RegExp][] = [
+    [idAt(Date.now() - 1000), status.NOT_FOUND, /only a sample/],
+    [idAt(Date.now() - 11 * 60_000), status.NOT_FOUND, /11 minutes ago; decisions are kept for 10/],
+    [idAt(Date.now() + 3_600_000), status.INVALID_ARGUMENT, /future/],
+    ['00000000-0000-4000-8000-000000000000', status.INVALID_ARGUMENT, /UUID of version 7/],
+  ]
+  for (const [id, code, details] of refused) {
+    await assert.rejects(admin.explainDecision({ decisionId: id }, AS_READER), { code, details })
+  }
+})
+
+test('the status tells ready, not ready with its reasons, unreachable, and off with why', { skip }, async () => {
+  const { services } = await admin.getStatus({}, AS_READER)
+  assert.deepEqual(
+    services.map(({ name, state, detail }) => [name, state, detail]),
+    [
+      ['gateway', ServiceState.READY, ''],
+      ['authorizer', ServiceState.NOT_READY, 'bus: is not connected'],
+      ['payment-verifier', ServiceState.NOT_READY, 'does not answer'],
+      ['node-sensor', ServiceState.OFF, 'needs root'],
+    ],
+  )
+})
+
+test('an oversized request and bytes that are no message are refused, and the next call is answered', {
+  skip,
+}, async () => {
+  await assert.rejects(apply(`#${'x'.repeat(1_048_576)}`), {
+    code: status.INVALID_ARGUMENT,
+    details: /larger than 1048576/,
+  })
+  await assert.rejects(apply('x'.repeat(3_000_000)), { code: status.RESOURCE_EXHAUSTED })
+  const raw = new Client(stack.address, credentials.createInsecure())
+  const { path } = grpcDefinition(AdminService).apply
+  const sent = new Promise((resolve, reject) => {
+    const bytes = Buffer.from('ffffffff', 'hex')
+    raw.makeUnaryRequest(
+      path,
+      (value: Buffer) => value,
+      (value) => value,
+      bytes,
+      (error) => (error ? reject(error) : resolve(0)),
+    )
+  })
+  await assert.rejects(sent, { code: status.INTERNAL })
+  raw.close()
+  // A fault that would not fit into a gRPC status, with a surrogate pair where it is cut.
+  const many = Array.from({ length: 60 }, (_, index) => `"${'😀'.repeat(30 + (index % 2))}${index}": 1\n`).join('')
+  await assert.rejects(apply(`${planOf('a')}${many}`), { code: status.INVALID_ARGUMENT, details: /^f\.yaml:5: / })
+  await assert.rejects(apply(`kind: "${'😀'.repeat(500)}"`), { code: status.INVALID_ARGUMENT })
+  assert.equal((await admin.getStatus({}, AS_READER)).services.length, 4)
+})
+
+test('while the bus is away calls fail in time and the service is not ready; afterwards both are well by themselves', {
+  skip,
+}, async () => {
+  await stack.nats.stop()
+  const refused: number[] = [status.UNAVAILABLE, status.DEADLINE_EXCEEDED]
+  await assert.rejects(admin.listBlocks({}, AS_READER), (error: { code: number }) => refused.includes(error.code))
+  const ready = async () => (await fetch(`${stack.adminApi.healthUrl}/healthz/ready`)).status
+  await eventually(async () => (await ready()) === 503, { what: 'admin-api is not ready' })
+  await stack.nats.start()
+  await eventually(async () => (await ready()) === 200, { what: 'admin-api is ready again' })
+  await eventually(() => admin.listBlocks({}, AS_READER), { what: 'blocks are listed again' })
+})
+
+test('on SIGTERM the service ends in order while a stream is open', { skip }, async () => {
+  const watched = Array.fromAsync(admin.watchFlows({}, { metadata: READER }))
+  watched.catch(() => undefined)
+  const metrics = async () => (await fetch(`${stack.adminApi.healthUrl}/metrics`)).text()
+  await eventually(async () => /tollward_admin_flow_watchers 1/.test(await metrics()), { what: 'the stream is open' })
+  assert.equal(await stack.adminApi.stop(), 0)
+  await assert.rejects(watched, { code: status.UNAVAILABLE })
+})

@@ -34,6 +34,8 @@ export interface ChainHandlers {
   onChange(change: ChainChange): Promise<void>
   /** Unconfirmed outputs to watched scripts; some of them again and again. */
   onMempool(outputs: readonly WatchedOutput[]): Promise<void>
+  /** Everything up to the node's best block was handled; after each round that found something or nothing. */
+  onCaughtUp?(): Promise<void>
   /** A round failed and will be repeated. */
   onTrouble(error: AppError): void
 }
@@ -102,7 +104,7 @@ export class ChainFollower implements AsyncDisposable {
   #caughtUp = false
   #networkChecked = false
   #silentSinceMs: number | undefined
-  #rescanFrom: number | undefined
+  readonly #rescans: { readonly from: number; readonly until: number }[] = []
   /** Transactions of the mempool that were looked at. */
   #mempool = new Set<string>()
   #mempoolDue = true
@@ -139,9 +141,12 @@ export class ChainFollower implements AsyncDisposable {
     return this.#silentSinceMs === undefined ? 0 : performance.now() - this.#silentSinceMs
   }
 
-  /** Looks again at the blocks from this height on, and at the mempool: for scripts that began to be watched late. */
-  rescan(fromHeight: number): void {
-    this.#rescanFrom = Math.min(fromHeight, this.#rescanFrom ?? fromHeight)
+  /**
+   * Looks again at the blocks of these heights, by default up to the best one, and at the mempool: for scripts that began to be
+   * watched late, or for a block that was handled in part.
+   */
+  rescan(from: number, until = Number.POSITIVE_INFINITY): void {
+    this.#rescans.push({ from, until })
     this.#wake()
   }
 
@@ -216,7 +221,9 @@ export class ChainFollower implements AsyncDisposable {
     await this.#readMempool()
     // A regtest node says that it downloads until its best block is fresh, which may be never.
     const downloading = info.initialblockdownload && this.#options.network !== 'regtest'
-    this.#caughtUp = !downloading && info.blocks >= info.headers && !this.#stopped
+    const caughtUp = !downloading && info.blocks >= info.headers && !this.#stopped
+    if (caughtUp) await this.#options.handlers.onCaughtUp?.()
+    this.#caughtUp = caughtUp
   }
 
   async #checkNetwork(): Promise<void> {
@@ -272,21 +279,17 @@ export class ChainFollower implements AsyncDisposable {
   }
 
   async #rescanBlocks(): Promise<void> {
-    const from = this.#rescanFrom
-    if (from === undefined) return
-    this.#rescanFrom = undefined
-    try {
-      for (let height = from; height <= (this.tip?.height ?? -1) && !this.#stopped; height += 1) {
+    for (let next = this.#rescans[0]; next !== undefined; next = this.#rescans[0]) {
+      const until = Math.min(next.until, this.tip?.height ?? -1)
+      for (let height = next.from; height <= until && !this.#stopped; height += 1) {
         const connected = await this.#connect(undefined, height, height)
         if (connected.some(({ outputs }) => outputs.length > 0)) {
           await this.#options.handlers.onChange({ disconnected: [], connected })
         }
       }
+      this.#rescans.shift()
       this.#mempool.clear()
       this.#mempoolDue = true
-    } catch (error) {
-      this.#rescanFrom = from
-      throw error
     }
   }
 

@@ -1,0 +1,149 @@
+import { create } from '@bufbuild/protobuf'
+import { timestampFromMs } from '@bufbuild/protobuf/wkt'
+import type { Network } from '@tollward/bitcoin'
+import type { Implementation } from '@tollward/bus'
+import { InvoiceRedeemedSchema } from '@tollward/contracts/ledger'
+import { RedeemOutcome, type VerifierService } from '@tollward/contracts/payment'
+import { AppError } from '@tollward/errors'
+import { type Invoice, standingOf, type View } from '../domain/invoice.ts'
+import { passIdOf } from '../domain/pass.ts'
+import { decideRedemption, type Presentation, type Redemption } from '../domain/redemption.ts'
+import type { Metrics } from '../metrics.ts'
+import { assertFollowed, type Chain } from './chain.ts'
+import type { LedgerBook } from './ledger.ts'
+import type { Passes } from './passes.ts'
+
+/** When asking again makes sense: where blocks come by the minute, and where they come when somebody mines. */
+const RETRY_AFTER_SECONDS: Readonly<Record<Network, number>> = { regtest: 1, signet: 30, mainnet: 30 }
+const LIST_DEFAULT = 100
+const LIST_MAX = 1_000
+const TXID = /^[0-9a-f]{64}$/
+
+export interface VerifierOptions {
+  readonly book: LedgerBook
+  readonly chain: Chain
+  readonly passes: Passes
+  readonly metrics: Metrics
+  readonly network: Network
+  readonly nodeSilentMaxMs: number
+}
+
+type Response = Awaited<ReturnType<Implementation<typeof VerifierService>['redeem']>>
+
+/** What payment-verifier answers on the bus. */
+export function verifier(options: VerifierOptions): Implementation<typeof VerifierService> {
+  const { passes, metrics } = options
+  return {
+    redeem: async ({ clientId, plan, txid }) => {
+      const presentation = { clientId, plan, txid: txid.toLowerCase() }
+      if (!TXID.test(presentation.txid)) throw invalid('A txid is 64 hexadecimal digits.')
+      if (clientId === '' || plan === '')
+        throw invalid('Say which client presents the transaction, and for which plan.')
+      const redemption = await redeem(presentation, options)
+      metrics.redemptions.inc({ outcome: redemption.outcome })
+      return await answerOf(redemption, options)
+    },
+    lease: async ({ passId, holder, wantedRequests }) => {
+      if (passId === '' || holder === '') throw invalid('Say which pass, and who will spend the chunk.')
+      return { grantedRequests: await passes.lease(passId, wantedRequests) }
+    },
+    record: async ({ passId, holder, unusedRequests, recordId }) => {
+      if (passId === '' || holder === '' || recordId === '')
+        throw invalid('Say which pass, who gives back, and the record id.')
+      await passes.giveBack(passId, unusedRequests, recordId)
+      return {}
+    },
+    listInvoices: async ({ clientId, limit }) => {
+      const { book, chain } = options
+      const all = clientId === '' ? [...book.ledger.invoices()] : book.ledger.invoicesOf(clientId)
+      const newest = all.slice(-Math.min(limit === 0 ? LIST_DEFAULT : limit, LIST_MAX)).reverse()
+      const view = await chain.view(newest)
+      return { invoices: newest.map((invoice) => listed(invoice, view, passes)) }
+    },
+  }
+}
+
+/** Decides on the last entry of the ledger, and if the decision is a new pass, makes it the next one. */
+async function redeem(presentation: Presentation, options: VerifierOptions): Promise<Redemption> {
+  const { book, chain, passes, nodeSilentMaxMs } = options
+  const view = await chain.view(book.ledger.invoicesOf(presentation.clientId))
+  let redemption: Redemption = decideRedemption(presentation, book.ledger, view, (passId) => passes.use(passId))
+  if (redemption.outcome !== 'redeem') return redemption
+  // Closed: while we don't see the chain, a reorganisation may have taken the payment back.
+  assertFollowed(chain, nodeSilentMaxMs)
+  await book.write((ledger, nowMs) => {
+    // After our own entry the decision is "pass", which is what ends the writing.
+    redemption = decideRedemption(presentation, ledger, view, (passId) => passes.use(passId))
+    if (redemption.outcome !== 'redeem') return undefined
+    const invoiceId = redemption.invoice.id
+    const value = create(InvoiceRedeemedSchema, {
+      invoiceId,
+      passId: passIdOf(invoiceId),
+      redeemedAt: timestampFromMs(nowMs),
+    })
+    return { case: 'invoiceRedeemed', value }
+  })
+  return redemption
+}
+
+async function answerOf(redemption: Redemption, { passes, network }: VerifierOptions): Promise<Response> {
+  const retryAfterSeconds = RETRY_AFTER_SECONDS[network]
+  switch (redemption.outcome) {
+    case 'pass':
+    case 'redeem':
+      return { outcome: RedeemOutcome.REDEEMED, pass: await passes.ensure(redemption.invoice) }
+    case 'pending': {
+      const { confirmationsMissing } = redemption
+      const detail = `The payment needs ${confirmationsMissing} more confirmation${confirmationsMissing === 1 ? '' : 's'}.`
+      return { outcome: RedeemOutcome.PENDING, confirmationsMissing, retryAfterSeconds, detail }
+    }
+    case 'not-seen':
+      return {
+        outcome: RedeemOutcome.NOT_SEEN,
+        retryAfterSeconds,
+        detail: 'No payment of yours with this txid is known here yet: pay your invoice, then send the txid again.',
+      }
+    case 'nothing-open':
+      return {
+        outcome: RedeemOutcome.NOTHING_OPEN,
+        detail: 'This txid pays no invoice of yours, and none of yours is open: open one and pay it.',
+      }
+    case 'exhausted':
+      return { outcome: RedeemOutcome.EXHAUSTED, detail: 'What this payment bought is used up: open a new invoice.' }
+    case 'insufficient':
+      return { outcome: RedeemOutcome.INSUFFICIENT, detail: shortfall(redemption) }
+  }
+}
+
+function shortfall({ invoice, standing }: Extract<Redemption, { outcome: 'insufficient' }>): string {
+  const missing = invoice.amountSats - standing.receivedSats - standing.pendingSats
+  if (missing <= 0n)
+    return 'The payment came after the time of its invoice. It is on record: ask the operator about it.'
+  if (!standing.open)
+    return `The payment is ${missing} sats short, and its invoice is closed. It is on record: ask the operator about it.`
+  const until = new Date(invoice.payByMs).toISOString()
+  return `The payment is ${missing} sats short: pay them to the same address before ${until}.`
+}
+
+function listed(invoice: Invoice, view: View, passes: Passes) {
+  const use = invoice.redeemed === undefined ? 'usable' : passes.use(invoice.redeemed.passId)
+  const { state, receivedSats, confirmations } = standingOf(invoice, view, use)
+  return {
+    invoiceId: invoice.id,
+    clientId: invoice.clientId,
+    plan: invoice.plan,
+    amountSats: invoice.amountSats,
+    receivedSats,
+    address: invoice.address,
+    state,
+    confirmations,
+    confirmationsNeeded: invoice.confirmationsNeeded,
+    openedAt: timestampFromMs(invoice.openedAtMs),
+    payBy: timestampFromMs(invoice.payByMs),
+    confirmBy: timestampFromMs(invoice.confirmByMs),
+  }
+}
+
+function invalid(message: string): AppError {
+  return new AppError('invalid_argument', message)
+}

@@ -1,0 +1,54 @@
+import { Counter, Gauge, type Registry } from 'prom-client'
+
+/** Metrics of payment-verifier. Labels come from closed sets; what a caller sends is never one. */
+export type Metrics = ReturnType<typeof verifierMetrics>
+
+/** What is read when the metrics are asked for. */
+export interface MetricSources {
+  readonly tipHeight: () => number
+  readonly nodeSilentForMs: () => number
+  readonly ledgerSequence: () => number
+  readonly unknownEntries: () => number
+  readonly nextAddressIndex: () => number
+}
+
+export function verifierMetrics(registry: Registry) {
+  const registers = [registry]
+  const counter = <L extends string>(name: string, help: string, labelNames: readonly L[] = []) =>
+    new Counter({ name: `tollward_payment_${name}_total`, help, labelNames, registers })
+  return {
+    blocks: counter('blocks', 'Blocks that joined or left the best chain.', ['change']),
+    nodeTroubles: counter('node_troubles', 'Rounds of following the chain that failed and were repeated.', ['code']),
+    appended: counter('ledger_entries', 'Ledger entries written, by kind and whether another writer was first.', [
+      'entry',
+      'result',
+    ]),
+    invoiceRequests: counter('invoice_requests', 'Requests over HTTP, by what came of them.', ['request', 'result']),
+    redemptions: counter('redemptions', 'Transactions presented, by outcome.', ['outcome']),
+    leasedRequests: counter('leased_requests', 'Requests of quotas handed out to decision points.'),
+    passConflicts: counter('pass_conflicts', 'Changes of a pass that another replica was faster with.'),
+    documentFaults: counter('document_faults', 'Documents that cannot be read; what was in force stays.'),
+  }
+}
+
+/** Gauges of what the running parts know. */
+export function registerGauges(registry: Registry, sources: MetricSources): void {
+  const gauge = (name: string, help: string, read: () => number) =>
+    new Gauge({
+      name: `tollward_payment_${name}`,
+      help,
+      registers: [registry],
+      collect() {
+        this.set(read())
+      },
+    })
+  gauge('tip_height', 'Height of the last block that was handled.', sources.tipHeight)
+  gauge('node_silent_seconds', 'How long the bitcoin node has not answered.', () => sources.nodeSilentForMs() / 1000)
+  gauge('ledger_sequence', 'Last entry of the ledger known here.', sources.ledgerSequence)
+  gauge('ledger_unknown_entries', 'Ledger entries that this version could not use.', sources.unknownEntries)
+  gauge(
+    'address_index_next',
+    'Next address index: a wallet that recovers the account has to look this far.',
+    sources.nextAddressIndex,
+  )
+}

@@ -1,0 +1,88 @@
+import type { AddressInfo } from 'node:net'
+import { nodeClient, parseAccountKey } from '@tollward/bitcoin'
+import { connectBus } from '@tollward/bus'
+import { VerifierService } from '@tollward/contracts/payment'
+import { IntrospectorService } from '@tollward/contracts/token'
+import { AppError } from '@tollward/errors'
+import { aborted, readSecretFile, type ServiceContext } from '@tollward/runtime'
+import { announce } from './adapters/announcer.ts'
+import { Chain } from './adapters/chain.ts'
+import { createHttp } from './adapters/http.ts'
+import { LedgerBook } from './adapters/ledger.ts'
+import { Passes } from './adapters/passes.ts'
+import { followPlans } from './adapters/plans.ts'
+import { verifier } from './adapters/verifier.ts'
+import type { Config } from './config.ts'
+import type { Applied } from './domain/ledger.ts'
+import { registerGauges, verifierMetrics } from './metrics.ts'
+
+/** Invoices, the chain, passes. */
+export async function run({ name, config, log, registry, health, signal }: ServiceContext<Config>): Promise<void> {
+  await using resources = new AsyncDisposableStack()
+  const { network, publicUrl, nodeSilentMaxMs, openInvoicesMax, invoicesPerMinute } = config
+  const account = parseAccountKey(config.accountKey, network)
+  const node = nodeClient({ url: config.nodeUrl, ...nodeCredentials(config) })
+  const metrics = verifierMetrics(registry)
+
+  const nkeySeed = config.natsNkeyFile === undefined ? {} : { nkeySeed: readSecretFile(config.natsNkeyFile) }
+  const bus = resources.use(await connectBus({ servers: config.natsUrl, name, ...nkeySeed, log, registry }))
+  health.check('bus', () => (bus.connected ? undefined : 'the connection to NATS is lost'))
+
+  const plans = resources.use(await followPlans(bus, metrics, log))
+  const passes = resources.use(await Passes.open(bus, metrics))
+  let onApplied = (_applied: Applied) => {}
+  const book = resources.use(await LedgerBook.open(bus, metrics, (applied) => onApplied(applied)))
+
+  const zmq = config.nodeZmqUrl === undefined ? {} : { zmqUrl: config.nodeZmqUrl }
+  const chain = resources.use(new Chain({ node, account, ...zmq, book, passes, metrics, log, signal }))
+  onApplied = ({ opened }) => {
+    // Another replica gave the address out before we knew of it: its payment may be in a block that we looked through already.
+    const tipHeight = chain.follower.tip?.height ?? 0
+    if (opened !== undefined && opened.tipHeight < tipHeight) chain.follower.rescan(opened.tipHeight + 1)
+  }
+  health.check('chain', () => chain.trouble(nodeSilentMaxMs))
+  registerGauges(registry, {
+    tipHeight: () => chain.follower.tip?.height ?? 0,
+    nodeSilentForMs: () => chain.follower.silentForMs,
+    ledgerSequence: () => book.ledger.sequence,
+    unknownEntries: () => book.ledger.unknownEntries,
+    nextAddressIndex: () => book.ledger.nextAddressIndex,
+  })
+
+  for (const announcer of await announce(bus, book)) resources.use(announcer)
+  resources.use(bus.serve(VerifierService, verifier({ book, chain, passes, metrics, network, nodeSilentMaxMs })))
+  const introspector = bus.client(IntrospectorService)
+  const limits = { openInvoicesMax, invoicesPerMinute }
+  const http = createHttp({
+    book,
+    chain,
+    passes,
+    plans,
+    account,
+    introspector,
+    metrics,
+    log,
+    publicUrl,
+    limits,
+    nodeSilentMaxMs,
+  })
+  resources.defer(() => http.close())
+  await http.listen({ host: config.listenHost, port: config.listenPort })
+
+  health.ready()
+  log.info({ network, port: (http.server.address() as AddressInfo).port }, 'ready')
+  await Promise.race([aborted(signal), chain.follower.failed])
+}
+
+function nodeCredentials({ nodeCookieFile, nodeUser, nodePasswordFile }: Config) {
+  if (nodeCookieFile !== undefined && nodeUser === undefined && nodePasswordFile === undefined) {
+    return { cookieFile: nodeCookieFile }
+  }
+  if (nodeCookieFile === undefined && nodeUser !== undefined && nodePasswordFile !== undefined) {
+    return { user: nodeUser, password: readSecretFile(nodePasswordFile) }
+  }
+  throw new AppError(
+    'invalid_argument',
+    'Give either TOLLWARD_NODE_COOKIE_FILE, or TOLLWARD_NODE_USER and TOLLWARD_NODE_PASSWORD_FILE.',
+  )
+}

@@ -173,11 +173,15 @@ test('draining while another CPU counts packets loses and doubles none', { skip:
   const turn = async () => {
     for (const { packets } of await collect(drain)) counted += packets
   }
-  for (let round = 0; round < 30; round++) await turn()
+  // Turns in which nothing was counted show nothing.
+  for (let busyTurns = 0; busyTurns < 30; ) {
+    const before = counted
+    await turn()
+    if (counted > before) busyTurns += 1
+  }
   Atomics.store(stop, 0, 1)
   const [sent] = await once(sender, 'message')
   for (let round = 0; round < 2; round++) await turn()
-  assert(sent > 1000)
   assert.equal(counted, BigInt(sent))
 })
 

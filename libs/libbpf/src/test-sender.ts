@@ -4,7 +4,7 @@ import { parentPort, workerData } from 'node:worker_threads'
 import { testRun } from './object.ts'
 
 /** In one system call: so often that a count is most likely under way whenever anything else happens. */
-const REPEAT = 20_000
+const REPEAT = 400_000
 
 const { fd, frames, stop } = workerData as { fd: number; frames: Uint8Array[]; stop: Int32Array }
 assert(parentPort)

@@ -31,15 +31,17 @@ export class BoundedTable<V> {
     return value
   }
 
-  set(key: string, value: V): void {
+  /** Returns the value that had to go, if one had. */
+  set(key: string, value: V): V | undefined {
     this.#entries.delete(key)
     this.#entries.set(key, value)
-    if (this.#entries.size <= this.limit) return
-    for (const oldest of this.#entries.keys()) {
+    if (this.#entries.size <= this.limit) return undefined
+    for (const [oldest, evicted] of this.#entries) {
       this.#entries.delete(oldest)
       this.#evictions += 1
-      return
+      return evicted
     }
+    return undefined
   }
 
   /** Whether the key was there. */

@@ -39,6 +39,8 @@ export interface Scan {
 export class PortScanDetector {
   readonly #sights: BoundedTable<Sight>
   readonly #seed: number
+  /** Let go by the table, to be used again: forged sources must not make garbage faster than it is collected. */
+  #spare: Sight | undefined
 
   /** The seed keeps a scanner from choosing ports that fall on the same bits. */
   constructor(seed: number, sourcesMax = SOURCES_MAX) {
@@ -63,8 +65,8 @@ export class PortScanDetector {
     const known = this.#sights.get(first.sourceKey)
     // A sight of a later window was made before somebody set a clock back.
     const isUsable = known !== undefined && known.window <= Math.floor(first.atMs / windowMs) + 1
-    const sight = isUsable ? known : newSight(first.atMs, windowMs)
-    this.#sights.set(first.sourceKey, sight)
+    const sight = isUsable ? known : this.#newSight(first.atMs, windowMs)
+    this.#spare = this.#sights.set(first.sourceKey, sight) ?? this.#spare
     for (const { destinationPort, atMs } of attempts) {
       advance(sight, atMs, windowMs)
       const bit = mix(destinationPort ^ this.#seed) % BITS
@@ -75,11 +77,13 @@ export class PortScanDetector {
     const { source, sourceKey } = first
     return { source, sourceKey, sinceMs: sight.firstMs, untilMs: last.atMs, ports }
   }
-}
 
-function newSight(atMs: number, windowMs: number): Sight {
-  const bitmap = () => new Uint8Array(BITS / 8)
-  return { window: Math.floor(atMs / windowMs), current: bitmap(), previous: bitmap(), firstMs: atMs }
+  #newSight(atMs: number, windowMs: number): Sight {
+    const bitmap = (used: Uint8Array | undefined) => used?.fill(0) ?? new Uint8Array(BITS / 8)
+    const [current, previous] = [bitmap(this.#spare?.current), bitmap(this.#spare?.previous)]
+    this.#spare = undefined
+    return { window: Math.floor(atMs / windowMs), current, previous, firstMs: atMs }
+  }
 }
 
 function advance(sight: Sight, atMs: number, windowMs: number): void {

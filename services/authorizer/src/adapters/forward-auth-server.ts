@@ -61,5 +61,6 @@ async function answer(
 function send(reply: FastifyReply, { status, headers, body }: ForwardAuthAnswer | Rejection): FastifyReply {
   reply.code(status)
   for (const [name, value] of headers) reply.header(name, value)
-  return reply.send(body)
+  // As bytes: to a text Fastify would add a charset, which JSON has not.
+  return reply.send(Buffer.from(body))
 }

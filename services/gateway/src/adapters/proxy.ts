@@ -1,4 +1,4 @@
-import { type IncomingMessage, METHODS, STATUS_CODES } from 'node:http'
+import { IncomingMessage, METHODS, STATUS_CODES } from 'node:http'
 import type { AddressInfo, Socket } from 'node:net'
 import { Transform } from 'node:stream'
 import replyFrom from '@fastify/reply-from'
@@ -46,9 +46,10 @@ class BodyTooLarge extends Error {
 /** Serves the API's clients: decides about each request in process, and forwards what is admitted. */
 export async function startProxy(options: ProxyOptions): Promise<Proxy> {
   const { host, port, tls } = options
+  // A request without Host is refused by the decision, with a reason, and not by Node.
+  const http = { maxHeaderSize: HEADER_BYTES_MAX, headersTimeout: HEADERS_TIMEOUT_MS, requireHostHeader: false }
   const shared = {
     logger: false,
-    http: { maxHeaderSize: HEADER_BYTES_MAX, headersTimeout: HEADERS_TIMEOUT_MS },
     requestTimeout: REQUEST_TIMEOUT_MS,
     keepAliveTimeout: KEEP_ALIVE_MS,
     bodyLimit: options.bodyBytesMax,
@@ -60,7 +61,7 @@ export async function startProxy(options: ProxyOptions): Promise<Proxy> {
     clientErrorHandler: (error: NodeJS.ErrnoException, socket: Socket) => unreadable(options, error, socket),
   } as const
   const server = (
-    tls ? fastify({ ...shared, https: { ...tls, minVersion: 'TLSv1.2' } }) : fastify(shared)
+    tls ? fastify({ ...shared, https: { ...http, ...tls, minVersion: 'TLSv1.2' } }) : fastify({ ...shared, http })
   ) as FastifyInstance
   await server.register(replyFrom, {
     base: options.upstreamUrl,
@@ -83,13 +84,13 @@ export async function startProxy(options: ProxyOptions): Promise<Proxy> {
 }
 
 function route(server: FastifyInstance, options: ProxyOptions): void {
-  const { decider, metrics, log, bodyBytesMax } = options
+  const { decider, metrics, log } = options
   for (const method of METHODS) {
     if (method !== 'CONNECT' && !server.supportedMethods.includes(method))
       server.addHttpMethod(method, { hasBody: true })
   }
   server.removeAllContentTypeParsers()
-  server.addContentTypeParser('*', (_request, body, done) => done(null, bounded(body, bodyBytesMax)))
+  server.addContentTypeParser('*', (_request, body, done) => done(null, body))
   server.addHook('onResponse', async (_request, reply) => {
     metrics.seconds.observe({ status: `${Math.floor(reply.statusCode / 100)}xx` }, reply.elapsedTime / 1000)
   })
@@ -113,6 +114,7 @@ async function answer(options: ProxyOptions, request: FastifyRequest, reply: Fas
   if (!decision.admitted) return refuse(reply, decision)
   if (Number(request.headers['content-length'] ?? 0) > bodyBytesMax)
     return refuse(reply, decider.refuse('body-too-large'))
+  if (request.body instanceof IncomingMessage) request.body = bounded(request.body, bodyBytesMax)
   return forward(options, request, reply, decision, peer)
 }
 
@@ -150,12 +152,11 @@ function failureOf(error: Error): Reason {
 function refuse(reply: FastifyReply, { status, headers, body }: Rejection): FastifyReply {
   reply.code(status)
   for (const [name, value] of headers) reply.header(name, value)
-  // What is left of a body that nobody reads would be taken for the next request.
-  if (!reply.request.raw.complete) reply.header('connection', 'close')
-  return reply.send(body)
+  // As bytes: to a text Fastify would add a charset, which JSON has not.
+  return reply.send(Buffer.from(body))
 }
 
-/** Passes a body on as it comes, and fails as soon as it is too large. */
+/** Passes a body on as it comes, and fails as soon as it is too large; the rest is read and thrown away. */
 function bounded(body: IncomingMessage, bytesMax: number): Transform {
   let bytes = 0
   const counting = new Transform({
@@ -164,8 +165,11 @@ function bounded(body: IncomingMessage, bytesMax: number): Transform {
       done(bytes > bytesMax ? new BodyTooLarge() : null, chunk)
     },
   })
+  counting.on('error', () => {
+    body.unpipe(counting)
+    body.resume()
+  })
   body.on('error', (error) => counting.destroy(error))
-  body.on('aborted', () => counting.destroy(new Error('The client went away.')))
   return body.pipe(counting)
 }
 

@@ -3,7 +3,7 @@ import { timestampFromMs } from '@bufbuild/protobuf/wkt'
 import { parseAddress } from '@tollward/contracts'
 import { Direction, type Flow, type FlowObserved, FlowObservedSchema, FlowSchema } from '@tollward/contracts/sensor'
 
-export const TCP = 6
+const TCP = 6
 
 export function address(text: string): Uint8Array {
   const parsed = parseAddress(text)

@@ -19,7 +19,7 @@ import { batch } from './test-flows.ts'
 const SERVICES = ['sensor-ingest', 'alert-router'] as const
 
 /** The blocks' audit as it was published, in order. */
-export type Audit = { decided: string[]; lifted: { cause: number; revision: bigint }[] }
+type Audit = { decided: string[]; lifted: { cause: number; revision: bigint }[] }
 
 /** A provisioned nats-server in which each service has its own credential, as in operation, and a bus that may do all. */
 export interface Stack extends AsyncDisposable {

@@ -35,7 +35,7 @@ export interface Occasion {
 }
 
 /** Derived from detector, source and window, so that a repeated detection is the same alert. */
-export function alertId(detector: string, sourceKey: string, windowStartMs: number): string {
+function alertId(detector: string, sourceKey: string, windowStartMs: number): string {
   return createHash('sha256').update(`${detector}\n${sourceKey}\n${windowStartMs}`).digest('hex').slice(0, 32)
 }
 

@@ -25,17 +25,15 @@ export type Action =
   | { readonly kind: 'alert'; readonly alert: Alert }
 
 /** What became of something detected. */
-export const RESULTS = [
-  'block',
-  'alert',
-  'observed',
-  'share_exceeded',
-  'already_blocked',
-  'suppressed',
-  'guarded',
-  'allowed',
-] as const
-export type Result = (typeof RESULTS)[number]
+export type Result =
+  | 'block'
+  | 'alert'
+  | 'observed'
+  | 'share_exceeded'
+  | 'already_blocked'
+  | 'suppressed'
+  | 'guarded'
+  | 'allowed'
 
 export interface Observation {
   readonly arrival: Arrival

@@ -12,7 +12,7 @@ const SOURCES_MAX = 16_384
 const BITS = 1024
 
 /** Above this the bitmap is full and tells no numbers apart: settings beyond it are held to it. */
-export const PORTS_COUNTABLE_MAX = 5000
+const PORTS_COUNTABLE_MAX = 5000
 
 interface Sight {
   window: number

@@ -1,10 +1,10 @@
 import { BoundedTable } from './bounded-table.ts'
 
 /** What goes on is told again this often. */
-export const ALERT_REPEAT_MS = 5 * 60_000
+const ALERT_REPEAT_MS = 5 * 60_000
 
 /** What was quiet for this long and comes again is something new. Also the window of an alert's id. */
-export const ALERT_QUIET_MS = 60_000
+const ALERT_QUIET_MS = 60_000
 
 /** Things under way at once. About 100 bytes each. */
 const KEYS_MAX = 16_384

@@ -25,7 +25,13 @@ describe('the guard on a cable', { skip }, () => {
   const network = new TestNetwork()
   let object: string
   let loader: Awaited<ReturnType<TestNetwork['start']>>
-  const load = (hook: string) => network.start(LOADER, object, directory, NODE_INTERFACE, hook)
+  const load = (hook: string, name = NODE_INTERFACE) => network.start(LOADER, object, directory, name, hook)
+
+  function enforce(netnsInum = network.nodeInum): void {
+    using config = openPinnedMap(join(directory, 'config'))
+    const settings = { mode: 'enforce', managementPorts: [MANAGEMENT_PORT], netnsInum } as const
+    config.update(Buffer.alloc(4), encodeConfig(settings))
+  }
 
   before(async () => {
     mountBpffs()
@@ -34,9 +40,7 @@ describe('the guard on a cable', { skip }, () => {
     await network.serve(PORT)
     await network.serve(MANAGEMENT_PORT)
     loader = await load('auto')
-    using config = openPinnedMap(join(directory, 'config'))
-    const settings = { mode: 'enforce', managementPorts: [MANAGEMENT_PORT], netnsInum: network.nodeInum } as const
-    config.update(Buffer.alloc(4), encodeConfig(settings))
+    enforce()
   })
   after(async () => {
     try {
@@ -67,11 +71,9 @@ describe('the guard on a cable', { skip }, () => {
   })
 
   test('a handshake in another network namespace marks no flow', async () => {
-    using config = openPinnedMap(join(directory, 'config'))
-    const settings = { mode: 'enforce', managementPorts: [MANAGEMENT_PORT] } as const
-    config.update(Buffer.alloc(4), encodeConfig({ ...settings, netnsInum: network.nodeInum + 1 }))
+    enforce(network.nodeInum + 1)
     assert.equal(await network.connect(ATTACKER, PORT), 'served')
-    config.update(Buffer.alloc(4), encodeConfig({ ...settings, netnsInum: network.nodeInum }))
+    enforce()
     const flows = (await drain(directory)).filter(({ protocol }) => protocol === 6)
     assert(flows.length > 0)
     assert(flows.every(({ established }) => !established))
@@ -134,6 +136,18 @@ describe('the guard on a cable', { skip }, () => {
     assert.match(await network.queueingDisciplines(), /clsact/)
     assert.equal((await load('detach')).line, '{ links: 2, programs: 1, maps: 12 }')
     assert.doesNotMatch(await network.queueingDisciplines(), /clsact/)
+  })
+
+  test('on the loopback interface XDP is generic: a blocked 127.0.0.66 gets no answer, 127.0.0.1 always does', async () => {
+    loader = await load('auto', 'lo')
+    assert.match(loader.line, /^generic (tcx|clsact) tracing$/)
+    enforce()
+    block('127.0.0.66', 0n)
+    block('127.0.0.1', 0n)
+    assert.equal(await network.connect('127.0.0.66', PORT, 'node'), 'silence')
+    assert.equal(await network.connect('127.0.0.66', MANAGEMENT_PORT, 'node'), 'served')
+    assert.equal(await network.connect('127.0.0.1', PORT, 'node'), 'served')
+    assert.equal(await network.connect('127.0.0.67', PORT, 'node'), 'served')
   })
 })
 

@@ -9,11 +9,9 @@ export {
   type RemovedPins,
   removePins,
 } from './attach.ts'
-export { enumValues, type StructLayout, structLayout } from './btf.ts'
 export { bootNsToWallTimeMs, bootTimeNs, wallTimeToBootNs } from './clock.ts'
 export { FlowDrain } from './flow-drain.ts'
 export {
-  BLOCK_MODE,
   type Block,
   type BlockMode,
   type BlockTarget,
@@ -22,13 +20,10 @@ export {
   type CounterName,
   decodeBlock,
   decodeFirstHit,
-  decodeFlow,
   decodeSpilledFlow,
   encodeBlock,
   encodeConfig,
   type FirstHit,
-  FLOW,
-  FLOW_KEY,
   type FlowRecord,
   type GuardConfig,
   type GuardMode,

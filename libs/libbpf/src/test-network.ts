@@ -41,6 +41,7 @@ export class TestNetwork implements AsyncDisposable {
     for (const address of CLIENT_ADDRESSES)
       await run('ip', ['-n', this.client, 'address', 'add', `${address}/24`, 'dev', 'client0'])
     await run('ip', ['-n', this.node, 'link', 'set', NODE_INTERFACE, 'up'])
+    await run('ip', ['-n', this.node, 'link', 'set', 'lo', 'up'])
     await run('ip', ['-n', this.client, 'link', 'set', 'client0', 'up'])
     return this
   }
@@ -64,9 +65,9 @@ export class TestNetwork implements AsyncDisposable {
     assert.equal(line, 'ready')
   }
 
-  /** What a client sees who connects from this address: `served`, `silence` or the name of an error. */
-  async connect(localAddress: string, port: number): Promise<string> {
-    const command = [`--net=/run/netns/${this.client}`, process.execPath, '-e', CLIENT, localAddress, String(port)]
+  /** What a caller sees who connects from this address: `served`, `silence` or the name of an error. */
+  async connect(localAddress: string, port: number, from: 'client' | 'node' = 'client'): Promise<string> {
+    const command = [`--net=/run/netns/${this[from]}`, process.execPath, '-e', CLIENT, localAddress, String(port)]
     return (await run('nsenter', command)).stdout.trim()
   }
 

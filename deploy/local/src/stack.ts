@@ -23,6 +23,9 @@ const READY_MAX_MS = 90_000
 /** What the sensor is built from and loaded by. */
 const SENSOR_PACKAGES = ['clang', 'libbpf1', 'libbpf-dev', 'make']
 
+/** `node-sensor check` exits with this when something is missing, and says what. */
+const CHECK_LACKS = 3
+
 const runFile = promisify(execFile)
 
 /** A running stack. */
@@ -82,8 +85,9 @@ async function whatIsOff(paths: Paths, progress: (line: string) => void): Promis
     })
     return {}
   } catch (error) {
-    const { stdout = '', stderr = '' } = error as { stdout?: string; stderr?: string }
-    return { 'node-sensor': `${stdout}${stderr}`.trim().split('\n').join('; ') || String(error) }
+    const { code, stdout = '' } = error as { code?: number; stdout?: string }
+    if (code !== CHECK_LACKS) throw error
+    return { 'node-sensor': stdout.trim().split('\n').join('; ') }
   }
 }
 

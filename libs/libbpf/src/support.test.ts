@@ -1,11 +1,12 @@
 import assert from 'node:assert/strict'
-import { writeFile } from 'node:fs/promises'
+import { mkdir, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { test } from 'node:test'
 import { temporaryDirectory } from '@tollward/testkit'
+import { removePins } from './attach.ts'
 import { bootNsToWallTimeMs, bootTimeNs, wallTimeToBootNs } from './clock.ts'
 import { BpfError } from './native.ts'
-import { loadObject } from './object.ts'
+import { isPinMismatch, loadObject } from './object.ts'
 import { compile, mountBpffs, probeSupport } from './support.ts'
 import { compileSensor, loadSensor, needsKernel } from './test-sensor.ts'
 
@@ -77,4 +78,20 @@ test('a map refuses keys and values of another size, and says when it is full', 
   for (const key of map.keys()) assert.equal(map.delete(key), true)
   assert.equal(map.delete(Buffer.alloc(16, 1)), false)
   assert.equal(map.lookup(Buffer.alloc(16, 1)), undefined)
+})
+
+test('a pinned map of another shape is never taken over, and said to be the reason', {
+  skip: needsKernel,
+}, async () => {
+  mountBpffs()
+  const directory = `/sys/fs/bpf/tollward-shape-${process.pid}`
+  await mkdir(directory)
+  const load = async (maxEntries: number) =>
+    loadObject(await compileSensor(), { maps: { guarded: { maxEntries, pinPath: join(directory, 'guarded') } } })
+  try {
+    for (let time = 0; time < 2; time++) (await load(16)).close()
+    await assert.rejects(load(32), isPinMismatch)
+  } finally {
+    assert.deepEqual(removePins(directory), { links: 0, programs: 0, maps: 1 })
+  }
 })

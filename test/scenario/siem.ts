@@ -30,7 +30,7 @@ export interface Siem extends AsyncDisposable {
 }
 
 /** Connects as the local stack's SIEM. */
-export async function openSiem(state = join(ROOT, '.tollward')): Promise<Siem> {
+export async function openSiem(state = process.env.TOLLWARD_STATE ?? join(ROOT, '.tollward')): Promise<Siem> {
   const { servers, nkeySeedFile, inboxPrefix } = JSON.parse(readFileSync(join(state, 'siem.json'), 'utf8')) as Record<
     string,
     string

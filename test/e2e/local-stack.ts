@@ -1,0 +1,77 @@
+import { readdirSync, readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { startProcess, temporaryDirectory } from '@tollward/testkit'
+import { ROOT } from '../checks/copy.ts'
+import { Customer, clientDocument } from '../scenario/customer.ts'
+import { tollward } from '../scenario/operator.ts'
+
+const START_MAX_MS = 120_000
+
+/** The local stack, started as `npm start` starts it, with a state directory of its own. */
+export interface LocalStack extends AsyncDisposable {
+  readonly state: string
+  readonly operatorFile: string
+  readonly lines: readonly string[]
+  /** Process id of a program by the last part of its path: a service's name, nats-server, bitcoind. */
+  pidOf(program: string): number | undefined
+  tollward<T = unknown>(args: readonly string[], input?: string): Promise<T>
+  /** A client that is known but has not paid. */
+  customer(name: string, from?: string): Promise<Customer>
+  /** A client with an active pass for the plan `orders`. */
+  payingCustomer(name: string, from?: string): Promise<Customer>
+  /** Ends the stack in an orderly way and gives its exit code. */
+  stop(): Promise<number | NodeJS.Signals>
+}
+
+/** Starts the stack and waits until it says that it is ready. */
+export async function startLocalStack(): Promise<LocalStack> {
+  await using resources = new AsyncDisposableStack()
+  const { path: state } = resources.use(await temporaryDirectory('tollward-stack-'))
+  const main = join(ROOT, 'deploy/local/src/main.ts')
+  const running = resources.use(await startProcess(process.execPath, [main, '--state', state], { cwd: ROOT }))
+  await running.line(/is ready after/, START_MAX_MS)
+  const operatorFile = join(state, 'operator.json')
+  const command = <T>(args: readonly string[], input?: string) =>
+    tollward<T>(args, input === undefined ? { operatorFile } : { operatorFile, input })
+  const customer = async (name: string, from?: string) => {
+    const [applied] = await command<{ clientSecret: string }[]>(['apply', '-f', '-'], clientDocument(name))
+    const made = new Customer(name, applied?.clientSecret ?? '', from === undefined ? {} : { from })
+    await made.getToken()
+    return made
+  }
+  const owned = resources.move()
+  return {
+    state,
+    operatorFile,
+    lines: running.lines,
+    pidOf: (program) => programs(state).find(({ commandLine }) => commandLine.includes(program))?.pid,
+    tollward: command,
+    customer,
+    payingCustomer: async (name, from) => {
+      const made = await customer(name, from)
+      const { uri } = await made.getInvoice('orders')
+      const { txid } = await command<{ txid: string }>(['regtest', 'pay', uri])
+      await command(['regtest', 'mine', '1'])
+      made.txid = txid
+      return made
+    },
+    stop: () => running.stop(),
+    [Symbol.asyncDispose]: () => owned.disposeAsync(),
+  }
+}
+
+/** What still runs of a stack, known by the mark that its supervisor gives all its programs. */
+export function programs(state: string): { pid: number; commandLine: string }[] {
+  return readdirSync('/proc')
+    .filter((name) => /^\d+$/.test(name))
+    .flatMap((name) => {
+      try {
+        const environment = readFileSync(`/proc/${name}/environ`, 'utf8').split('\0')
+        if (!environment.includes(`LOCAL_STACK=${state}`)) return []
+        return [{ pid: Number(name), commandLine: readFileSync(`/proc/${name}/cmdline`, 'utf8').replaceAll('\0', ' ') }]
+      } catch {
+        // It ended while we looked.
+        return []
+      }
+    })
+}

@@ -298,6 +298,21 @@ describe('gateway', { skip }, () => {
     assert.equal(text, 'got one;got two;end')
   })
 
+  test('a client that goes away in the middle of its body does no harm', async () => {
+    const arrived = Promise.withResolvers<void>()
+    const ended = Promise.withResolvers<void>()
+    behind = (request) => {
+      request.once('data', () => arrived.resolve())
+      request.once('close', () => ended.resolve())
+    }
+    const socket = connect(httpPort, '127.0.0.1')
+    socket.write('POST /behind HTTP/1.1\r\nHost: tests.example\r\nContent-Length: 1000\r\n\r\nx')
+    await arrived.promise
+    socket.destroy()
+    await ended.promise
+    assert.equal((await ask('/public')).status, 200)
+  })
+
   test('an API that fails is 502, one that is too slow 504, and nothing is sent to it twice', async () => {
     let calls = 0
     behind = (request) => {

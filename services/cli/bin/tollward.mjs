@@ -1,0 +1,17 @@
+#!/usr/bin/env node
+// The command, for any Node from 20 on: goes on in the repository's own Node, which runs TypeScript as it is.
+import { spawn } from 'node:child_process'
+import { existsSync, realpathSync } from 'node:fs'
+import { dirname, join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+
+const root = join(dirname(realpathSync(fileURLToPath(import.meta.url))), '../../..')
+const node = join(root, 'node_modules/.bin/node')
+if (!existsSync(node)) {
+  process.stderr.write(`tollward: nothing is installed yet; run "npm start" in ${root} first.\n`)
+  process.exit(1)
+}
+const child = spawn(node, [join(root, 'services/cli/src/main.ts'), ...process.argv.slice(2)], { stdio: 'inherit' })
+// From a terminal the child gets Ctrl-C by itself; this process stays until the child has ended.
+for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.on(signal, () => child.kill(signal))
+child.on('exit', (code, signal) => process.exit(code ?? (signal === null ? 1 : 130)))

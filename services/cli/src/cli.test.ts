@@ -1,0 +1,284 @@
+import assert from 'node:assert/strict'
+import { execFile, spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { chmod, readFile, writeFile } from 'node:fs/promises'
+import { join, resolve } from 'node:path'
+import { Readable } from 'node:stream'
+import { after, before, test } from 'node:test'
+import { promisify } from 'node:util'
+import { create } from '@bufbuild/protobuf'
+import { timestampFromMs } from '@bufbuild/protobuf/wkt'
+import { contract, FINDING_SUBJECT, parseAddress } from '@tollward/contracts'
+import { CallObservedSchema, Direction, FlowObservedSchema, FlowSchema, Outcome } from '@tollward/contracts/sensor'
+import { eventually, freePort, requires } from '@tollward/testkit'
+import { runCommand } from './program.ts'
+import { CLIENT_SECRET, startTestStack, type TestStack } from './test-stack.ts'
+
+const skip = await requires({ tools: ['nats-server'] })
+const ROOT = resolve(import.meta.dirname, '../../..')
+const BIN = join(ROOT, 'services/cli/bin/tollward.mjs')
+
+const PLAN = `apiVersion: tollward.dev/v1
+kind: Plan
+metadata: { name: orders }
+spec: { priceSats: 1000, requests: 10, confirmations: 1, payWithin: 15m, confirmWithin: 2h }
+`
+const CLIENT = `apiVersion: tollward.dev/v1
+kind: Client
+metadata: { name: shop }
+spec: { grants: [client_credentials], scopes: [orders] }
+`
+
+let stack: TestStack
+
+before(async () => {
+  if (skip === false) stack = await startTestStack()
+})
+after(async () => {
+  await stack?.[Symbol.asyncDispose]()
+})
+
+interface Run {
+  code: number
+  out: string
+  err: string
+}
+
+/** Runs one command as the process would, and gives what it wrote. */
+async function tollward(argv: string[], { stdin = '', operatorFile = stack.operatorFile } = {}): Promise<Run> {
+  const run: Run = { code: -1, out: '', err: '' }
+  run.code = await runCommand(argv, {
+    out: (text) => {
+      run.out += text
+    },
+    err: (text) => {
+      run.err += text
+    },
+    stdin: Readable.from([stdin]),
+    operatorFile,
+    signal: new AbortController().signal,
+  })
+  return run
+}
+
+/** What a command that must succeed says in JSON. */
+async function jsonOf(argv: string[], options?: { stdin?: string }) {
+  const { code, out, err } = await tollward([...argv, '-o', 'json'], options)
+  assert.deepEqual({ code, err }, { code: 0, err: '' })
+  return JSON.parse(out)
+}
+
+test('the status succeeds when all that can run is ready, shows what is off, and can wait', { skip }, async () => {
+  const up = await tollward(['status'])
+  assert.deepEqual(up, {
+    code: 0,
+    err: '',
+    out: 'NAME         STATE  DETAIL\ngateway      ready  -\nnode-sensor  off    needs root\n',
+  })
+  stack.ready = false
+  const down = await tollward(['status', '-o', 'json'])
+  assert.equal(down.code, 1)
+  assert.deepEqual(JSON.parse(down.out), [
+    { name: 'gateway', state: 'not-ready', detail: 'is starting' },
+    { name: 'node-sensor', state: 'off', detail: 'needs root' },
+  ])
+  assert.equal((await tollward(['status', '--wait', '1s'])).code, 1)
+  const waiting = tollward(['status', '--wait'])
+  const asked = stack.scopes.length
+  await eventually(() => stack.scopes.length > asked, { what: 'the waiting status asked once' })
+  stack.ready = true
+  assert.equal((await waiting).code, 0)
+})
+
+test('without a stack or credential one sentence says so, and the exit code is 1', { skip }, async () => {
+  const missing = await tollward(['status'], { operatorFile: join(stack.directory, 'nothing.json') })
+  assert.equal(missing.code, 1)
+  assert.match(missing.err, /^tollward: There is no operator credential at .*nothing\.json: .*npm start.*\n$/)
+
+  const operator = JSON.parse(await readFile(stack.operatorFile, 'utf8'))
+  const withOperator = async (change: object) => {
+    const operatorFile = join(stack.directory, 'other.json')
+    await writeFile(operatorFile, JSON.stringify({ ...operator, ...change }), { mode: 0o600 })
+    return await tollward(['blocks'], { operatorFile })
+  }
+  const closed = `127.0.0.1:${await freePort()}`
+  const cases: [object, RegExp][] = [
+    [{ issuer: `http://${closed}` }, /^tollward: auth-issuer at .* does not answer; is the stack running\?.*\n$/],
+    [{ adminApi: closed }, /^tollward: admin-api does not answer; is the stack running\?.*\n$/],
+    [{ adminApi: 'example.com:9090' }, /^tollward: adminApi is example.com:9090, which needs TLS.*\n$/],
+    [{ clientSecret: 'wrong' }, /^tollward: auth-issuer gives this operator no token \(invalid_client\)\.\n$/],
+    [
+      { clientSecret: undefined },
+      /^tollward: .*other\.json is not JSON with issuer, adminApi, clientId and clientSecret\.\n$/,
+    ],
+  ]
+  for (const [change, sentence] of cases) {
+    const run = await withOperator(change)
+    assert.match(run.err, sentence)
+    assert.equal(run.code, 1)
+  }
+  await chmod(stack.operatorFile, 0o644)
+  const open = await tollward(['status'])
+  await chmod(stack.operatorFile, 0o600)
+  assert.deepEqual([open.code, open.out], [1, ''])
+  assert.match(open.err, /can be read by others; run: chmod 600/)
+})
+
+test('documents go in from a file or the standard input, come back as written, and can be deleted', {
+  skip,
+}, async () => {
+  const file = join(stack.directory, 'plan.yaml')
+  await writeFile(file, PLAN)
+  assert.deepEqual(await tollward(['apply', '-f', file]), { code: 0, out: 'Plan/orders created\n', err: '' })
+  const changed = await tollward(['apply', '-f', '-'], { stdin: `${PLAN.replace('1000', '2000')}---\n${CLIENT}` })
+  assert.equal(
+    changed.out,
+    `Plan/orders replaced\nClient/shop created\n  client secret, shown this once: ${CLIENT_SECRET}\n`,
+  )
+  assert.equal((await tollward(['get', 'plans', 'orders'])).out, PLAN.replace('1000', '2000'))
+  const [plan] = await jsonOf(['get', 'Plan'])
+  assert.deepEqual(Object.keys(plan), ['kind', 'name', 'appliedBy', 'appliedAt', 'yaml'])
+  assert.deepEqual(await jsonOf(['apply', '-f', file]), [{ kind: 'Plan', name: 'orders', change: 'replaced' }])
+  assert.deepEqual(await jsonOf(['delete', 'plan', 'orders']), { kind: 'Plan', name: 'orders', deleted: true })
+  const gone = await tollward(['get', 'Plan', 'orders'])
+  assert.deepEqual(gone, { code: 1, out: '', err: 'tollward: There is no Plan/orders.\n' })
+})
+
+test('faults of a document are printed as file:line: path: reason', { skip }, async () => {
+  const file = join(stack.directory, 'bad.yaml')
+  await writeFile(file, `${PLAN.replace('1000', '1')}---\nkind: Plans\n`)
+  const { code, out, err } = await tollward(['apply', '-f', file])
+  assert.deepEqual([code, out], [1, ''])
+  assert.equal(
+    err,
+    `${file}:4: spec.priceSats: must be at least 546\n${file}:6: kind: is no kind of document; did you mean Plan?\n`,
+  )
+  assert.match(
+    (await tollward(['apply', '-f', join(stack.directory, 'no.yaml')])).err,
+    /^tollward: .*no\.yaml cannot be read\.\n$/,
+  )
+})
+
+test('clients are listed, secrets replaced and tokens revoked, with a token good for that only', { skip }, async () => {
+  await tollward(['apply', '-f', '-'], { stdin: CLIENT })
+  const [client] = await jsonOf(['clients'])
+  assert.deepEqual([client.name, client.grants, client.scopes], ['shop', ['client_credentials'], ['orders']])
+  assert.equal(stack.scopes.at(-1), 'tollward.read')
+  assert.equal((await tollward(['clients', 'secret', 'shop'])).out, `${CLIENT_SECRET}\n`)
+  assert.equal(stack.scopes.at(-1), 'tollward.admin')
+  const hash = 'ab'.repeat(32)
+  await jsonOf(['tokens', 'revoke', '--hash', hash])
+  await jsonOf(['tokens', 'revoke', '--client', 'shop'])
+  assert.deepEqual(await jsonOf(['tokens', 'revoke', '--stdin'], { stdin: 'tok3n\n' }), { revoked: true })
+  assert.deepEqual(stack.asked.slice(-3), [`revoke tokenHash ${hash}`, 'revoke clientId shop', 'revoke token tok3n'])
+  assert.match((await tollward(['tokens', 'revoke'])).err, /--client NAME, --hash SHA256, or --stdin/)
+})
+
+test('a source is blocked for a while, shown, and let through again', { skip }, async () => {
+  const block = await jsonOf(['blocks', 'add', '198.51.100.0/24', '--ttl', '90s', '--reason', 'test'])
+  assert.deepEqual([block.cidr, block.decidedBy, block.reason], ['198.51.100.0/24', 'operator:operator', 'test'])
+  const [listed] = await jsonOf(['blocks', 'list'])
+  assert.deepEqual(listed, block)
+  assert.match((await tollward(['blocks'])).out, /^CIDR +EXPIRES AT +DECIDED BY +REASON\n198\.51\.100\.0\/24 /)
+  assert.equal((await tollward(['blocks', 'remove', '198.51.100.0/24'])).out, '198.51.100.0/24 is let through again\n')
+  assert.deepEqual(await jsonOf(['blocks', 'remove', '198.51.100.0/24']), { cidr: '198.51.100.0/24', removed: false })
+  assert.match(
+    (await tollward(['blocks', 'add', '127.0.0.1', '--ttl', '60s'])).err,
+    /^tollward: 127\.0\.0\.1 is not blocked: .*guarded/,
+  )
+  assert.match((await tollward(['blocks', 'add', '198.51.100.1', '--ttl', 'long'])).err, /such as 60s/)
+})
+
+test('alerts are shown without what a terminal would act on, and whole as JSON', { skip }, async () => {
+  const finding = {
+    finding_info: { title: 'flood \u001b[31mfrom\u009b 127.0.0.66' },
+    disposition: 'Blocked',
+    message: 'm',
+  }
+  await stack.bus.publishBytes(`${FINDING_SUBJECT}.high`, Buffer.from(JSON.stringify(finding)))
+  const { out } = await tollward(['alerts'])
+  assert.match(out, /high +flood {1,2}\[31mfrom +127\.0\.0\.66 +Blocked +m/)
+  const [alert] = await jsonOf(['alerts', '--limit', '1', '--since', '1h'])
+  assert.deepEqual([alert.severity, alert.finding], ['high', finding])
+})
+
+test('a decision is explained field by field', { skip }, async () => {
+  const time = Date.now().toString(16).padStart(12, '0')
+  const decisionId = `${time.slice(0, 8)}-${time.slice(8)}-7abc-8def-0123456789ab`
+  const address = parseAddress('127.0.0.66') ?? new Uint8Array()
+  const call = {
+    decisionId,
+    source: 'gateway',
+    status: 402,
+    outcome: Outcome.REFUSED,
+    reason: 'payment-required',
+    address,
+  }
+  await stack.bus.publish(contract(CallObservedSchema), create(CallObservedSchema, call), { key: 'gateway' })
+  const row = await jsonOf(['explain', decisionId])
+  assert.deepEqual([row.outcome, row.status, row.address], ['refused', 402, '127.0.0.66'])
+  assert.match((await tollward(['explain', decisionId])).out, /^reason +payment-required$/m)
+  assert.match((await tollward(['explain', 'x'])).err, /^tollward: A decision id is .*\n$/)
+})
+
+test('flows come a line of JSON each until Ctrl-C, through the command as it is installed', { skip }, async () => {
+  const env = { PATH: process.env.PATH, TOLLWARD_OPERATOR_FILE: stack.operatorFile }
+  const child = spawn(process.execPath, [BIN, 'flows', '-f', '-o', 'json'], {
+    env,
+    stdio: ['ignore', 'pipe', 'inherit'],
+  })
+  let out = ''
+  child.stdout.setEncoding('utf8').on('data', (text: string) => {
+    out += text
+  })
+  const source = parseAddress('127.0.0.66') ?? new Uint8Array()
+  const destination = parseAddress('2001:db8::1') ?? new Uint8Array()
+  const flow = create(FlowSchema, {
+    ...{ source, destination, sourcePort: 4000, destinationPort: 8080, protocol: 6, packets: 3n, bytes: 180n },
+    ...{ direction: Direction.INGRESS, interface: 'lo', lastSeenAt: timestampFromMs(0) },
+  })
+  await eventually(
+    async () => {
+      const batch = create(FlowObservedSchema, { node: 'n1', flows: [flow] })
+      await stack.bus.publish(contract(FlowObservedSchema), batch, { key: 'n1' })
+      return out.includes('\n')
+    },
+    { what: 'a flow was printed' },
+  )
+  const row = JSON.parse(out.split('\n')[0] ?? '')
+  assert.deepEqual([row.source, row.destination, row.packets], ['127.0.0.66:4000', '[2001:db8::1]:8080', 3])
+  child.kill('SIGINT')
+  assert.deepEqual(await once(child, 'exit'), [0, null])
+})
+
+test('npx runs the command of the clone, and its exit code and words come through', { skip }, async () => {
+  const env = { ...process.env, TOLLWARD_OPERATOR_FILE: join(stack.directory, 'nothing.json') }
+  const options = { cwd: ROOT, env }
+  await assert.rejects(
+    promisify(execFile)('npx', ['--no', 'tollward', 'status'], options),
+    (error: { code: number; stderr: string }) => {
+      assert.equal(error.code, 1)
+      assert.match(error.stderr, /There is no operator credential/)
+      assert.doesNotMatch(error.stderr, /^ +at /m)
+      return true
+    },
+  )
+  const help = await promisify(execFile)('npx', ['--no', 'tollward', 'help'], options)
+  for (const command of [
+    'status',
+    'apply',
+    'get',
+    'delete',
+    'clients',
+    'tokens',
+    'invoices',
+    'passes',
+    'blocks',
+    'alerts',
+    'flows',
+    'explain',
+    'regtest',
+  ]) {
+    assert.match(help.stdout, new RegExp(`^  ${command}\\b`, 'm'))
+  }
+})

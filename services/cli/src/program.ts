@@ -1,0 +1,33 @@
+import { Command, CommanderError } from 'commander'
+import { AnswerIsNo } from './answer.ts'
+import { addClientCommands } from './commands/clients.ts'
+import { addDefenceCommands } from './commands/defence.ts'
+import { addDocumentCommands } from './commands/documents.ts'
+import { addObservationCommands } from './commands/observations.ts'
+import { addPaymentCommands } from './commands/payments.ts'
+import { addStatusCommand } from './commands/status.ts'
+import { type Surroundings, sentenceOf } from './session.ts'
+
+/** Runs one command and returns the exit code: 0 done, 1 not done, with one sentence on the error output. */
+export async function runCommand(argv: readonly string[], surroundings: Surroundings): Promise<number> {
+  const program = new Command('tollward')
+    .description('Operates Tollward: documents, clients, passes, blocks, alerts.')
+    .exitOverride()
+    .configureOutput({ writeOut: surroundings.out, writeErr: surroundings.err })
+    .showHelpAfterError('("npx --no tollward help" shows what there is)')
+  addStatusCommand(program, surroundings)
+  addDocumentCommands(program, surroundings)
+  addClientCommands(program, surroundings)
+  addPaymentCommands(program, surroundings)
+  addDefenceCommands(program, surroundings)
+  addObservationCommands(program, surroundings)
+  try {
+    await program.parseAsync(argv, { from: 'user' })
+    return 0
+  } catch (error) {
+    if (error instanceof CommanderError) return error.exitCode
+    if (surroundings.signal.aborted) return 130
+    if (!(error instanceof AnswerIsNo)) surroundings.err(`tollward: ${sentenceOf(error)}\n`)
+    return 1
+  }
+}

@@ -5,6 +5,7 @@ import { create } from '@bufbuild/protobuf'
 import { timestampFromMs } from '@bufbuild/protobuf/wkt'
 import { type TokenInfo, TokenInfoSchema } from '@tollward/contracts/token'
 import { AppError } from '@tollward/errors'
+import { eventually } from '@tollward/testkit'
 import { Registry } from 'prom-client'
 import { introspectorMetrics } from '../metrics.ts'
 import { FEED_SILENCE_MAX_MS, openLookup } from './lookup.ts'
@@ -38,12 +39,8 @@ function lookupOf() {
     feedSilentForMs: () => feed.silentForMs,
     metrics: introspectorMetrics(registry),
   })
-  const nextQuestion = async (number: number) => {
-    while (questions.length < number) await new Promise(setImmediate)
-    const question = questions[number - 1]
-    assert(question)
-    return question
-  }
+  const nextQuestion = (number: number) =>
+    eventually(() => questions[number - 1], { what: `question ${number}`, timeoutMs: 2000, intervalMs: 1 })
   return { lookup, questions, nextQuestion, feed, registry }
 }
 

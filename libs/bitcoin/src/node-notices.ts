@@ -6,7 +6,7 @@ export interface NoticeHandlers {
   onBlock(): void
   /** A transaction entered the mempool or a block. */
   onTransaction(raw: Uint8Array): void
-  /** Messages were lost, or the connection is new: whatever they said must be asked for. */
+  /** Messages were lost, or the connection is new or gone: whatever they said must be asked for. */
   onGap(): void
 }
 
@@ -30,6 +30,7 @@ export function listenToNode(url: string, handlers: NoticeHandlers): AsyncDispos
     heartbeatTimeout: HEARTBEAT_TIMEOUT_MS,
   })
   socket.events.on('connect', () => handlers.onGap())
+  socket.events.on('disconnect', () => handlers.onGap())
   socket.subscribe(BLOCK_TOPIC, TRANSACTION_TOPIC)
   socket.connect(url)
   const listening = receive(socket, handlers)

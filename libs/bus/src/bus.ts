@@ -13,6 +13,7 @@ import {
   decoding,
   deliveryOf,
   type Outcome,
+  Undecodable,
 } from './consume.ts'
 import { type Following, fromTime, openFeed } from './feed.ts'
 import { busMetrics } from './metrics.ts'
@@ -34,6 +35,11 @@ export interface BusOptions {
 
 /** Where a follower of a stream starts. */
 export type Since = 'beginning' | 'now' | { readonly timeMs: number }
+
+export interface FollowOptions {
+  /** Told of bytes that are not what their subject declares, for whoever counts sequences; they are counted and logged anyway. */
+  readonly onUndecodable?: (delivery: Delivery) => void
+}
 
 export interface HistoryOptions {
   readonly sinceMs: number
@@ -83,6 +89,7 @@ export interface Bus extends AsyncDisposable {
     event: EventContract<Desc>,
     since: Since,
     onMessage: (message: MessageShape<Desc>, delivery: Delivery) => void,
+    options?: FollowOptions,
   ): Promise<Following>
   /** Hears events live only, whatever is lost meanwhile. */
   listen<Desc extends DescMessage>(
@@ -163,7 +170,7 @@ class NatsBus implements Bus {
       options,
     )
 
-  follow: Bus['follow'] = (event, since, onMessage) => {
+  follow: Bus['follow'] = (event, since, onMessage, options = {}) => {
     let next: number | undefined
     return openFeed(this.#session, event.stream, filterOf(event), {
       from: () => {
@@ -178,6 +185,7 @@ class NatsBus implements Bus {
         } catch (error) {
           this.#session.metrics.undecodable.inc({ feed: event.subject })
           this.#session.log.error({ err: error, sequence: next - 1 }, 'event could not be applied')
+          if (error instanceof Undecodable) options.onUndecodable?.(deliveryOf(message, event.subject))
         }
       },
     })

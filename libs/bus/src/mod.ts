@@ -1,5 +1,13 @@
 export type { Bucket, BucketChange, BucketObserver, Entry, WriteOptions } from './bucket.ts'
-export { type Bus, type BusOptions, connectBus, type HistoryOptions, type Since, type StoredLetter } from './bus.ts'
+export {
+  type Bus,
+  type BusOptions,
+  connectBus,
+  type FollowOptions,
+  type HistoryOptions,
+  type Since,
+  type StoredLetter,
+} from './bus.ts'
 export { type ConsumeOptions, type Delivery, type Outcome, REDELIVERY_DELAYS_MS } from './consume.ts'
 export type { Following } from './feed.ts'
 export { durableSubjects, inboxPrefix, type Permissions, permissionsOf } from './permissions.ts'

@@ -30,11 +30,16 @@ export class LedgerBook implements AsyncDisposable {
   static async open(bus: Bus, metrics: Metrics, onApplied: (applied: Applied) => void): Promise<LedgerBook> {
     const book = new LedgerBook(bus, metrics)
     let isPast = true
-    book.#following = await bus.follow(entries, 'beginning', (entry, { sequence }) => {
-      const applied = book.ledger.apply(entry, sequence)
-      for (const waiting of book.#waiting) if (waiting.sequence <= sequence) waiting.resolve()
+    const take = (applied: Applied) => {
+      for (const waiting of book.#waiting) if (waiting.sequence <= book.ledger.sequence) waiting.resolve()
       if (!isPast) onApplied(applied)
-    })
+    }
+    book.#following = await bus.follow(
+      entries,
+      'beginning',
+      (entry, { sequence }) => take(book.ledger.apply(entry, sequence)),
+      { onUndecodable: ({ sequence }) => take(book.ledger.skip(sequence)) },
+    )
     isPast = false
     return book
   }

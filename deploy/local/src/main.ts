@@ -1,4 +1,5 @@
-// npm start: the whole stack on this machine. --fresh forgets its state first; --state DIR keeps it elsewhere.
+// npm start: the whole stack on this machine. --fresh forgets its state first; --state DIR keeps it elsewhere; --upstream URL puts
+// the gateway in front of an API of yours.
 import { existsSync, readdirSync, rmSync } from 'node:fs'
 import { join, relative, resolve } from 'node:path'
 import { parseArgs } from 'node:util'
@@ -15,6 +16,7 @@ const { values } = parseArgs({
   options: {
     fresh: { type: 'boolean', default: false },
     state: { type: 'string', default: join(REPOSITORY, '.tollward') },
+    upstream: { type: 'string' },
   },
 })
 const paths = pathsIn(resolve(values.state))
@@ -46,7 +48,13 @@ try {
 async function runStack(): Promise<void> {
   if (values.fresh) forget(paths)
   const startMs = performance.now()
-  await using stack = await startStack(paths, display, abort.signal)
+  const { upstream } = values
+  await using stack = await startStack({
+    paths,
+    display,
+    signal: abort.signal,
+    ...(upstream === undefined ? {} : { upstreamUrl: upstream }),
+  })
   display.line(welcome(stack, (performance.now() - startMs) / 1000))
   await new Promise<void>((done) => {
     if (abort.signal.aborted) done()

@@ -26,8 +26,18 @@ export function serviceNames(off: Off): ServiceName[] {
   return all.filter((name) => off[name] === undefined)
 }
 
+/** What the services' configuration follows from. */
+export interface Facts {
+  readonly paths: Paths
+  readonly keys: Keys
+  readonly off: Off
+  /** The API behind the gateway. */
+  readonly upstreamUrl: string
+}
+
 /** A service as a program: its configuration for the local stack, and how it is asked whether it is ready. */
-export function serviceProgram(name: ServiceName, paths: Paths, keys: Keys, off: Off): Program {
+export function serviceProgram(name: ServiceName, facts: Facts): Program {
+  const { paths } = facts
   const healthPort = HEALTH_PORTS[name]
   return {
     name,
@@ -38,7 +48,7 @@ export function serviceProgram(name: ServiceName, paths: Paths, keys: Keys, off:
       TOLLWARD_NATS_URL: `nats://${HOST}:${PORTS.nats}`,
       TOLLWARD_NATS_NKEY_FILE: paths.natsSeed(name),
       TOLLWARD_HEALTH_PORT: String(healthPort),
-      ...SETTINGS[name]({ paths, keys, off }),
+      ...SETTINGS[name](facts),
     },
     logFile: paths.log(name),
     isReady: async () => (await probe(localUrl(healthPort, '/healthz/ready'))).ok,
@@ -60,12 +70,6 @@ export function exampleApi(paths: Paths): Program {
     logFile: paths.log('example-api'),
     isReady: async () => (await probe(localUrl(PORTS.exampleApi, '/public'))).ok,
   }
-}
-
-interface Facts {
-  readonly paths: Paths
-  readonly keys: Keys
-  readonly off: Off
 }
 
 /** What each service is told beyond what all are. */
@@ -108,8 +112,8 @@ const SETTINGS: Readonly<Record<ServiceName, (facts: Facts) => Record<string, st
     TOLLWARD_BITCOIN_RPC_URL: localUrl(PORTS.bitcoinRpc),
     TOLLWARD_BITCOIN_COOKIE_FILE: cookieFile(paths),
   }),
-  gateway: ({ paths }) => ({
-    TOLLWARD_UPSTREAM_URL: localUrl(PORTS.exampleApi),
+  gateway: ({ paths, upstreamUrl }) => ({
+    TOLLWARD_UPSTREAM_URL: upstreamUrl,
     TOLLWARD_HTTP_PORT: String(PORTS.gatewayHttp),
     TOLLWARD_HTTPS_PORT: String(PORTS.gatewayHttps),
     TOLLWARD_TLS_CERT_FILE: paths.gatewayCertificate,

@@ -28,6 +28,14 @@ const CHECK_LACKS = 3
 
 const runFile = promisify(execFile)
 
+export interface StackOptions {
+  readonly paths: Paths
+  /** The API behind the gateway, instead of the example API. */
+  readonly upstreamUrl?: string
+  readonly display: Display
+  readonly signal: AbortSignal
+}
+
 /** A running stack. */
 export interface Stack extends AsyncDisposable {
   readonly off: Off
@@ -38,7 +46,7 @@ export interface Stack extends AsyncDisposable {
  * the bitcoin node, then all services at once, then the example documents. Disposing ends it all in reverse and takes the
  * sensor's programs off the interface. If any step fails, what was started is ended.
  */
-export async function startStack(paths: Paths, display: Display, signal: AbortSignal): Promise<Stack> {
+export async function startStack({ paths, upstreamUrl, display, signal }: StackOptions): Promise<Stack> {
   await mkdir(paths.state, { recursive: true, mode: 0o700 })
   const left = await endLeftovers(paths.state)
   if (left > 0) display.line(`Ended ${left} programs that an earlier start had left running.`)
@@ -64,11 +72,9 @@ export async function startStack(paths: Paths, display: Display, signal: AbortSi
   ])
   await Promise.all([provisionBus(paths), ensureWallet(paths)])
   for (const [name, reason] of Object.entries(off)) display.off(name, reason)
+  const facts = { paths, keys, off, upstreamUrl: upstreamUrl ?? localUrl(PORTS.exampleApi) }
   if (off['node-sensor'] === undefined) started.defer(() => detachSensor(paths, progress))
-  await Promise.all([
-    run(exampleApi(paths)),
-    ...serviceNames(off).map((name) => run(serviceProgram(name, paths, keys, off))),
-  ])
+  await Promise.all([run(exampleApi(paths)), ...serviceNames(off).map((name) => run(serviceProgram(name, facts)))])
   await applyExamples(paths, progress)
   const owned = started.move()
   return { off, [Symbol.asyncDispose]: () => owned.disposeAsync() }

@@ -1,0 +1,21 @@
+// npm run soak [-- NAME] [--minutes N]: the long counts of which npm test runs a small share.
+import { parseArgs } from 'node:util'
+import { soakStack } from './stack.ts'
+
+const { values, positionals } = parseArgs({
+  allowPositionals: true,
+  options: { minutes: { type: 'string', default: '30' } },
+})
+const SOAKS: Readonly<Record<string, (minutes: number) => Promise<boolean>>> = { stack: soakStack }
+
+const wanted = positionals.length === 0 ? Object.keys(SOAKS) : positionals
+let held = true
+for (const name of wanted) {
+  const soak = SOAKS[name]
+  if (!soak) {
+    process.stderr.write(`There is no soak "${name}"; there are: ${Object.keys(SOAKS).join(', ')}\n`)
+    process.exit(1)
+  }
+  held = (await soak(Number(values.minutes))) && held
+}
+process.exit(held ? 0 : 1)

@@ -23,12 +23,12 @@ export interface LocalStack extends AsyncDisposable {
   stop(): Promise<number | NodeJS.Signals>
 }
 
-/** Starts the stack and waits until it says that it is ready. */
-export async function startLocalStack(): Promise<LocalStack> {
+/** Starts the stack with arguments of `npm start` and waits until it says that it is ready. */
+export async function startLocalStack(args: readonly string[] = []): Promise<LocalStack> {
   await using resources = new AsyncDisposableStack()
   const { path: state } = resources.use(await temporaryDirectory('tollward-stack-'))
   const main = join(ROOT, 'deploy/local/src/main.ts')
-  const running = resources.use(await startProcess(process.execPath, [main, '--state', state], { cwd: ROOT }))
+  const running = resources.use(await startProcess(process.execPath, [main, '--state', state, ...args], { cwd: ROOT }))
   await running.line(/is ready after/, START_MAX_MS)
   const operatorFile = join(state, 'operator.json')
   const command = <T>(args: readonly string[], input?: string) =>

@@ -35,23 +35,29 @@ describe('decider', { skip }, () => {
   let neighbours: Neighbours
   let decider: Decider
   let resources: AsyncDisposableStack
+  const registry = new Registry()
 
   before(async () => {
     resources = new AsyncDisposableStack()
     neighbours = resources.use(await startNeighbours())
     await neighbours.apply(EXAMPLE_DOCUMENTS)
-    decider = resources.use(await newDecider(resources))
+    decider = resources.use(await newDecider(resources, registry))
   })
   after(() => resources.disposeAsync())
 
-  async function newDecider(stack: AsyncDisposableStack): Promise<Decider> {
+  async function newDecider(stack: AsyncDisposableStack, registry = new Registry()): Promise<Decider> {
     const bus = stack.use(await connectTestBus(neighbours.nats.url, 'gateway'))
     const config = { source: 'gateway', paymentUrl: 'http://pay.example', guardedAddresses: [] } as const
-    return createDecider({ bus, log: createLog('gateway', 'silent'), registry: new Registry(), config })
+    return createDecider({ bus, log: createLog('gateway', 'silent'), registry, config })
   }
 
   async function ask(asked: Ask, by: Decider = decider): Promise<Decision> {
     return by.decide(facts(asked))
+  }
+
+  async function recordsLost(): Promise<number> {
+    const records = await registry.getSingleMetric('tollward_decision_records_total')?.get()
+    return records?.values.find(({ labels }) => labels.result === 'lost')?.value ?? 0
   }
 
   async function reason(asked: Ask): Promise<string> {
@@ -303,11 +309,13 @@ describe('decider', { skip }, () => {
   }, async () => {
     const token = neighbours.issue('unheard-client', ['orders'])
     await neighbours.nats.stop()
+    assert.equal(await reason({ path: '/nowhere' }), 'token-missing')
     await eventually(() => decider.notReady() !== undefined, { what: 'silence is noticed', timeoutMs: 15_000 })
     await eventually(async () => (await reason({ path: '/echo', token })) === 'unavailable', {
       what: 'no token is trusted',
     })
     assert.equal(await reason({ path: '/public' }), 'admitted')
+    await eventually(async () => (await recordsLost()) > 0, { what: 'records that are lost are counted' })
     await neighbours.nats.start()
     await eventually(() => decider.notReady() === undefined, { what: 'feeds are heard again', timeoutMs: 15_000 })
   })

@@ -6,8 +6,8 @@ import { Outcome } from '@tollward/contracts/sensor'
 import { toAppError } from '@tollward/errors'
 import type { Logger } from 'pino'
 import type { Registry } from 'prom-client'
-import { v7 as uuidv7 } from 'uuid'
 import { followBlocks } from './adapters/blocks.ts'
+import { newDecisionId } from './adapters/decision-id.ts'
 import { Documents } from './adapters/documents.ts'
 import { Passes } from './adapters/passes.ts'
 import { Recorder } from './adapters/recorder.ts'
@@ -93,7 +93,11 @@ export async function createDecider({ bus, log, registry, config }: DeciderOptio
     decide: deciding(world, offers, recorder, metrics),
     refuse: (reason, retryAfterSeconds) => {
       metrics.count('refused', reason)
-      return rejection(uuidv7(), retryAfterSeconds === undefined ? { reason } : { reason, retryAfterSeconds }, offers)
+      return rejection(
+        newDecisionId(),
+        retryAfterSeconds === undefined ? { reason } : { reason, retryAfterSeconds },
+        offers,
+      )
     },
     notReady: () => {
       const silent = FEEDS.find((name) => feeds[name].silentForMs > FEED_STALE_AFTER_MS)
@@ -109,7 +113,7 @@ function deciding(world: World, offers: Offers, recorder: Recorder, metrics: Dec
   let admitted = 0
   const conclude = (facts: RequestFacts, verdict: Verdict, beganMs: number): Decision => {
     const { refusal, observed, target } = verdict
-    const id = uuidv7()
+    const id = newDecisionId()
     const seconds = (performance.now() - beganMs) / 1000
     const outcome = outcomeOf(verdict)
     metrics.seconds.observe(seconds)

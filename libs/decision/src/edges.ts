@@ -43,8 +43,11 @@ export const WORTHLESS_TOKENS_MAX = 50_000
 export const WORTHLESS_FOR_MS = 2000
 /** Introspections under way at once; beyond that a token is refused with 503 rather than queued. */
 export const INTROSPECTIONS_MAX = 256
-/** An internal token is replaced this long before it expires, while requests go on with the old one. */
-export const REFRESH_BEFORE_MS = 20_000
+/**
+ * An internal token is replaced this long before it expires, while requests go on with the old one. Less than what the
+ * introspector's own answers have left at least, so that the next one it gives is a new one.
+ */
+export const REFRESH_BEFORE_MS = 14_000
 /** It must last at least as long as a request may need to reach upstream. */
 export const INTERNAL_TOKEN_LEFT_MIN_MS = 5000
 /** Between two attempts to replace it. */
@@ -82,3 +85,5 @@ export const RECORD_SOURCES_MAX = 10_000
 export const RECORD_QUEUE_MAX = 10_000
 /** Records handed to the bus and not acknowledged yet. */
 export const RECORDS_AT_ONCE_MAX = 64
+/** At the end, records that still wait get this long. */
+export const RECORD_DRAIN_MS = 2000

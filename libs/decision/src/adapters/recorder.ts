@@ -5,7 +5,7 @@ import { contract } from '@tollward/contracts'
 import { CallObservedSchema } from '@tollward/contracts/sensor'
 import type { Logger } from 'pino'
 import { CallFolder } from '../domain/call-folder.ts'
-import { RECORD_QUEUE_MAX, RECORD_WINDOW_MS, RECORDS_AT_ONCE_MAX } from '../edges.ts'
+import { RECORD_DRAIN_MS, RECORD_QUEUE_MAX, RECORD_WINDOW_MS, RECORDS_AT_ONCE_MAX } from '../edges.ts'
 import type { DecisionMetrics } from '../metrics.ts'
 
 export type CallRecord = MessageInitShape<typeof CallObservedSchema> & { decisionId: string }
@@ -22,6 +22,8 @@ export class Recorder implements AsyncDisposable {
   readonly #queue: CallRecord[] = []
   readonly #publishing = new Set<Promise<void>>()
   readonly #timer: NodeJS.Timeout
+  readonly #abandonment = Promise.withResolvers<void>()
+  #abandoned = false
 
   constructor(bus: Bus, source: string, log: Logger, metrics: DecisionMetrics) {
     this.#bus = bus
@@ -40,7 +42,19 @@ export class Recorder implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     clearInterval(this.#timer)
     this.#closeWindow()
-    while (this.#publishing.size > 0) await Promise.all(this.#publishing)
+    const timer = setTimeout(() => this.#abandon(), RECORD_DRAIN_MS)
+    while (this.#publishing.size > 0 && !this.#abandoned) {
+      await Promise.race([Promise.all(this.#publishing), this.#abandonment.promise])
+    }
+    clearTimeout(timer)
+  }
+
+  /** What waits is lost; what is under way is left to itself. */
+  #abandon(): void {
+    this.#abandoned = true
+    this.#metrics.records.inc({ result: 'lost' }, this.#queue.length)
+    this.#queue.length = 0
+    this.#abandonment.resolve()
   }
 
   #closeWindow(): void {

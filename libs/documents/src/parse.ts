@@ -9,7 +9,7 @@ export const DOCUMENT_BYTES_MAX = 524_288
 /** Bytes of one text: reading 1 MiB of YAML takes about a second, and nothing else runs meanwhile. */
 export const TEXT_BYTES_MAX = 1_048_576
 /** Documents of one text: each costs a read and a write when it is applied. */
-export const DOCUMENTS_PER_TEXT_MAX = 500
+const DOCUMENTS_PER_TEXT_MAX = 500
 /** How many values the aliases of one document may stand for: a few lines of YAML can otherwise stand for billions. */
 const ALIASED_VALUES_MAX = 100
 /** Faults looked for in one document: finding the place of each takes a walk through it. */

@@ -31,7 +31,7 @@ type StreamName = 'watchFlows'
 type UnaryName = Exclude<MethodName, StreamName>
 
 /** One call: who calls, and what the audit will say that it was about. */
-export interface Action {
+interface Action {
   readonly caller: Caller
   target: string
 }

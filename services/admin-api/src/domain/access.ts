@@ -2,7 +2,7 @@ import type { TokenInfo } from '@tollward/contracts/token'
 import { AppError } from '@tollward/errors'
 
 /** What the operators' tokens are for. A token for anything else is worth nothing here, whatever its scopes. */
-export const AUDIENCE = 'urn:tollward:admin'
+const AUDIENCE = 'urn:tollward:admin'
 
 export type Scope = 'tollward.read' | 'tollward.admin'
 

@@ -4,13 +4,13 @@ import { type AddressRange, formatRange, parseAddress, parseRange, rangeContains
 import { type Block, BlockSchema } from '@tollward/contracts/enforcement'
 import { AppError } from '@tollward/errors'
 
-export const BLOCK_FORMAT = 1
+const BLOCK_FORMAT = 1
 /** Every block ends by itself; what should last is a rule of the firewall in front. */
-export const BLOCK_TTL_SECONDS_MAX = 30 * 24 * 3600
+const BLOCK_TTL_SECONDS_MAX = 30 * 24 * 3600
 /** A wider range is a slip of the pen: /8 is the largest block of IPv4 that was ever given to one holder. */
-export const IPV4_PREFIX_MIN = 8
+const IPV4_PREFIX_MIN = 8
 /** The smallest prefix that registries give to a provider. */
-export const IPV6_PREFIX_MIN = 32
+const IPV6_PREFIX_MIN = 32
 const REASON_LENGTH_MAX = 200
 const V4_MAPPED_BITS = 96
 const V4_MAPPED = parseAddress('0.0.0.0') ?? new Uint8Array()

@@ -1,7 +1,7 @@
 import { AppError } from '@tollward/errors'
 
 /** How long the stream OBSERVED keeps what decision points saw. */
-export const DECISION_KEPT_MS = 10 * 60_000
+const DECISION_KEPT_MS = 10 * 60_000
 /** Clocks of decision points and of this machine may differ by as much. */
 export const CLOCK_SKEW_MS = 5000
 

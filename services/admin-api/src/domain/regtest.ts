@@ -1,7 +1,7 @@
 import { AppError } from '@tollward/errors'
 
 /** Blocks mined at once: more would keep the node from answering for minutes. */
-export const MINED_BLOCKS_MAX = 1000
+const MINED_BLOCKS_MAX = 1000
 
 /** AppError `invalid_argument` if the number of blocks is not one that may be mined at once. */
 export function checkBlocks(blocks: number): void {

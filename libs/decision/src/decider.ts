@@ -17,7 +17,7 @@ import { BlockList, GUARDED_ADDRESSES } from './domain/block-list.ts'
 import { judge, type Refusal, type RequestFacts, sourceKey, type Verdict, type World } from './domain/judge.ts'
 import { RateTable } from './domain/rate.ts'
 import { REASONS, type Reason } from './domain/reasons.ts'
-import { ADMISSION_SAMPLE, EDGES, FEED_STALE_AFTER_MS, RATE_KEYS_MAX, UNAVAILABLE_RETRY_SECONDS } from './edges.ts'
+import { ADMISSION_SAMPLE, EDGES, FEED_STALE_AFTER_MS, RATE_KEYS_MAX } from './edges.ts'
 import { type DecisionMetrics, type DecisionOutcome, decisionMetrics, gaugeSizes } from './metrics.ts'
 
 export interface DeciderConfig {
@@ -41,7 +41,7 @@ export interface Decider extends AsyncDisposable {
   /** Decides; at once where memory suffices, else as a promise. Never throws or rejects: what fails is a refusal. */
   decide(facts: RequestFacts): Decision | Promise<Decision>
   /** A refusal that is not the decision's, such as a body that is too large; with an id, and counted. */
-  refuse(reason: Reason, retryAfterSeconds?: number): Rejection
+  refuse(reason: Reason): Rejection
   /** Why decisions can't be relied on; undefined: they can. */
   notReady(): string | undefined
 }
@@ -91,13 +91,9 @@ export async function createDecider({ bus, log, registry, config }: DeciderOptio
   const owned = resources.move()
   return {
     decide: deciding(world, offers, recorder, metrics),
-    refuse: (reason, retryAfterSeconds) => {
+    refuse: (reason) => {
       metrics.count('refused', reason)
-      return rejection(
-        newDecisionId(),
-        retryAfterSeconds === undefined ? { reason } : { reason, retryAfterSeconds },
-        offers,
-      )
+      return rejection(newDecisionId(), { reason }, offers)
     },
     notReady: () => {
       const silent = FEEDS.find((name) => feeds[name].silentForMs > FEED_STALE_AFTER_MS)
@@ -193,7 +189,7 @@ function failure(thrown: unknown, log: Logger, metrics: DecisionMetrics): Refusa
   metrics.failures.inc()
   if (error.code === 'internal') log.error({ err: thrown }, 'decision failed')
   else log.debug({ err: thrown }, 'decision could not be made')
-  return { reason: 'unavailable', retryAfterSeconds: UNAVAILABLE_RETRY_SECONDS }
+  return { reason: 'unavailable' }
 }
 
 function sha256(text: string): string {

@@ -1,3 +1,4 @@
+import { UNAVAILABLE_RETRY_SECONDS } from '../edges.ts'
 import { type Fields, IDENTITY_PREFIX, TXID_HEADER } from './fields.ts'
 import type { KnownToken, Refusal, Verdict } from './judge.ts'
 import { problemType, REASONS, type Reason } from './reasons.ts'
@@ -155,9 +156,10 @@ function challenge({ reason, scopes = [] }: Refusal, detail: string): HeaderFiel
 }
 
 /** Retry-After (RFC 9110, 10.2.3), and the RateLimit fields of draft-ietf-httpapi-ratelimit-headers. */
-function waiting({ retryAfterSeconds, limited }: Refusal): HeaderField[] {
-  if (retryAfterSeconds === undefined) return []
-  const seconds = Math.max(1, retryAfterSeconds)
+function waiting({ reason, retryAfterSeconds, limited }: Refusal): HeaderField[] {
+  const waitSeconds = retryAfterSeconds ?? (reason === 'unavailable' ? UNAVAILABLE_RETRY_SECONDS : undefined)
+  if (waitSeconds === undefined) return []
+  const seconds = Math.max(1, waitSeconds)
   const fields: HeaderField[] = [['retry-after', String(seconds)]]
   if (limited) {
     const { name, limit } = limited

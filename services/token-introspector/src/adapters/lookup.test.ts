@@ -61,7 +61,9 @@ test('an answer that a revocation overtook is thrown away and the issuer is aske
 test('many questions about one token at once are one question to the issuer, and then none', async () => {
   const { lookup, questions, nextQuestion } = lookupOf()
   const answers = Array.from({ length: 50 }, () => lookup.introspect(TOKEN))
-  ;(await nextQuestion(1)).resolve(active())
+  const question = await nextQuestion(1)
+  assert.equal(questions.length, 1)
+  question.resolve(active())
   for (const info of await Promise.all(answers)) assert.equal(info.active, true)
   assert.equal((await lookup.introspect(TOKEN)).active, true)
   assert.equal(questions.length, 1)

@@ -27,7 +27,7 @@ const RecordSchema = z.strictObject({
 })
 type StoredRecord = z.output<typeof RecordSchema>
 
-export type Payload = Record<string, unknown>
+type Payload = Record<string, unknown>
 
 /** The values of one model, kept under the SHA-256 of their ids. */
 export interface Records {

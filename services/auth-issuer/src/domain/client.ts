@@ -4,10 +4,10 @@ import { type Client, durationMs } from '@tollward/documents'
 export const RESERVED_SCOPE_PREFIX = 'tollward.'
 
 /** What the operator's tokens are for, and nobody else's. */
-export const OPERATOR_AUDIENCE = 'urn:tollward:admin'
+const OPERATOR_AUDIENCE = 'urn:tollward:admin'
 
 /** Short, since the operator's command asks for a new one whenever it needs one. */
-export const OPERATOR_TOKEN_LIFETIME_SECONDS = 600
+const OPERATOR_TOKEN_LIFETIME_SECONDS = 600
 
 const CLIENT_ID = /^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$/
 
@@ -39,7 +39,7 @@ export function isClientId(text: string): boolean {
 }
 
 /** Whether a scope opens Tollward's administration. */
-export function isReservedScope(scope: string): boolean {
+function isReservedScope(scope: string): boolean {
   return scope.startsWith(RESERVED_SCOPE_PREFIX)
 }
 

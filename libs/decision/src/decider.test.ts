@@ -289,6 +289,25 @@ describe('decider', { skip }, () => {
     assert.ok(!JSON.stringify(heard, (_, value) => (typeof value === 'bigint' ? String(value) : value)).includes(token))
   })
 
+  test('while revocations cannot be heard no token is trusted, and anonymous rules go on', {
+    timeout: 30_000,
+  }, async () => {
+    const token = neighbours.issue('unheard-client', ['orders'])
+    assert.equal(await reason({ path: '/echo', token }), 'admitted')
+    await neighbours.nats.stop()
+    assert.equal(await reason({ path: '/nowhere' }), 'token-missing')
+    await eventually(() => decider.notReady() !== undefined, { what: 'silence is noticed', timeoutMs: 15_000 })
+    await eventually(async () => (await reason({ path: '/echo', token })) === 'unavailable', {
+      what: 'no token is trusted',
+    })
+    assert.equal(await reason({ path: '/public' }), 'admitted')
+    await eventually(async () => (await recordsLost()) > 0, { what: 'records that are lost are counted' })
+    await neighbours.nats.start()
+    await eventually(() => decider.notReady() === undefined, { what: 'feeds are heard again', timeoutMs: 15_000 })
+    const trusted = async () => (await reason({ path: '/echo', token })) === 'admitted'
+    await eventually(trusted, { what: 'the token is trusted again' })
+  })
+
   test('without the introspector or the verifier what needs them is 503, and what does not is decided', async () => {
     const known = neighbours.issue('early-client', ['orders'])
     assert.equal(await reason({ path: '/echo', token: known }), 'admitted')
@@ -302,22 +321,6 @@ describe('decider', { skip }, () => {
     assert.ok(Number(new Map(decision.headers).get('retry-after')) > 0)
     assert.equal(await reason({ path: '/echo', token: known }), 'admitted')
     assert.equal(await reason({ path: '/public' }), 'admitted')
-  })
-
-  test('while revocations cannot be heard no token is trusted, and anonymous rules go on', {
-    timeout: 30_000,
-  }, async () => {
-    const token = neighbours.issue('unheard-client', ['orders'])
-    await neighbours.nats.stop()
-    assert.equal(await reason({ path: '/nowhere' }), 'token-missing')
-    await eventually(() => decider.notReady() !== undefined, { what: 'silence is noticed', timeoutMs: 15_000 })
-    await eventually(async () => (await reason({ path: '/echo', token })) === 'unavailable', {
-      what: 'no token is trusted',
-    })
-    assert.equal(await reason({ path: '/public' }), 'admitted')
-    await eventually(async () => (await recordsLost()) > 0, { what: 'records that are lost are counted' })
-    await neighbours.nats.start()
-    await eventually(() => decider.notReady() === undefined, { what: 'feeds are heard again', timeoutMs: 15_000 })
   })
 })
 

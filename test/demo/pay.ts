@@ -25,7 +25,10 @@ export async function payAndCall(tour: Tour, customer: Customer): Promise<Custom
   await tour.step("The node's wallet pays; without a confirmation the payment is only pending", async () => {
     const { txid } = await tour.tollward<{ txid: string }>(['regtest', 'pay', invoice?.uri ?? ''])
     customer.txid = txid
-    await until('the payment in the mempool', async () => problemOf(await customer.quiet().call(ORDERS)) === 'payment-pending')
+    await until(
+      'the payment in the mempool',
+      async () => problemOf(await customer.quiet().call(ORDERS)) === 'payment-pending',
+    )
     await customer.call(ORDERS)
   })
 

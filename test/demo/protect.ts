@@ -2,7 +2,7 @@ import assert from 'node:assert/strict'
 import { flood, scan, tryPort } from '../scenario/attack.ts'
 import { type Customer, LOCAL } from '../scenario/customer.ts'
 import { send } from '../scenario/http.ts'
-import { type Finding, openSiem } from '../scenario/siem.ts'
+import { type Finding, isFindingOf, openSiem } from '../scenario/siem.ts'
 import { problemOf, type Tour, until } from './tour.ts'
 import { ATTACKER, NEIGHBOUR } from './who.ts'
 
@@ -14,6 +14,10 @@ const FLOOD_CONNECTIONS_MAX = 20_000
 const FLOOD_AT_ONCE = 32
 const NEIGHBOUR_PAUSE_MS = 40
 const DROPPED_WITHIN_MS = 1000
+/** disposition_id of OCSF. */
+const OCSF_BLOCKED = 2
+/** sensor-ingest tells of an attack that goes on after this time again. */
+const TOLD_AGAIN_MS = 5 * 60_000
 
 interface BlockRow {
   readonly cidr: string
@@ -36,10 +40,12 @@ export async function attackAndBlock(tour: Tour, { customer, isSensorOn }: Scene
   await tour.step(
     `A scan of ${SCANNED_PORTS} ports from ${ATTACKER}: an alert, and no block, for a source can be forged`,
     async () => {
+      const earlier = await recentFinding(tour, 'port-scan')
       await scan(ATTACKER, '127.0.0.1', FIRST_SCANNED_PORT, SCANNED_PORTS)
-      const finding = await siem.next('port-scan', ATTACKER)
+      const finding = earlier ?? (await siem.next('port-scan', ATTACKER))
+      if (earlier) tour.say('told a moment ago by an earlier tour; what goes on is not told again at once')
       show(tour, finding)
-      assert.equal(finding.disposition_id, 15, 'a scan is detected, not blocked')
+      assert.notEqual(finding.disposition_id, OCSF_BLOCKED, 'a scan alone has blocked')
       assert.ok(!(await blockOf(tour)), 'a scan alone has blocked')
     },
   )
@@ -72,7 +78,7 @@ export async function attackAndBlock(tour: Tour, { customer, isSensorOn }: Scene
     const finding = await siem.next('connection-flood', ATTACKER)
     show(tour, finding)
     assert.equal(finding.class_uid, 2004)
-    assert.equal(finding.disposition_id, 2, 'the finding does not say blocked')
+    assert.equal(finding.disposition_id, OCSF_BLOCKED, 'the finding does not say blocked')
     await until('the finding in the operator’s list', async () =>
       (await tour.tollward<{ finding: Finding }[]>(['alerts'])).some(
         (row) => row.finding.finding_info.uid === finding.finding_info.uid,
@@ -119,6 +125,12 @@ async function refusedByProxy(tour: Tour): Promise<void> {
   })
   assert.equal(refused.status, 403)
   assert.equal(problemOf(refused), 'blocked')
+}
+
+async function recentFinding(tour: Tour, detector: string): Promise<Finding | undefined> {
+  const alerts = await tour.tollward<{ publishedAt: string; finding: Finding }[]>(['alerts'])
+  const recent = alerts.filter(({ publishedAt }) => Date.now() - Date.parse(publishedAt) < TOLD_AGAIN_MS)
+  return recent.map(({ finding }) => finding).findLast((finding) => isFindingOf(finding, detector, ATTACKER))
 }
 
 async function blockOf(tour: Tour): Promise<BlockRow | undefined> {

@@ -67,6 +67,9 @@ function shownHeaders(headers: Readonly<Record<string, string>>): string {
 function shortened(body: string): string {
   if (body === '') return ''
   // Tokens and secrets are cut even here: people paste what they see.
-  const line = body.replaceAll(/\s+/g, ' ').replace(/("access_token":".{8})[^"]+/, '$1…').trim()
+  const line = body
+    .replaceAll(/\s+/g, ' ')
+    .replace(/("access_token":".{8})[^"]+/, '$1…')
+    .trim()
   return `\n       ${line.length > BODY_SHOWN_CHARACTERS ? `${line.slice(0, BODY_SHOWN_CHARACTERS)}…` : line}`
 }

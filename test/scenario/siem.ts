@@ -61,7 +61,7 @@ export async function openSiem(state = process.env.TOLLWARD_STATE ?? join(ROOT, 
           ARRIVES_WITHIN_MS,
         )
         const look = () => {
-          const found = findings.find((finding) => isOf(finding, detector, source))
+          const found = findings.find((finding) => isFindingOf(finding, detector, source))
           if (!found) return
           clearTimeout(timer)
           waiting.delete(look)
@@ -74,7 +74,12 @@ export async function openSiem(state = process.env.TOLLWARD_STATE ?? join(ROOT, 
   }
 }
 
-function isOf({ finding_info: { analytic }, evidences }: Finding, detector: string, source: string): boolean {
+/** Whether a finding is a detector's about a source. */
+export function isFindingOf(
+  { finding_info: { analytic }, evidences }: Finding,
+  detector: string,
+  source: string,
+): boolean {
   return (
     [analytic.uid, analytic.name].includes(detector) &&
     evidences.some(({ src_endpoint }) => src_endpoint?.ip === source)

@@ -6,7 +6,7 @@ import type { Target } from './target.ts'
 type RuleDocument = ApiPolicy['spec']['rules'][number]
 
 /** One ApiPolicy document, as far as it isn't rules. */
-export interface Policy {
+interface Policy {
   readonly name: string
   readonly sourceLimit: Limit | undefined
 }

@@ -32,7 +32,7 @@ export function newAccountKey(): string {
 
 export const PRICE_SATS = 10_000n
 /** Plans that the tests sell by. */
-export const PLANS = {
+const PLANS = {
   orders: '{ priceSats: 10000, requests: 1000, duration: 24h, confirmations: 1, payWithin: 15m, confirmWithin: 2h }',
   three: '{ priceSats: 10000, requests: 1000, confirmations: 3, payWithin: 15m, confirmWithin: 2h }',
   hasty: '{ priceSats: 10000, requests: 1000, confirmations: 1, payWithin: 300ms, confirmWithin: 2h }',

@@ -47,7 +47,7 @@ export interface View {
   readonly medianTimePastsMs: ReadonlyMap<number, number>
 }
 
-export type InvoiceState =
+type InvoiceState =
   | 'issued'
   | 'seen'
   | 'confirming'

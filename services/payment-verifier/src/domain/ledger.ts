@@ -4,7 +4,7 @@ import type { EntryAppended, InvoiceOpened, Outpoint } from '@tollward/contracts
 import type { Invoice, Payment, Place } from './invoice.ts'
 
 /** Reorganisations that go deeper than this are not looked for after an absence. */
-export const FINALITY_BLOCKS = 100
+const FINALITY_BLOCKS = 100
 
 /** The invoice that an entry is about, if the entry changed anything. */
 export interface Applied {

@@ -52,7 +52,7 @@ export async function attackAndBlock(tour: Tour, { customer, isSensorOn }: Scene
 
   await tour.step(`A flood of connections from ${ATTACKER}: dropped by XDP in under a second`, async () => {
     const droppedBefore = await droppedPackets()
-    const neighbour = keepCalling(customer)
+    await using neighbour = keepCalling(customer)
     const startMs = Date.now()
     const met = await flood(ATTACKER, '127.0.0.1', GATEWAY_PORT, FLOOD_CONNECTIONS_MAX, FLOOD_AT_ONCE)
     const block = await until('the block', () => blockOf(tour))
@@ -153,13 +153,12 @@ function keepCalling(customer: Customer) {
       await new Promise((resolve) => setTimeout(resolve, NEIGHBOUR_PAUSE_MS))
     }
   })()
-  return {
-    end: async () => {
-      ended.abort()
-      await calling
-      return statuses
-    },
+  const end = async () => {
+    ended.abort()
+    await calling
+    return statuses
   }
+  return { end, [Symbol.asyncDispose]: async () => void (await end()) }
 }
 
 function show(tour: Tour, finding: Finding): void {

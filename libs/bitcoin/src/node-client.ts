@@ -11,6 +11,8 @@ export interface NodeOptions {
   readonly user?: string
   readonly password?: string
   readonly timeoutMs?: number
+  /** Ends whatever is under way: a process that stops does not wait for a slow node. */
+  readonly signal?: AbortSignal
 }
 
 /** One call of a batch. */
@@ -55,12 +57,13 @@ type Reply = z.infer<typeof Reply>
 /** A client of the node. It connects with the first call. */
 export function nodeClient(options: NodeOptions): NodeClient {
   const send = async (body: unknown, timeoutMs = options.timeoutMs ?? CALL_TIMEOUT_MS): Promise<unknown> => {
-    const signal = AbortSignal.timeout(timeoutMs)
+    const timeout = AbortSignal.timeout(timeoutMs)
+    const signal = options.signal === undefined ? timeout : AbortSignal.any([timeout, options.signal])
     try {
       return await post(options, JSON.stringify(body), signal)
     } catch (error) {
       if (error instanceof AppError) throw error
-      throw new AppError('unavailable', `The bitcoin node at ${options.url} does not answer.`, { cause: error })
+      throw new AppError('unavailable', 'The bitcoin node does not answer.', { cause: error })
     }
   }
   return {

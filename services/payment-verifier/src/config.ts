@@ -13,7 +13,10 @@ export const Config = z.strictObject({
   /** BIP-84 account: xpub, zpub, tpub or vpub, or a descriptor wpkh(…/0/*). Never a private key. */
   accountKey: z.string().min(1),
   /** JSON-RPC of the bitcoin node. */
-  nodeUrl: z.url({ protocol: /^https?$/ }),
+  nodeUrl: z.url({ protocol: /^https?$/ }).refine((url) => !URL.canParse(url) || new URL(url).username === '', {
+    error:
+      'holds no credentials: give them by TOLLWARD_NODE_COOKIE_FILE, or TOLLWARD_NODE_USER and TOLLWARD_NODE_PASSWORD_FILE',
+  }),
   /** The node's cookie file; or name and a file with the password, not readable by others. */
   nodeCookieFile: z.string().min(1).optional(),
   nodeUser: z.string().min(1).optional(),

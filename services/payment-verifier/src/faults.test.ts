@@ -1,11 +1,15 @@
 import assert from 'node:assert/strict'
+import { once } from 'node:events'
+import { createServer } from 'node:http'
+import type { AddressInfo } from 'node:net'
+import { join } from 'node:path'
 import { after, test } from 'node:test'
 import { parseAccountKey } from '@tollward/bitcoin'
 import { contract } from '@tollward/contracts'
 import { EntryAppendedSchema } from '@tollward/contracts/ledger'
 import { PassState, PaymentReorgedSchema, RedeemOutcome } from '@tollward/contracts/payment'
 import { AppError } from '@tollward/errors'
-import { eventually, requires, startService } from '@tollward/testkit'
+import { eventually, requires, startProcess, startService } from '@tollward/testkit'
 import { newAccountKey, type Replica, TestStack } from './test-stack.ts'
 
 const skip = await requires({ tools: ['nats-server', 'bitcoind'] })
@@ -175,6 +179,22 @@ test('a payment that miners confirm too late is on record as late', { skip }, as
   assert.equal(outcome, RedeemOutcome.INSUFFICIENT)
 })
 
+test('a service that is asked to stop does not wait for a node that hangs', { skip }, async () => {
+  const stack = shared()
+  const hanging = createServer(() => {})
+  hanging.listen(0, '127.0.0.1')
+  await once(hanging, 'listening')
+  const asked = once(hanging, 'request')
+  const { port } = hanging.address() as AddressInfo
+  const env = await stack.env({ TOLLWARD_NODE_URL: `http://127.0.0.1:${port}/` })
+  await using service = await startProcess(process.execPath, [join(import.meta.dirname, 'main.ts')], { env })
+  await service.line(/"msg":"ready"/)
+  await asked
+  assert.equal(await service.stop(), 0)
+  hanging.closeAllConnections()
+  hanging.close()
+})
+
 test('what is configured wrongly is refused at the start, in words', { skip }, async () => {
   const stack = shared()
   const mainnetKey =
@@ -188,6 +208,7 @@ test('what is configured wrongly is refused at the start, in words', { skip }, a
     /follows regtest, but mainnet is configured/,
   )
   await refused({ TOLLWARD_ACCOUNT_KEY: mainnetKey }, /not for regtest/)
+  await refused({ TOLLWARD_NODE_URL: 'http://user:secret@127.0.0.1:1/' }, /TOLLWARD_NODE_URL: holds no credentials/)
   await refused({ TOLLWARD_NODE_COOKIE_FILE: undefined }, /either TOLLWARD_NODE_COOKIE_FILE/)
   await refused({ TOLLWARD_NETWORK: 'testnet', TOLLWARD_PUBLIC_URL: 'x' }, /TOLLWARD_PUBLIC_URL(.|\n)*TOLLWARD_NETWORK/)
 })

@@ -21,7 +21,7 @@ export async function run({ name, config, log, registry, health, signal }: Servi
   await using resources = new AsyncDisposableStack()
   const { network, publicUrl, nodeSilentMaxMs, openInvoicesMax, invoicesPerMinute } = config
   const account = parseAccountKey(config.accountKey, network)
-  const node = nodeClient({ url: config.nodeUrl, ...nodeCredentials(config) })
+  const node = nodeClient({ url: config.nodeUrl, ...nodeCredentials(config), signal })
   const metrics = verifierMetrics(registry)
 
   const nkeySeed = config.natsNkeyFile === undefined ? {} : { nkeySeed: readSecretFile(config.natsNkeyFile) }

@@ -182,6 +182,11 @@ test('a payment that miners confirm too late is on record as late', { skip }, as
 test('a service that is asked to stop does not wait for a node that hangs', { skip }, async () => {
   const stack = shared()
   const hanging = createServer(() => {})
+  using closing = new DisposableStack()
+  closing.defer(() => {
+    hanging.close()
+    hanging.closeAllConnections()
+  })
   hanging.listen(0, '127.0.0.1')
   await once(hanging, 'listening')
   const asked = once(hanging, 'request')
@@ -191,8 +196,6 @@ test('a service that is asked to stop does not wait for a node that hangs', { sk
   await service.line(/"msg":"ready"/)
   await asked
   assert.equal(await service.stop(), 0)
-  hanging.closeAllConnections()
-  hanging.close()
 })
 
 test('what is configured wrongly is refused at the start, in words', { skip }, async () => {

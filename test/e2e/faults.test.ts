@@ -41,7 +41,7 @@ before(async () => {
 })
 after(() => stack?.[Symbol.asyncDispose]())
 
-/** Requests that must get through and requests that must not, one after the other, until ended. */
+/** Requests that must get through and requests that must not, side by side, until ended. */
 function keepAsking() {
   const seen: Record<'paid' | 'unknown' | 'blocked', Map<number | string, number>> = {
     paid: new Map(),
@@ -56,14 +56,17 @@ function keepAsking() {
     )
     seen[who].set(status, (seen[who].get(status) ?? 0) + 1)
   }
-  const asking = (async () => {
+  const keep = async (who: keyof typeof seen, request: () => ReturnType<typeof send>) => {
     while (!ended.signal.aborted) {
-      await ask('paid', () => customer.call(ORDERS))
-      await ask('unknown', () => send(ORDERS, { headers: { authorization: 'Bearer unknown-token' } }))
-      await ask('blocked', () => send(ORDERS, { from: BLOCKED, timeoutMs: 200 }))
+      await ask(who, request)
       await new Promise((resolve) => setTimeout(resolve, PAUSE_MS))
     }
-  })()
+  }
+  const asking = Promise.all([
+    keep('paid', () => customer.call(ORDERS)),
+    keep('unknown', () => send(ORDERS, { headers: { authorization: 'Bearer unknown-token' } })),
+    keep('blocked', () => send(ORDERS, { from: BLOCKED, timeoutMs: 200 })),
+  ])
   return {
     seen,
     end: async () => {

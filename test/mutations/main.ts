@@ -1,12 +1,21 @@
 // npm run mutations: breaks each guarantee on purpose, in a copy of the tree, and wants its test to go red.
 // Arguments: parts of patch names, to run only those.
-import { spawnSync } from 'node:child_process'
+import { execFile, spawnSync } from 'node:child_process'
 import { globSync, readFileSync } from 'node:fs'
 import { basename, join } from 'node:path'
 import { copyTree, ROOT } from '../checks/copy.ts'
 import { emptyTally, tallyLine } from '../tally.ts'
 
-const RUN_TIMEOUT_MS = 240_000
+/** A test that a mutation makes hang is ended, with all that it started; it did not go red. */
+const RUN_MAX_SECONDS = 180
+
+/** Mutations at once: two cores, and tests that mostly wait. */
+const AT_ONCE = 3
+
+const OUTPUT_BYTES_MAX = 64 * 1024 * 1024
+
+/** Exit code of timeout(1) when it had to end what it ran. */
+const TIMED_OUT = 124
 
 interface Mutation {
   readonly name: string
@@ -18,14 +27,15 @@ interface Mutation {
 
 const wanted = process.argv.slice(2)
 const tally = emptyTally()
-for (const mutation of readMutations()) {
-  if (wanted.length > 0 && !wanted.some((part) => mutation.name.includes(part))) continue
-  const failure = run(mutation)
-  tally[failure === undefined ? 'passed' : 'failed'] += 1
-  process.stdout.write(
-    `${failure === undefined ? '✔' : '✖'} ${mutation.name}${failure === undefined ? ' went red' : `: ${failure}`}\n`,
-  )
+const queue = readMutations().filter(({ name }) => wanted.length === 0 || wanted.some((part) => name.includes(part)))
+const worker = async () => {
+  for (let mutation = queue.shift(); mutation; mutation = queue.shift()) {
+    const failure = await run(mutation)
+    tally[failure === undefined ? 'passed' : 'failed'] += 1
+    process.stdout.write(failure === undefined ? `✔ ${mutation.name} went red\n` : `✖ ${mutation.name}: ${failure}\n`)
+  }
 }
+await Promise.all(Array.from({ length: AT_ONCE }, worker))
 process.stdout.write(`\n${tallyLine(tally)}\n`)
 process.exitCode = tally.failed === 0 && tally.passed > 0 ? 0 : 1
 
@@ -43,7 +53,7 @@ function readMutations(): Mutation[] {
 }
 
 /** Why the mutation was not noticed as it should be; undefined: it was. */
-function run({ patch, test, testName }: Mutation): string | undefined {
+async function run({ patch, test, testName }: Mutation): Promise<string | undefined> {
   using copy = copyTree()
   const applied = spawnSync('git', ['apply', '--whitespace=nowarn', '-'], {
     cwd: copy.path,
@@ -51,18 +61,30 @@ function run({ patch, test, testName }: Mutation): string | undefined {
     encoding: 'utf8',
   })
   if (applied.status !== 0) return `the patch does not apply: ${applied.stderr.trim()}`
-  const { status, stdout, stderr, error } = spawnSync(
-    process.execPath,
-    ['--test', '--test-reporter=tap', `--test-name-pattern=${escapeRegExp(testName)}`, test],
-    { cwd: copy.path, encoding: 'utf8', timeout: RUN_TIMEOUT_MS, env: { ...process.env, TOLLWARD_REQUIRE: 'all' } },
-  )
-  if (error) return `the test did not end: ${error.message}`
+  const { code, output } = await runTest(copy.path, test, testName)
+  if (code === TIMED_OUT) return `the test did not end within ${RUN_MAX_SECONDS} s`
+  if (code === 0) return /^# pass [1-9]/m.test(output) ? 'the test stayed green' : 'no test has this name'
   // Red for another reason, such as a patch that breaks an import, proves nothing.
-  const red = stdout
-    .split('\n')
-    .some((line) => line.trim().startsWith('not ok') && line.includes(testName.replaceAll('#', '\\#')))
-  if (status === 0) return /^# pass [1-9]/m.test(stdout) ? 'the test stayed green' : 'no test has this name'
-  return red ? undefined : `another test failed:\n${stdout}${stderr}`
+  const name = testName.replaceAll('#', '\\#')
+  const red = output.split('\n').some((line) => line.trim().startsWith('not ok') && line.includes(name))
+  return red ? undefined : `another test failed:\n${output}`
+}
+
+function runTest(cwd: string, test: string, testName: string): Promise<{ code: number; output: string }> {
+  const nodeTest = [
+    process.execPath,
+    '--test',
+    '--test-reporter=tap',
+    `--test-name-pattern=${escapeRegExp(testName)}`,
+    test,
+  ]
+  const options = { cwd, maxBuffer: OUTPUT_BYTES_MAX, env: { ...process.env, TOLLWARD_REQUIRE: 'all' } }
+  return new Promise((resolve) => {
+    // timeout(1) ends the whole group; killing the test runner alone would leave its servers.
+    execFile('timeout', ['--kill-after=10', String(RUN_MAX_SECONDS), ...nodeTest], options, (error, stdout, stderr) => {
+      resolve({ code: error === null ? 0 : Number(error.code ?? 1), output: stdout + stderr })
+    })
+  })
 }
 
 function escapeRegExp(text: string): string {

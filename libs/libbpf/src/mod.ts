@@ -43,4 +43,4 @@ export {
   testRun,
 } from './object.ts'
 export { type OnRecord, RingReader } from './ring.ts'
-export { compile, isBpffs, mountBpffs, probeSupport, type Support } from './support.ts'
+export { compile, isBpffs, mountBpffs, probeSupport, type Support, unmountBpffs } from './support.ts'

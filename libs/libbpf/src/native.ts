@@ -66,6 +66,7 @@ const LIBC_INTEGERS = {
   vsnprintf: 'int vsnprintf(void *to, size_t size, const void *format, void *arguments)',
   clock_gettime: 'int clock_gettime(int clock, void *time)',
   mount: 'int mount(const char *source, const char *target, const char *type, uint64_t flags, const void *data)',
+  umount2: 'int umount2(const char *target, int flags)',
   munmap: 'int munmap(void *address, size_t length)',
   sysconf: 'int sysconf(int name)',
   if_nametoindex: 'int if_nametoindex(const char *name)',

@@ -41,6 +41,11 @@ export function mountBpffs(path = '/sys/fs/bpf'): boolean {
   return true
 }
 
+/** Unmounts a bpffs that nobody uses. Root only. */
+export function unmountBpffs(path = '/sys/fs/bpf'): void {
+  checkErrno(`unmounting ${path}`, libc().umount2(path, 0))
+}
+
 /** Whether pins can be made under the path. */
 export function isBpffs(path: string): boolean {
   return existsSync(path) && statfsSync(path).type === BPF_FS_MAGIC

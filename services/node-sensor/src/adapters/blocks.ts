@@ -1,0 +1,49 @@
+import type { Bus, Entry, Following } from '@tollward/bus'
+import { bucketContract, formatRange } from '@tollward/contracts'
+import { type Block, BlockSchema } from '@tollward/contracts/enforcement'
+import type { Logger } from 'pino'
+import { readBlock, type WantedBlock } from '../domain/block.ts'
+import type { Metrics } from '../metrics.ts'
+import type { BlockTable } from './block-table.ts'
+
+interface BlocksOptions {
+  readonly bus: Bus
+  readonly table: BlockTable
+  readonly metrics: Metrics
+  readonly log: Logger
+}
+
+/** Begins to keep the kernel's blocks as the bucket is. Resolves when the kernel has all of them. */
+export function followBlocks({ bus, table, metrics, log }: BlocksOptions): Promise<Following> {
+  const read = (entry: Entry<Block>): WantedBlock | undefined => {
+    const block = readBlock(entry.key, entry.value, entry.revision)
+    if (!block) {
+      metrics.blocksIgnored.inc({ reason: 'unreadable' })
+      log.error({ key: entry.key, format: entry.value.format }, 'block is ignored: it is of another format or damaged')
+    } else if (table.isGuarded(block.range)) {
+      metrics.blocksIgnored.inc({ reason: 'guarded' })
+      log.warn(
+        { range: formatRange(block.range), decidedBy: entry.value.decidedBy },
+        'block is ignored: it names only guarded addresses',
+      )
+    }
+    return block
+  }
+  return bus.bucket(bucketContract(BlockSchema)).follow({
+    snapshot: (entries) => {
+      const blocks = [...entries.values()].map(read).filter((block) => block !== undefined)
+      const startedMs = performance.now()
+      table.replace(blocks)
+      log.info(
+        { blocks: blocks.length, tookMs: Math.round(performance.now() - startedMs) },
+        'blocks are as the bucket is',
+      )
+    },
+    change: (key, entry) => {
+      const block = entry && read(entry)
+      if (!block) return table.remove(key)
+      const isNew = table.set(block)
+      if (isNew && block.decidedAtMs > 0) metrics.apply.observe(Math.max(0, Date.now() - block.decidedAtMs) / 1000)
+    },
+  })
+}

@@ -1,0 +1,322 @@
+import assert from 'node:assert/strict'
+import { existsSync } from 'node:fs'
+import { after, before, describe, test } from 'node:test'
+import type { Bus, Following } from '@tollward/bus'
+import { contract, parseAddress } from '@tollward/contracts'
+import { Direction, type Flow, type FlowObserved, FlowObservedSchema } from '@tollward/contracts/sensor'
+import {
+  eventually,
+  freePort,
+  type NatsServer,
+  type NetworkNamespace,
+  networkNamespace,
+  type Service,
+  startNatsServer,
+  startProcess,
+  startService,
+} from '@tollward/testkit'
+import {
+  blocksOf,
+  decidingBus,
+  greeter,
+  isInKernel,
+  MAIN,
+  metric,
+  pinDirectory,
+  provisionBus,
+  reasons,
+  skip,
+  tryFrom,
+} from './test-node.ts'
+
+const CONNECTIONS = `const [, host, port, count] = process.argv
+const next = (left) => left === 0 || require('net').connect({ host, port }).resume().on('close', () => next(left - 1))
+next(Number(count))`
+const DATAGRAMS = `const [, host, port, count, bytes] = process.argv
+const socket = require('dgram').createSocket('udp4')
+const next = (left) => left === 0 ? socket.close() : socket.send(Buffer.alloc(Number(bytes)), port, host, () => next(left - 1))
+next(Number(count))`
+const IP_AND_UDP_HEADER_BYTES = 28
+const UDP = 17
+const observed = contract(FlowObservedSchema)
+
+/** One node through the life of its sensor; each test goes on from where the one before ended. */
+describe('a node with a sensor', { skip }, () => {
+  const resources = new AsyncDisposableStack()
+  const flows: FlowObserved[] = []
+  let nats: NatsServer
+  let bus: Bus
+  let blocks: ReturnType<typeof blocksOf>
+  let attacker: NetworkNamespace
+  let neighbour: NetworkNamespace
+  let port: number
+  let pins: string
+  let environment: Record<string, string>
+  let sensor: Service
+  let following: Following
+
+  const followFlows = () => bus.follow(observed, 'beginning', (message) => void flows.push(message))
+  const seen = async (namespace: NetworkNamespace) => await tryFrom(namespace, port)
+  const isSilent = (what: string) =>
+    eventually(async () => (await seen(attacker)) === 'silence', { what: `the attacker is dropped ${what}` })
+  const isServed = (what: string) =>
+    eventually(async () => (await seen(attacker)) === 'served', { what: `the attacker is served ${what}` })
+
+  before(async () => {
+    nats = resources.use(await startNatsServer())
+    bus = resources.use(await decidingBus(nats.url))
+    blocks = blocksOf(bus)
+    attacker = resources.use(await networkNamespace())
+    neighbour = resources.use(await networkNamespace())
+    port = resources.use(await greeter()).port
+    pins = resources.use(pinDirectory()).path
+    environment = {
+      PATH: process.env.PATH ?? '',
+      TOLLWARD_NATS_URL: nats.url,
+      TOLLWARD_HEALTH_PORT: String(await freePort()),
+      TOLLWARD_INTERFACES: `${attacker.hostDevice},${neighbour.hostDevice}`,
+      TOLLWARD_NODE: 'node.one',
+      TOLLWARD_PIN_DIRECTORY: pins,
+    }
+    sensor = resources.use(await startService('node-sensor', environment))
+    following = await followFlows()
+  })
+  after(() => resources.disposeAsync())
+
+  test('says which kernel part is on, and how', async () => {
+    await sensor.line(new RegExp(`"interface":"${attacker.hostDevice}","hook":"xdp","on":true,"how":"native"`))
+    await sensor.line(new RegExp(`"interface":"${neighbour.hostDevice}","hook":"egress","on":true`))
+    await sensor.line(/"hook":"handshakes","on":true/)
+  })
+
+  test('a block in the bucket drops its source and nobody else; lifted, the source is served again', async () => {
+    assert.equal(await seen(attacker), 'served')
+    await blocks.add(attacker.address)
+    await isSilent('once it is blocked')
+    assert.equal(await seen(neighbour), 'served')
+    await blocks.lift(attacker.address)
+    await isServed('once its block is lifted')
+    assert(!isInKernel(pins, attacker.address))
+    assert((await metric(sensor.healthUrl, 'tollward_node_sensor_packets_total{verdict="dropped_exact"}')) > 0)
+    assert.equal(await metric(sensor.healthUrl, 'tollward_node_sensor_block_apply_seconds_count'), 1)
+  })
+
+  test('ranges of IPv4 and IPv6 are dropped whole', async () => {
+    const range = `${attacker.address.replace(/\d+$/, (last) => String(Number(last) & ~3))}/30`
+    await blocks.add(range)
+    await isSilent('as part of a range')
+    assert.equal(await seen(neighbour), 'served')
+    await blocks.lift(range)
+    await isServed('once the range is lifted')
+
+    const over6 = () => tryFrom(attacker, port, attacker.hostAddress6)
+    assert.equal(await over6(), 'served')
+    await blocks.add(`${attacker.address6.replace(/:[^:]+$/, ':0')}/112`)
+    await eventually(async () => (await over6()) === 'silence', { what: 'the IPv6 range is dropped' })
+    assert.equal(await seen(attacker), 'served')
+    await blocks.lift(`${attacker.address6.replace(/:[^:]+$/, ':0')}/112`)
+    await eventually(async () => (await over6()) === 'served', { what: 'the IPv6 range is served again' })
+  })
+
+  test('a block lapses at its end, and leaves the kernel', async () => {
+    const endsMs = Date.now() + 2000
+    await blocks.add(attacker.address, 2000)
+    await isSilent('until the end')
+    await isServed('after the end')
+    assert(Date.now() >= endsMs)
+    await eventually(() => !isInKernel(pins, attacker.address), { what: 'its entry is gone' })
+  })
+
+  test('a block that names only guarded addresses is ignored, and the log says so', async () => {
+    await blocks.add(attacker.hostAddress)
+    await sensor.line(/names only guarded addresses/)
+    assert(!isInKernel(pins, attacker.hostAddress))
+    assert.equal(await metric(sensor.healthUrl, 'tollward_node_sensor_blocks_ignored_total{reason="guarded"}'), 1)
+    await blocks.lift(attacker.hostAddress)
+  })
+
+  test('a block of another format is ignored, and the log says so', async () => {
+    await blocks.add(attacker.address, 600_000, { format: 2 })
+    await sensor.line(/of another format/)
+    assert(!isInKernel(pins, attacker.address))
+    await blocks.lift(attacker.address)
+  })
+
+  test('flows say what happened: each connection with its handshake, each packet and byte', async () => {
+    await using counted = await greeter()
+    const { port } = counted
+    const [connections, datagrams, bytes] = [60, 50, 200]
+    await attacker.exec(process.execPath, ['-e', CONNECTIONS, attacker.hostAddress, String(port), String(connections)])
+    await attacker.exec(process.execPath, [
+      ...['-e', DATAGRAMS, attacker.hostAddress, String(port)],
+      ...[String(datagrams), String(bytes)],
+    ])
+    const arrived = (protocol: number) => arriving(flows, attacker.address, protocol, port)
+    const syns = () => arrived(6).reduce((sum, flow) => sum + flow.syns, 0)
+    const packets = () => arrived(UDP).reduce((sum, flow) => sum + flow.packets, 0n)
+    await eventually(() => syns() >= connections && packets() >= datagrams, { what: 'the flows are on the bus' })
+    assert.equal(syns(), connections)
+    assert.equal(new Set(arrived(6).map(({ sourcePort }) => sourcePort)).size, connections)
+    assert.equal(packets(), BigInt(datagrams))
+    const udpBytes = arrived(UDP).reduce((sum, flow) => sum + flow.bytes, 0n)
+    assert.equal(udpBytes, BigInt(datagrams * (bytes + IP_AND_UDP_HEADER_BYTES)))
+    assert(arrived(6).some(({ established }) => established))
+    assert(arrived(6).every((flow) => flow.interface === attacker.hostDevice))
+    const left = flows.flatMap((message) => message.flows).filter(({ direction }) => direction === Direction.EGRESS)
+    assert(
+      left.some(({ sourcePort, destination }) => sourcePort === port && sameAddress(destination, attacker.address)),
+    )
+    assert(flows.every(({ node, lost }) => node === 'node.one' && lost === 0n))
+    const [first] = flows
+    assert(first)
+    assert.deepEqual(
+      flows.map(({ sequence }) => sequence),
+      flows.map((_, index) => first.sequence + BigInt(index)),
+    )
+  })
+
+  test('while the bus is away the kernel enforces, readiness says so, and the flows wait', async () => {
+    await using counted = await greeter()
+    await blocks.add(attacker.address)
+    await isSilent('before the bus is away')
+    await following[Symbol.asyncDispose]()
+    await nats.stop()
+    assert.equal(await seen(attacker), 'silence')
+    const connections = 20
+    await neighbour.exec(process.execPath, [
+      '-e',
+      CONNECTIONS,
+      neighbour.hostAddress,
+      String(counted.port),
+      String(connections),
+    ])
+    await eventually(async () => (await metric(sensor.healthUrl, 'tollward_node_sensor_flows_buffered')) > 0, {
+      what: 'flows wait',
+    })
+    await eventually(
+      async () => (await reasons(sensor.healthUrl)).some((reason) => /^bus: away for [3-9] s/.test(reason)),
+      {
+        what: 'not ready for three seconds',
+      },
+    )
+    assert.equal(await seen(attacker), 'silence')
+    flows.length = 0
+    await nats.start()
+    await provisionBus(nats.url)
+    await eventually(async () => (await reasons(sensor.healthUrl)).length === 0, { what: 'ready again' })
+    following = await followFlows()
+    const syns = () => arriving(flows, neighbour.address, 6, counted.port).reduce((sum, flow) => sum + flow.syns, 0)
+    await eventually(() => syns() >= connections, { what: 'the flows of the outage arrive' })
+    assert.equal(syns(), connections)
+    assert(flows.every(({ lost }) => lost === 0n))
+    assert.equal(await seen(attacker), 'silence')
+  })
+
+  test('a killed sensor goes on dropping; the next one finds what was lifted and blocked meanwhile', async () => {
+    await sensor.kill()
+    assert.equal(await seen(attacker), 'silence')
+    assert.equal(await seen(neighbour), 'served')
+    await blocks.lift(attacker.address)
+    await blocks.add(neighbour.address)
+    assert(isInKernel(pins, attacker.address), 'nobody told the kernel')
+    await sensor.start()
+    assert(!isInKernel(pins, attacker.address))
+    assert(isInKernel(pins, neighbour.address))
+    assert.equal(await seen(attacker), 'served')
+    assert.equal(await seen(neighbour), 'silence')
+    await sensor.line(/"how":"adopted"/)
+    await sensor.line(/"maps":"adopted"/)
+  })
+
+  test('an orderly end takes nothing off, and ends with 0', async () => {
+    assert.equal(await sensor.stop(), 0)
+    assert.equal(await seen(attacker), 'served')
+    assert.equal(await seen(neighbour), 'silence')
+  })
+
+  test('without a bus the sensor enforces what its predecessor did, says that it is not ready, and ends at once when told', async () => {
+    await using held = await startProcess(process.execPath, [MAIN], {
+      env: { ...environment, TOLLWARD_NATS_URL: `nats://127.0.0.1:${await freePort()}` },
+    })
+    const url = `http://127.0.0.1:${environment.TOLLWARD_HEALTH_PORT}`
+    await eventually(async () => (await reasons(url)).some((reason) => reason.startsWith('bus: not reached yet')), {
+      what: 'not ready without a bus',
+    })
+    assert.equal(await seen(neighbour), 'silence')
+    assert.equal(await held.stop(), 0)
+    assert.equal(await seen(neighbour), 'silence')
+  })
+
+  test('maps of another size are replaced; a block for which there is no room is counted, and applied when there is', async () => {
+    await sensor.start({ ...environment, TOLLWARD_BLOCKED_ADDRESSES_MAX: '1' })
+    await sensor.line(/pinned maps have other sizes/)
+    assert.equal(await seen(neighbour), 'silence')
+    await blocks.add(attacker.address)
+    await sensor.line(/block is not enforced on this node/)
+    assert.equal(await metric(sensor.healthUrl, 'tollward_node_sensor_blocks_waiting'), 1)
+    assert.equal(await metric(sensor.healthUrl, 'tollward_node_sensor_blocks_refused_total{reason="full"}'), 1)
+    assert.equal(await metric(sensor.healthUrl, 'tollward_node_sensor_blocks_capacity{map="block_exact"}'), 1)
+    await blocks.lift(neighbour.address)
+    await isSilent('once there is room')
+    assert.equal(await metric(sensor.healthUrl, 'tollward_node_sensor_blocks_waiting'), 0)
+    assert.equal(await metric(sensor.healthUrl, 'tollward_node_sensor_blocks{map="block_exact"}'), 1)
+  })
+
+  test('in audit mode nothing is dropped, and what would be is counted', async () => {
+    await sensor.stop()
+    await sensor.start({ ...environment, TOLLWARD_MODE: 'audit' })
+    assert(isInKernel(pins, attacker.address))
+    assert.equal(await seen(attacker), 'served')
+    assert((await metric(sensor.healthUrl, 'tollward_node_sensor_packets_total{verdict="audited"}')) > 0)
+  })
+
+  test('an interface that is no longer configured is let go', async () => {
+    await sensor.stop()
+    await sensor.start({ ...environment, TOLLWARD_INTERFACES: neighbour.hostDevice })
+    assert.equal(await seen(attacker), 'served')
+    assert.doesNotMatch(await linkDetails(attacker), /xdp/)
+    assert.match(await linkDetails(neighbour), /xdp/)
+  })
+
+  test('detach is refused while a sensor runs; then it leaves nothing, and says what it removed', async () => {
+    const detach = () => startProcess(process.execPath, [MAIN, 'detach'], { env: { TOLLWARD_PIN_DIRECTORY: pins } })
+    await using early = await detach()
+    assert.equal(await early.exited, 2)
+    assert.match(early.lines.join(), /is running; stop it first/)
+    await blocks.add(neighbour.address)
+    await eventually(() => isInKernel(pins, neighbour.address), { what: 'the neighbour is blocked' })
+    await sensor.stop()
+    assert.equal(await seen(neighbour), 'silence')
+    await using late = await detach()
+    assert.equal(await late.exited, 0)
+    assert.match(late.lines.join(), /^removed 3 links, 0 programs and 12 maps at /)
+    assert(!existsSync(pins))
+    assert.doesNotMatch(await linkDetails(neighbour), /xdp/)
+    assert.equal(await seen(neighbour), 'served')
+    await using again = await detach()
+    assert.equal(await again.exited, 0)
+    assert.match(again.lines.join(), /nothing is pinned/)
+  })
+})
+
+async function linkDetails({ hostDevice }: NetworkNamespace): Promise<string> {
+  await using shown = await startProcess('ip', ['-details', 'link', 'show', hostDevice])
+  await shown.exited
+  return shown.lines.join('\n')
+}
+
+function arriving(messages: readonly FlowObserved[], source: string, protocol: number, port: number): Flow[] {
+  return messages
+    .flatMap(({ flows }) => flows)
+    .filter(
+      (flow) =>
+        flow.direction === Direction.INGRESS &&
+        flow.protocol === protocol &&
+        flow.destinationPort === port &&
+        sameAddress(flow.source, source),
+    )
+}
+
+function sameAddress(bytes: Uint8Array, text: string): boolean {
+  return Buffer.from(parseAddress(text) ?? []).equals(bytes)
+}

@@ -1,0 +1,89 @@
+import { type Bus, connectBus, type Following } from '@tollward/bus'
+import { aborted, readSecretFile, type ServiceContext } from '@tollward/runtime'
+import { BlockTable } from './adapters/block-table.ts'
+import { followBlocks } from './adapters/blocks.ts'
+import { drainFlows } from './adapters/flow-drain.ts'
+import { FlowPublisher } from './adapters/flow-publisher.ts'
+import { Hooks } from './adapters/hooks.ts'
+import { loadKernel } from './adapters/kernel.ts'
+import { addressesToGuard, watchNode } from './adapters/node.ts'
+import { objectFile } from './adapters/object-file.ts'
+import { OwnConnections } from './adapters/own-connections.ts'
+import { holdPins, openPins } from './adapters/pins.ts'
+import type { Config } from './config.ts'
+import { sensorMetrics } from './metrics.ts'
+
+/** The feed of blocks has a heartbeat every second. */
+const SILENCE_MAX_MS = 10_000
+
+/** The whole service: the kernel first, so that it guards and counts whether there is a bus or not. */
+export async function run({ name, config, log, registry, health, signal }: ServiceContext<Config>): Promise<void> {
+  await using resources = new AsyncDisposableStack()
+  const { mode, node, interfaces, managementPorts, guardedAddresses } = config
+  resources.use(await holdPins(config.pinDirectory))
+  const pins = openPins(config.pinDirectory)
+  const kernel = resources.use(loadKernel(await objectFile(config.bpfObject), pins, config, log))
+  const guarded = addressesToGuard(guardedAddresses)
+  kernel.guard(guarded)
+  log.info(
+    { mode, managementPorts, guarded: guarded.length, maps: kernel.adopted ? 'adopted' : 'new' },
+    'kernel programs loaded',
+  )
+
+  const metrics = sensorMetrics(registry, {
+    verdicts: () => kernel.verdicts(),
+    events: () => kernel.events(),
+    blocks: () => table.sizes(),
+  })
+  const table = new BlockTable({ kernel, guarded, metrics, log })
+  const hooks = resources.use(new Hooks({ kernel, directory: pins.directory, interfaces, metrics, log }))
+  resources.use(watchNode({ kernel, table, hooks, guardedAddresses, log }))
+
+  const own = resources.use(new OwnConnections())
+  const publisher = new FlowPublisher({ node, metrics, log })
+  const draining = drainFlows({
+    kernel,
+    publisher,
+    own,
+    hooks,
+    intervalMs: config.drainIntervalMs,
+    metrics,
+    log,
+    signal,
+  })
+
+  let bus: Bus | undefined
+  let blocks: Following | undefined
+  health.check('kernel', () => hooks.fault())
+  health.check('bus', () => whyNoBus(bus))
+  health.check('blocks', () => whyNoBlocks(blocks))
+  health.check('flows', () => publisher.fault())
+  health.ready()
+  const nkey = config.natsNkeyFile === undefined ? {} : { nkeySeed: readSecretFile(config.natsNkeyFile) }
+  bus = await unless(signal, connectBus({ servers: config.natsUrl, name, ...nkey, log, registry }))
+  if (!bus) return
+  resources.use(bus)
+  const publishing = publisher.run(bus, signal)
+  blocks = await unless(signal, followBlocks({ bus, table, metrics, log }))
+  if (blocks) resources.use(blocks)
+  log.info({ blocks: table.sizes() }, 'ready')
+  await Promise.race([aborted(signal), draining, publishing])
+  await Promise.all([draining, publishing])
+}
+
+/** What the promise gives; undefined if the service is to end before: the first connection may never come. */
+function unless<T>(signal: AbortSignal, promise: Promise<T>): Promise<T | undefined> {
+  return Promise.race([promise, aborted(signal).then(() => undefined)])
+}
+
+function whyNoBus(bus: Bus | undefined): string | undefined {
+  if (bus?.connected) return undefined
+  const since = bus ? `away for ${Math.round(bus.disconnectedForMs / 1000)} s` : 'not reached yet'
+  return `${since}; what the kernel blocks stays blocked, but nothing new is blocked or lifted on this node`
+}
+
+function whyNoBlocks(blocks: Following | undefined): string | undefined {
+  if (!blocks) return 'the list of blocks was not read yet'
+  if (blocks.silentForMs < SILENCE_MAX_MS) return undefined
+  return `nothing was heard of blocks for ${Math.round(blocks.silentForMs / 1000)} s`
+}

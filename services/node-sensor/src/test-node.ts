@@ -71,6 +71,9 @@ export function blocksOf(bus: Bus) {
       await bucket.put(rangeKey(range), value, { expiresAtMs: nowMs + forMs })
     },
     lift: (cidr: string) => bucket.remove(rangeKey(rangeOf(cidr))),
+    liftAll: async () => {
+      for (const { key } of await bucket.entries()) await bucket.remove(key)
+    },
   }
 }
 

@@ -1,0 +1,43 @@
+import assert from 'node:assert/strict'
+import { test } from 'node:test'
+import { create } from '@bufbuild/protobuf'
+import { timestampFromMs } from '@bufbuild/protobuf/wkt'
+import { parseAddress, parseRange, rangeKey } from '@tollward/contracts'
+import { BlockSchema } from '@tollward/contracts/enforcement'
+import { isOnlyGuarded, readBlock } from './block.ts'
+
+const range = (cidr: string) => {
+  const parsed = parseRange(cidr)
+  assert(parsed)
+  return parsed
+}
+const address = (text: string) => {
+  const parsed = parseAddress(text)
+  assert(parsed)
+  return parsed
+}
+
+test('only a range of which every address is guarded is guarded', () => {
+  const guarded = ['10.0.0.1', '10.0.0.2', '10.0.0.3', '::1'].map(address)
+  assert(isOnlyGuarded(range('10.0.0.1'), guarded))
+  assert(isOnlyGuarded(range('::1'), guarded))
+  assert(isOnlyGuarded(range('10.0.0.2/31'), guarded))
+  assert(!isOnlyGuarded(range('10.0.0.0/30'), guarded))
+  assert(!isOnlyGuarded(range('10.0.0.4'), guarded))
+  assert(!isOnlyGuarded(range('10.0.0.0/8'), guarded))
+  assert(!isOnlyGuarded(range('0.0.0.0/0'), guarded))
+})
+
+test('a block without an end, of another format, or under a key that is no range is none', () => {
+  const value = create(BlockSchema, { format: 1, expiresAt: timestampFromMs(2000), decidedAt: timestampFromMs(1000) })
+  const key = rangeKey(range('192.0.2.0/24'))
+  assert.deepEqual(readBlock(key, value, 7), {
+    ...{ key, range: range('192.0.2.0/24') },
+    ...{ expiresAtMs: 2000, decidedAtMs: 1000, revision: 7 },
+  })
+  assert.equal(readBlock('no-range', value, 7), undefined)
+  const withHostBits = key.replace('c0000200', 'c0000201')
+  assert.equal(readBlock(withHostBits, value, 7), undefined)
+  assert.equal(readBlock(key, { ...value, format: 2 }, 7), undefined)
+  assert.equal(readBlock(key, create(BlockSchema, { format: 1 }), 7), undefined)
+})

@@ -18,7 +18,7 @@ export const CHECKS: readonly Check[] = [
   },
   {
     name: 'style and purity: biome',
-    command: ['biome', 'ci', '--error-on-warnings', '.'],
+    command: ['biome', 'ci', '--error-on-warnings', '--colors=off', '.'],
     planted: {
       file: 'services/sensor-ingest/src/domain/planted.ts',
       text: "import { readFileSync } from 'node:fs'\n\nexport const planted = readFileSync('/etc/hostname')\n",

@@ -67,14 +67,12 @@ function keepAsking() {
     keep('unknown', () => send(ORDERS, { headers: { authorization: 'Bearer unknown-token' } })),
     keep('blocked', () => send(ORDERS, { from: BLOCKED, timeoutMs: 200 })),
   ])
-  return {
-    seen,
-    end: async () => {
-      ended.abort()
-      await asking
-      return seen
-    },
+  const end = async () => {
+    ended.abort()
+    await asking
+    return seen
   }
+  return { seen, end, [Symbol.asyncDispose]: async () => void (await end()) }
 }
 
 function statuses(seen: ReadonlyMap<number | string, number>): string {
@@ -94,7 +92,7 @@ for (const [name, port] of Object.entries(HEALTH)) {
     const passes = await stack.tollward<unknown[]>(['passes'])
     const before = stack.pidOf(`services/${name}/`)
     assert.ok(before, `${name} does not run`)
-    const asking = keepAsking()
+    await using asking = keepAsking()
     const startMs = performance.now()
     process.kill(before, 'SIGKILL')
     await eventually(
@@ -130,7 +128,7 @@ test('nats-server gone for 20 s: everything recovers by itself, nothing acknowle
   const passes = await stack.tollward<unknown[]>(['passes'])
   const pid = stack.pidOf('nats-server')
   assert.ok(pid)
-  const asking = keepAsking()
+  await using asking = keepAsking()
   // Stopped, not killed: the supervisor would have it back at once.
   process.kill(pid, 'SIGSTOP')
   await new Promise((resolve) => setTimeout(resolve, BUS_DOWN_MS))

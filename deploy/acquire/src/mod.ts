@@ -1,7 +1,7 @@
 export { acquireBitcoind } from './bitcoind.ts'
 export { acquireEnvoy } from './envoy.ts'
+export { withLock } from './lock.mjs'
 export { acquireNatsServer, NATS_SERVER_MIN } from './nats-server.ts'
 export { acquireOcsfSchema } from './ocsf-schema.ts'
 export { ensureSystemPackages, type MissingPackages } from './system-packages.ts'
 export { AcquireError, type AcquireOptions, findOnPath, type Tool } from './tool.ts'
-export { withLock } from './lock.mjs'

@@ -46,7 +46,7 @@ export const FIRST_HIT = { bytes: 32, atNs: 0, source: 8, ruleId: 24, prefixLeng
 
 export const GUARD_MODE = { off: 0, audit: 1, enforce: 2 } as const
 export const BLOCK_MODE = { drop: 0, audit: 1 } as const
-export const FLOW_FLAG = { tcpFlags: 0xff, established: 1 << 16, fragment: 1 << 17, audited: 1 << 18 } as const
+const FLOW_FLAG = { tcpFlags: 0xff, established: 1 << 16, fragment: 1 << 17, audited: 1 << 18 } as const
 
 /** Index of each counter; the first ten are verdicts, and each packet counts under exactly one of them. */
 export const COUNTER = {

@@ -9,7 +9,7 @@ const run = promisify(execFile)
 /** A blocked packet is not answered at all; 20 times what a handshake takes here. */
 const CONNECT_TIMEOUT_MS = 250
 
-export const NODE_ADDRESS = '198.18.0.1'
+const NODE_ADDRESS = '198.18.0.1'
 export const CLIENT_ADDRESSES = ['198.18.0.2', '198.18.0.3'] as const
 /** The guarded node's end of the cable. */
 export const NODE_INTERFACE = 'node0'

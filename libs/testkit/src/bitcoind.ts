@@ -151,6 +151,6 @@ async function call<T>(url: string, cookieFile: string, method: string, params: 
 }
 
 /** The decimal text that the node's calls take for an amount. */
-export function inBtc(amountSats: bigint): string {
+function inBtc(amountSats: bigint): string {
   return `${amountSats / SATS_PER_BTC}.${String(amountSats % SATS_PER_BTC).padStart(8, '0')}`
 }

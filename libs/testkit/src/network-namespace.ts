@@ -89,7 +89,9 @@ async function freeAddresses(): Promise<Record<'address' | 'address6' | 'hostAdd
     const high = (offset: number) => (first + offset) >> 16
     const low = (offset: number) => (first + offset) & 0xffff
     const v4 = (offset: number) => `198.${18 + high(offset)}.${low(offset) >> 8}.${low(offset) & 0xff}`
-    const v6 = (offset: number) => `fd70:11:ad::${high(offset).toString(16)}:${low(offset).toString(16)}`
+    // As the kernel shows it: no group that is zero beside the "::".
+    const v6 = (offset: number) =>
+      `fd70:11:ad::${high(offset) === 0 ? '' : `${high(offset).toString(16)}:`}${low(offset).toString(16)}`
     const taken = await ip('-oneline', 'address', 'show', 'to', `${v4(0)}/${PREFIX_LENGTH}`)
     if (taken === '') return { hostAddress: v4(1), address: v4(2), hostAddress6: v6(1), address6: v6(2) }
   }

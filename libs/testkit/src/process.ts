@@ -105,7 +105,7 @@ export function readLines(stream: Readable, lines: string[], onLine: ReadonlySet
 }
 
 /** The end of a program's output, for error messages. */
-export function tail(lines: readonly string[]): string {
+function tail(lines: readonly string[]): string {
   return lines.slice(-ERROR_LINES).join('\n')
 }
 

@@ -139,7 +139,7 @@ export class TestStack implements AsyncDisposable {
       TOLLWARD_NODE_URL: this.node.rpcUrl,
       TOLLWARD_NODE_COOKIE_FILE: this.node.cookieFile,
       TOLLWARD_NODE_ZMQ_URL: this.node.zmqUrl,
-      TOLLWARD_NODE_SILENT_MAX_MS: '500',
+      TOLLWARD_NODE_SILENT_MAX_MS: '3000',
       TOLLWARD_OPEN_INVOICES_MAX: '60',
       TOLLWARD_INVOICES_PER_MINUTE: '60',
       ...overrides,

@@ -1,11 +1,20 @@
 import assert from 'node:assert/strict'
+import { existsSync } from 'node:fs'
 import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { test } from 'node:test'
 import { acquireNatsServer } from '@tollward/acquire'
 import { contract } from '@tollward/contracts'
 import { type Flow, FlowObservedSchema } from '@tollward/contracts/sensor'
-import { eventually, networkNamespace, startProcess, temporaryDirectory } from '@tollward/testkit'
+import {
+  eventually,
+  freePort,
+  networkNamespace,
+  startNatsServer,
+  startProcess,
+  startService,
+  temporaryDirectory,
+} from '@tollward/testkit'
 import { decidingBus, MAIN, pinDirectory, provisionBus, reasons, skip } from './test-node.ts'
 
 const NATS_PORT = 4222
@@ -66,7 +75,55 @@ test('on lo the sensor leaves its own connection to the bus out of the flows, al
   await provisionBus(url)
   await isReady()
   await onlyTheOtherIsSeen()
+
+  await using detach = await startProcess(process.execPath, [MAIN, 'detach'], {
+    env: { TOLLWARD_PIN_DIRECTORY: pins.path },
+  })
+  assert.equal(await detach.exited, 0)
+  assert.match(
+    detach.lines.join(),
+    /^removed 0 links, .* stay: they are of network namespaces in which processes live$/,
+  )
+  assert(existsSync(pins.path))
 })
+
+test('what cannot be attached is a reason not to be ready; the rest works, and an interface is attached when it comes', {
+  skip,
+}, async () => {
+  await using cable = await networkNamespace()
+  await using nats = await startNatsServer()
+  await using _bus = await decidingBus(nats.url)
+  using firstPins = pinDirectory()
+  using secondPins = pinDirectory()
+  const environment = async (pins: string, interfaces: string) => ({
+    PATH: process.env.PATH ?? '',
+    TOLLWARD_NATS_URL: nats.url,
+    TOLLWARD_HEALTH_PORT: String(await freePort()),
+    TOLLWARD_INTERFACES: interfaces,
+    TOLLWARD_PIN_DIRECTORY: pins,
+  })
+  await using first = await startService('node-sensor', await environment(firstPins.path, cable.hostDevice))
+  const later = `twl${process.pid}`
+  const env = await environment(secondPins.path, `${cable.hostDevice},${later}`)
+  await using _second = await startProcess(process.execPath, [MAIN], { env })
+  const url = `http://127.0.0.1:${env.TOLLWARD_HEALTH_PORT}`
+  const kernelReason = async () => (await reasons(url)).find((reason) => reason.startsWith('kernel: '))
+  const missing = await eventually(kernelReason, { what: 'it is not ready' })
+  assert.match(missing, new RegExp(`xdp on ${cable.hostDevice}: .*EBUSY`))
+  assert.doesNotMatch(missing, new RegExp(`egress on ${cable.hostDevice}`))
+  assert.match(missing, new RegExp(`xdp on ${later}: there is no such interface`))
+
+  await using stack = new AsyncDisposableStack()
+  await ip('link', 'add', later, 'type', 'veth', 'peer', 'name', `${later}p`)
+  stack.defer(() => ip('link', 'delete', later))
+  await eventually(async () => !(await kernelReason())?.includes(later), { what: 'the new interface is attached' })
+  assert.deepEqual(await reasons(first.healthUrl), [])
+})
+
+async function ip(...args: string[]): Promise<void> {
+  await using run = await startProcess('ip', args)
+  assert.equal(await run.exited, 0, run.lines.join())
+}
 
 test('without root the sensor ends with a sentence that says so, and check does too', { skip }, async () => {
   const asNobody = async (...args: string[]) => {

@@ -64,16 +64,52 @@ export async function holdPins(pinDirectory: string): Promise<AsyncDisposable> {
   return server
 }
 
-/** Removes what any sensor left under the pin directory; says what that was. AppError `failed_precondition` while one runs. */
+/**
+ * Removes what sensors left under the pin directory, but for those of other network namespaces in which somebody lives; says
+ * what that was. AppError `failed_precondition` while a sensor of this namespace runs.
+ */
 export async function removeEverything(pinDirectory: string): Promise<string> {
   await using _held = await holdPins(pinDirectory)
   if (!existsSync(pinDirectory)) return `nothing is pinned at ${pinDirectory}`
+  const others = usedByOthers(pinDirectory)
+  if (others.length > 0) return removeOwn(pinDirectory, others)
   const mounted = existsSync(join(pinDirectory, MOUNTED_MARK))
   const { links, programs, maps } = removePins(pinDirectory)
   const removed = `removed ${links} links, ${programs} programs and ${maps} maps at ${pinDirectory}`
   if (!mounted || readdirSync(BPFFS).some((name) => !KERNEL_FILES.has(name))) return removed
   unmountBpffs(BPFFS)
   return `${removed}, and the bpffs that was mounted for them`
+}
+
+function removeOwn(pinDirectory: string, others: readonly string[]): string {
+  const own = readdirSync(pinDirectory).filter((name) => name !== MOUNTED_MARK && !others.includes(name))
+  const removed = own.map((name) => removePins(join(pinDirectory, name)))
+  const sum = (kind: keyof (typeof removed)[number]) => removed.reduce((total, counts) => total + counts[kind], 0)
+  const what = `removed ${sum('links')} links, ${sum('programs')} programs and ${sum('maps')} maps at ${pinDirectory}`
+  return `${what}; ${others.join(', ')} stay: they are of network namespaces in which processes live`
+}
+
+/** Directories of other network namespaces that have a process: it may be a sensor. */
+function usedByOthers(pinDirectory: string): string[] {
+  const own = networkNamespaceInum()
+  const inhabited = new Set(
+    readdirSync('/proc')
+      .filter((name) => /^\d+$/.test(name))
+      .map((pid) => inumOf(`/proc/${pid}/ns/net`)),
+  )
+  return readdirSync(pinDirectory).filter((name) => {
+    const inum = Number(/_net(\d+)$/.exec(name)?.[1])
+    return inum !== own && inhabited.has(inum)
+  })
+}
+
+/** Undefined if its process has ended meanwhile. */
+function inumOf(path: string): number | undefined {
+  try {
+    return statSync(path).ino
+  } catch {
+    return undefined
+  }
 }
 
 function isOnBpffs(path: string): boolean {

@@ -79,6 +79,11 @@ function statuses(seen: ReadonlyMap<number | string, number>): string {
   return [...seen].map(([status, count]) => `${status} ×${count}`).join(', ')
 }
 
+async function publishedFlows(): Promise<number> {
+  const { body } = await send('http://127.0.0.1:9406/metrics')
+  return Number(/^tollward_node_sensor_flows_total\{result="published"\} (\d+)/m.exec(body)?.[1])
+}
+
 function assertNothingGotThrough({ unknown, blocked }: ReturnType<typeof keepAsking>['seen']): void {
   for (const who of [unknown, blocked]) {
     for (const status of who.keys())
@@ -128,11 +133,13 @@ test('nats-server gone for 20 s: everything recovers by itself, nothing acknowle
   const passes = await stack.tollward<unknown[]>(['passes'])
   const pid = stack.pidOf('nats-server')
   assert.ok(pid)
+  let publishedBefore = 0
   await using asking = keepAsking()
   // Stopped, not killed: the supervisor would have it back at once.
   process.kill(pid, 'SIGSTOP')
   await new Promise((resolve) => setTimeout(resolve, BUS_DOWN_MS))
   process.kill(pid, 'SIGKILL')
+  if (sensorIsOn) publishedBefore = await publishedFlows()
   for (const [name, port] of Object.entries(HEALTH)) {
     if (name === 'node-sensor' && !sensorIsOn) continue
     await eventually(async () => (await fetch(`http://127.0.0.1:${port}/healthz/ready`)).ok, {
@@ -144,6 +151,9 @@ test('nats-server gone for 20 s: everything recovers by itself, nothing acknowle
     what: 'paid requests to be served again',
     timeoutMs: 30_000,
   })
+  // Flows are in a memory stream, which a restarted server has forgotten.
+  if (sensorIsOn)
+    await eventually(async () => (await publishedFlows()) > publishedBefore, { what: 'flows to be published again' })
   const seen = await asking.end()
   t.diagnostic(`paid: ${statuses(seen.paid)}; unknown: ${statuses(seen.unknown)}; blocked: ${statuses(seen.blocked)}`)
   assertNothingGotThrough(seen)

@@ -3,7 +3,7 @@ import { mkdir } from 'node:fs/promises'
 import { promisify } from 'node:util'
 import { connect, nkeyAuthenticator } from '@nats-io/transport-node'
 import { acquireBitcoind, acquireNatsServer, ensureSystemPackages, type Tool } from '@tollward/acquire'
-import { provision } from '@tollward/bus'
+import { isProvisioned, provision } from '@tollward/bus'
 import { readSecretFile } from '@tollward/runtime'
 import { bitcoinNode, ensureWallet, prepareNode } from './chain.ts'
 import type { Display } from './display.ts'
@@ -70,7 +70,7 @@ export async function startStack({ paths, upstreamUrl, display, signal }: StackO
     run(await natsProgram(nats, paths, keys)),
     prepareNode(paths).then(() => run(bitcoinNode(bitcoind, paths, baseEnvironment(paths)))),
   ])
-  await Promise.all([provisionBus(paths), ensureWallet(paths)])
+  await ensureWallet(paths)
   for (const [name, reason] of Object.entries(off)) display.off(name, reason)
   const facts = { paths, keys, off, upstreamUrl: upstreamUrl ?? localUrl(PORTS.exampleApi) }
   if (off['node-sensor'] === undefined) started.defer(() => detachSensor(paths, progress))
@@ -91,9 +91,9 @@ async function whatIsOff(paths: Paths, progress: (line: string) => void): Promis
     })
     return {}
   } catch (error) {
-    const { code, stdout = '' } = error as { code?: number; stdout?: string }
+    const { code, stderr = '' } = error as { code?: number; stderr?: string }
     if (code !== CHECK_LACKS) throw error
-    return { 'node-sensor': stdout.trim().split('\n').join('; ') }
+    return { 'node-sensor': stderr.trim().split('\n').join('; ') }
   }
 }
 
@@ -129,18 +129,19 @@ async function natsProgram(tool: Tool, paths: Paths, keys: Keys): Promise<Progra
     args: [...tool.args, '--config', paths.natsConfig],
     env: baseEnvironment(paths),
     logFile: paths.log('nats-server'),
-    isReady: async () => {
-      const connection = await connectAsProvisioner(paths)
-      await connection.close()
-      return true
-    },
+    isReady: () => provisionedBus(paths),
   }
 }
 
-async function provisionBus(paths: Paths): Promise<void> {
+/**
+ * Whether the bus answers and has everything on it. What is missing is made: a server that was started again has forgotten its
+ * memory streams and their consumers.
+ */
+async function provisionedBus(paths: Paths): Promise<boolean> {
   const connection = await connectAsProvisioner(paths)
   try {
-    await provision(connection)
+    if (!(await isProvisioned(connection))) await provision(connection)
+    return true
   } finally {
     await connection.close()
   }

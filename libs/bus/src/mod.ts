@@ -11,7 +11,7 @@ export {
 export { type ConsumeOptions, type Delivery, type Outcome, REDELIVERY_DELAYS_MS } from './consume.ts'
 export type { Following } from './feed.ts'
 export { durableSubjects, inboxPrefix, type Permissions, permissionsOf } from './permissions.ts'
-export { ACK_WAIT_MS, provision } from './provision.ts'
+export { ACK_WAIT_MS, isProvisioned, provision } from './provision.ts'
 export type { Published, PublishOptions } from './publish.ts'
 export type { CallContext, Client, Implementation } from './rpc.ts'
 export { ACCESS, type Access, BUCKETS, DURABLES, STREAMS } from './topology.ts'

@@ -1,6 +1,7 @@
 import {
   AckPolicy,
   DiscardPolicy,
+  JetStreamApiError,
   type JetStreamManager,
   jetstream,
   RetentionPolicy,
@@ -53,6 +54,20 @@ export async function provision(connection: NatsConnection): Promise<void> {
       max_ack_pending: MAX_ACK_PENDING,
     })
   }
+}
+
+/** Whether the last things that `provision` makes are there: the durables, and with them the streams that they read. */
+export async function isProvisioned(connection: NatsConnection): Promise<boolean> {
+  const manager = await jetstream(connection).jetstreamManager()
+  for (const [name, { stream }] of Object.entries(DURABLES)) {
+    try {
+      await manager.consumers.info(stream, name)
+    } catch (error) {
+      if (error instanceof JetStreamApiError) return false
+      throw error
+    }
+  }
+  return true
 }
 
 function streamConfig(name: string, stream: StreamTopology) {

@@ -64,7 +64,13 @@ async function test(tally: Tally): Promise<void> {
   const files = globSync('{libs,services,deploy,test,bpf}/**/*.test.ts', { cwd: ROOT, exclude: ['**/node_modules/**'] })
     .filter((file) => wanted.length === 0 || wanted.some((part) => file.includes(part)))
     .sort()
-  const stream = run({ files, cwd: ROOT, concurrency: CONCURRENCY, timeout: TEST_TIMEOUT_MS })
+  const stream = run({
+    files,
+    cwd: ROOT,
+    concurrency: CONCURRENCY,
+    timeout: TEST_TIMEOUT_MS,
+    execArgv: ['--test-force-exit'],
+  })
   stream.on('test:pass', ({ details, skip }) => {
     if (details.type !== 'suite') tally[skip === undefined || skip === false ? 'passed' : 'skipped'] += 1
   })

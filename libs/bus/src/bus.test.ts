@@ -14,7 +14,7 @@ import { AppError } from '@tollward/errors'
 import { eventually, requires, startNatsServer } from '@tollward/testkit'
 import { pino } from 'pino'
 import { Registry } from 'prom-client'
-import { type Bus, type BusOptions, connectBus } from './bus.ts'
+import { type BusOptions, connectBus } from './bus.ts'
 import { provision } from './provision.ts'
 
 const skip = await requires({ tools: ['nats-server'] })
@@ -24,23 +24,17 @@ const alerts = contract(AlertRaisedSchema)
 const revocations = contract(TokenRevokedSchema)
 
 async function startBus() {
-  const nats = await startNatsServer({})
-  const provisioner = await connect({ servers: nats.url })
+  await using resources = new AsyncDisposableStack()
+  const nats = resources.use(await startNatsServer({}))
+  const provisioner = resources.adopt(await connect({ servers: nats.url }), (connection) => connection.close())
   await provision(provisioner)
-  const buses: Bus[] = []
+  const owned = resources.move()
   return {
     nats,
     provisioner,
-    bus: async (name: string, options: Partial<BusOptions> = {}) => {
-      const bus = await connectBus({ servers: nats.url, name, log, registry: new Registry(), ...options })
-      buses.push(bus)
-      return bus
-    },
-    [Symbol.asyncDispose]: async () => {
-      for (const bus of buses) await bus[Symbol.asyncDispose]()
-      await provisioner.close()
-      await nats[Symbol.asyncDispose]()
-    },
+    bus: async (name: string, options: Partial<BusOptions> = {}) =>
+      owned.use(await connectBus({ servers: nats.url, name, log, registry: new Registry(), ...options })),
+    [Symbol.asyncDispose]: () => owned.disposeAsync(),
   }
 }
 

@@ -41,7 +41,7 @@ export const STREAMS: Readonly<Record<string, StreamTopology>> = {
     subjects: ['tollward.ledger.v1.>'],
     storage: 'file',
     maxAgeMs: 0,
-    maxBytes: 4 * GIB,
+    maxBytes: GIB,
     whenFull: 'refuse',
   },
   ALERTS: {
@@ -89,16 +89,16 @@ export interface BucketTopology {
 
 /** Buckets hold the last value of each key; a value that has an end is removed by the server when it comes. */
 export const BUCKETS: Readonly<Record<string, BucketTopology>> = {
-  documents: { maxBytes: 256 * MIB },
-  blocks: { maxBytes: GIB },
-  passes: { maxBytes: GIB },
-  'oidc-ClientSecret': { maxBytes: 64 * MIB },
-  'oidc-ClientCredentials': { maxBytes: GIB },
-  'oidc-AccessToken': { maxBytes: GIB },
-  'oidc-RefreshToken': { maxBytes: GIB },
-  'oidc-Grant': { maxBytes: 256 * MIB },
-  'oidc-Session': { maxBytes: 256 * MIB },
-  'oidc-ReplayDetection': { maxBytes: 256 * MIB },
+  documents: { maxBytes: 64 * MIB },
+  blocks: { maxBytes: 512 * MIB },
+  passes: { maxBytes: 512 * MIB },
+  'oidc-ClientSecret': { maxBytes: 16 * MIB },
+  'oidc-ClientCredentials': { maxBytes: 512 * MIB },
+  'oidc-AccessToken': { maxBytes: 256 * MIB },
+  'oidc-RefreshToken': { maxBytes: 256 * MIB },
+  'oidc-Grant': { maxBytes: 128 * MIB },
+  'oidc-Session': { maxBytes: 128 * MIB },
+  'oidc-ReplayDetection': { maxBytes: 128 * MIB },
 }
 
 const ISSUER_BUCKETS = Object.keys(BUCKETS).filter((name) => name.startsWith('oidc-'))

@@ -34,6 +34,9 @@ export interface NatsServerOptions {
   port?: number
 }
 
+/** By default the server offers a share of the free disk, which need not hold what the topology reserves and no test fills. */
+const DEFAULT_CONFIG = 'jetstream { max_memory_store: 2GB, max_file_store: 64GB }\n'
+
 const START_TIMEOUT_MS = 20_000
 /** nats-server's word for "choose a free one". */
 const ANY_PORT = -1
@@ -50,7 +53,7 @@ export async function startNatsServer(options: NatsServerOptions = {}): Promise<
   const configFile = join(directory.path, 'nats-server.conf')
   const storeDir = options.storeDir ?? join(directory.path, 'store')
   await mkdir(storeDir, { recursive: true })
-  await writeFile(configFile, options.config ?? '', { mode: 0o600 })
+  await writeFile(configFile, options.config ?? DEFAULT_CONFIG, { mode: 0o600 })
 
   const lines: string[] = []
   const launch = (port: number): Promise<ProgramRun> => {

@@ -56,7 +56,11 @@ export async function run(): Promise<{ rows: Row[] }> {
   const missing = await requires({ root: true, tools: ['nats-server', 'ip', 'clang', 'make'] })
   if (missing !== false) return { rows: [{ what: `not run: ${missing}` }] }
   await using resources = new AsyncDisposableStack()
-  const nats = resources.use(await startNatsServer({ config: 'jetstream { sync_interval: always, max_memory_store: 2GB, max_file_store: 64GB }' }))
+  const nats = resources.use(
+    await startNatsServer({
+      config: 'jetstream { sync_interval: always, max_memory_store: 2GB, max_file_store: 64GB }',
+    }),
+  )
   const [sender, receiver] = [await connect({ servers: nats.url }), await connect({ servers: nats.url })]
   resources.defer(async () => {
     await sender.close()

@@ -35,7 +35,9 @@ export interface NatsServerOptions {
 }
 
 /** By default the server offers a share of the free disk, which need not hold what the topology reserves and no test fills. */
-const DEFAULT_CONFIG = 'jetstream { max_memory_store: 2GB, max_file_store: 64GB }\n'
+const LIMITS = 'jetstream { max_memory_store: 2GB, max_file_store: 64GB }'
+
+const GIVEN_CONFIG = 'given.conf'
 
 const START_TIMEOUT_MS = 20_000
 /** nats-server's word for "choose a free one". */
@@ -53,7 +55,8 @@ export async function startNatsServer(options: NatsServerOptions = {}): Promise<
   const configFile = join(directory.path, 'nats-server.conf')
   const storeDir = options.storeDir ?? join(directory.path, 'store')
   await mkdir(storeDir, { recursive: true })
-  await writeFile(configFile, options.config ?? DEFAULT_CONFIG, { mode: 0o600 })
+  await writeFile(join(directory.path, GIVEN_CONFIG), options.config ?? '', { mode: 0o600 })
+  await writeFile(configFile, `${LIMITS}\ninclude ./${GIVEN_CONFIG}\n`, { mode: 0o600 })
 
   const lines: string[] = []
   const launch = (port: number): Promise<ProgramRun> => {

@@ -42,8 +42,11 @@ test('on lo the sensor leaves its own connection to the bus out of the flows, al
     TOLLWARD_DRAIN_INTERVAL_MS: '50',
   }
   const nats = await acquireNatsServer()
+  const config = join(store.path, 'nats.conf')
+  // Without limits the server offers a share of the free disk, which need not hold what the topology reserves.
+  await writeFile(config, `jetstream { store_dir: "${store.path}", max_memory_store: 2GB, max_file_store: 64GB }\n`)
   const startNats = () =>
-    inside(nats.command, ...nats.args, '--addr', '0.0.0.0', '--port', String(NATS_PORT), '-js', '-sd', store.path)
+    inside(nats.command, ...nats.args, '--addr', '0.0.0.0', '--port', String(NATS_PORT), '--config', config)
   await using server = await startNats()
   await server.line(/Server is ready/)
   const url = `nats://${node.address}:${NATS_PORT}`

@@ -166,6 +166,18 @@ test('an extended value lapses at its new end and not at its old one, on reading
   assert.deepEqual(changes, ['short', 'long', undefined])
 })
 
+test('a value whose end has come is absent, even while the server still has it', { skip }, async () => {
+  await using setup = await startBus()
+  const bucket = (await setup.bus('admin-api')).bucket(documents)
+  const expiresAtMs = Date.now() + 150
+  await bucket.create('k', stored('short'), { expiresAtMs })
+  await eventually(() => Date.now() >= expiresAtMs, { what: 'its end', intervalMs: 5 })
+  const manager = await jetstreamManager(setup.provisioner)
+  const raw = await manager.streams.getMessage('KV_documents', { last_by_subj: '$KV.documents.k' })
+  assert.equal(raw?.header.get('Nats-Marker-Reason'), '', 'the server was faster: this shows nothing')
+  assert.equal(await bucket.get('k'), undefined)
+})
+
 test('a watcher gets a whole snapshot, then changes, and after a loss of the server the whole again', {
   skip,
 }, async () => {

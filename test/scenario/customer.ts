@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict'
+import { setTimeout as pause } from 'node:timers/promises'
 import { type Answer, type Request, send } from './http.ts'
 
 /** Where the local stack listens; the contract of deploy/local. */
@@ -9,6 +10,8 @@ export const LOCAL = {
   forwardAuth: 'http://127.0.0.1:9192/forward-auth',
   sensorMetrics: 'http://127.0.0.1:9406/metrics',
 } as const
+
+const ORDER_TRIES_MAX = 5
 
 /** An invoice as payment-verifier shows it. */
 export interface Invoice {
@@ -69,13 +72,20 @@ export class Customer {
 
   /** Asks for an invoice; a 402 never makes one by itself. */
   async getInvoice(plan: string): Promise<Invoice> {
-    const { status, body } = await this.#send(`${LOCAL.verifier}/invoices`, {
-      method: 'POST',
-      headers: { authorization: `Bearer ${this.#token}`, 'content-type': 'application/json' },
-      body: JSON.stringify({ plan }),
-    })
-    assert.equal(status, 201, `no invoice: ${body}`)
-    return JSON.parse(body) as Invoice
+    const order = () =>
+      this.#send(`${LOCAL.verifier}/invoices`, {
+        method: 'POST',
+        headers: { authorization: `Bearer ${this.#token}`, 'content-type': 'application/json' },
+        body: JSON.stringify({ plan }),
+      })
+    let answer = await order()
+    // While a block is being looked at, orders are asked to come again.
+    for (let tries = 1; answer.status === 503 && tries < ORDER_TRIES_MAX; tries++) {
+      await pause(Number(answer.headers['retry-after'] ?? 1) * 1000)
+      answer = await order()
+    }
+    assert.equal(answer.status, 201, `no invoice: ${answer.body}`)
+    return JSON.parse(answer.body) as Invoice
   }
 
   /** Calls the API with what the customer has: token, and transaction id once there is one. */

@@ -166,8 +166,14 @@ export class TestStack implements AsyncDisposable {
       url,
       request,
       read,
-      open: async (client, plan, idempotencyKey) =>
-        await shown(await request('POST', '/invoices', client, { plan, idempotencyKey })),
+      open: async (client, plan, idempotencyKey) => {
+        // While a block is being looked at, orders are asked to come again.
+        const taken = async () => {
+          const response = await request('POST', '/invoices', client, { plan, idempotencyKey })
+          return response.status !== 503 && response
+        }
+        return await shown(await eventually(taken, { what: 'the order is taken' }))
+      },
       reaches: async (client, id, state) =>
         await eventually(
           async () => {

@@ -28,16 +28,23 @@ interface Mutation {
 const wanted = process.argv.slice(2)
 const tally = emptyTally()
 const queue = readMutations().filter(({ name }) => wanted.length === 0 || wanted.some((part) => name.includes(part)))
+const unnoticed: Mutation[] = []
 const worker = async () => {
   for (let mutation = queue.shift(); mutation; mutation = queue.shift()) {
-    const failure = await run(mutation)
-    tally[failure === undefined ? 'passed' : 'failed'] += 1
-    process.stdout.write(failure === undefined ? `✔ ${mutation.name} went red\n` : `✖ ${mutation.name}: ${failure}\n`)
+    if ((await run(mutation)) === undefined) tell(mutation)
+    else unnoticed.push(mutation)
   }
 }
 await Promise.all(Array.from({ length: AT_ONCE }, worker))
+// Some tests race on purpose, and see nothing where the machine is too busy for it: each gets a second run with nothing beside it.
+for (const mutation of unnoticed) tell(mutation, await run(mutation))
 process.stdout.write(`\n${tallyLine(tally)}\n`)
 process.exitCode = tally.failed === 0 && tally.passed > 0 ? 0 : 1
+
+function tell({ name }: Mutation, failure?: string): void {
+  tally[failure === undefined ? 'passed' : 'failed'] += 1
+  process.stdout.write(failure === undefined ? `✔ ${name} went red\n` : `✖ ${name}: ${failure}\n`)
+}
 
 function readMutations(): Mutation[] {
   return globSync('test/mutations/*.patch', { cwd: ROOT })

@@ -1,4 +1,5 @@
 export { baseConfig, flag, port, readConfig, readSecretFile, variableOf } from './config.ts'
+export { guardedAddresses } from './guarded.ts'
 export { type Check, type Health, type HealthServer, startHealthServer } from './health.ts'
 export { createLog } from './log.ts'
 export { aborted, type Process, runMain, type ServiceContext } from './main.ts'

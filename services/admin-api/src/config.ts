@@ -1,20 +1,5 @@
-import { type AddressRange, parseRange } from '@tollward/contracts'
-import { baseConfig, port } from '@tollward/runtime'
+import { baseConfig, guardedAddresses, port } from '@tollward/runtime'
 import { z } from 'zod'
-
-/** What the design guards whatever is configured: each address, not its prefix. */
-const ALWAYS_GUARDED = '127.0.0.1,::1'
-
-const addresses = z.string().transform((text, context): AddressRange[] =>
-  [...text.split(','), ...ALWAYS_GUARDED.split(',')].flatMap((part) => {
-    const written = part.trim()
-    if (written === '') return []
-    const range = parseRange(written)
-    if (range?.prefixLength === 128) return [range]
-    context.addIssue({ code: 'custom', message: `"${written}" is no IP address` })
-    return []
-  }),
-)
 
 const ServicesSchema = z.array(
   z.union(
@@ -47,7 +32,7 @@ export const ConfigSchema = z.strictObject({
   /** JSON: the services whose readiness `tollward status` shows, and those that this stack cannot run, with the reason. */
   services: services.prefault('[]'),
   /** Addresses of the nodes themselves, separated by commas. They, 127.0.0.1 and ::1 are never blocked. */
-  guardedAddresses: addresses.prefault(''),
+  guardedAddresses,
   /** JSON-RPC of a regtest node whose wallet pays and mines for `tollward regtest`; without it those are refused. */
   bitcoinRpcUrl: z.url({ protocol: /^https?$/ }).optional(),
   /** The node's cookie file. */

@@ -9,6 +9,7 @@ export interface Paths {
   readonly keys: string
   readonly natsSeed: (name: string) => string
   readonly issuerJwks: string
+  readonly issuerSecret: string
   /** Secret of the operator's client, so that its file can be written again when addresses change. */
   readonly operatorSecret: string
   /** What auth-issuer is told of the operator's client. */
@@ -38,6 +39,7 @@ export function pathsIn(state: string): Paths {
     keys,
     natsSeed: (name) => join(keys, 'nats', `${name}.nk`),
     issuerJwks: join(keys, 'issuer-jwks.json'),
+    issuerSecret: join(keys, 'issuer-secret'),
     operatorSecret: join(keys, 'operator-secret'),
     operatorClient: join(keys, 'operator-client.json'),
     operator: join(state, 'operator.json'),

@@ -60,6 +60,7 @@ export async function ensureKeys(paths: Paths, endpoints: Endpoints): Promise<Ke
     siem: await natsUser(paths.natsSeed('siem')),
   }
   await madeOnce(paths.issuerJwks, async () => JSON.stringify({ keys: [await signingKey()] }))
+  await madeOnce(paths.issuerSecret, async () => randomBytes(SEED_BYTES).toString('base64url'))
   await operatorClient(paths, endpoints)
   await writeSecret(
     paths.siem,

@@ -93,12 +93,23 @@ export const BUCKETS: Readonly<Record<string, BucketTopology>> = {
   blocks: { maxBytes: 512 * MIB },
   passes: { maxBytes: 512 * MIB },
   'oidc-ClientSecret': { maxBytes: 16 * MIB },
+  'oidc-Client': { maxBytes: 64 * MIB },
   'oidc-ClientCredentials': { maxBytes: 512 * MIB },
   'oidc-AccessToken': { maxBytes: 256 * MIB },
   'oidc-RefreshToken': { maxBytes: 256 * MIB },
   'oidc-Grant': { maxBytes: 128 * MIB },
   'oidc-Session': { maxBytes: 128 * MIB },
+  'oidc-AuthorizationCode': { maxBytes: 64 * MIB },
+  'oidc-DeviceCode': { maxBytes: 64 * MIB },
+  'oidc-Interaction': { maxBytes: 64 * MIB },
+  'oidc-PushedAuthorizationRequest': { maxBytes: 64 * MIB },
+  'oidc-InitialAccessToken': { maxBytes: 16 * MIB },
+  'oidc-RegistrationAccessToken': { maxBytes: 64 * MIB },
   'oidc-ReplayDetection': { maxBytes: 128 * MIB },
+  'oidc-Account': { maxBytes: 64 * MIB },
+  'oidc-AccountName': { maxBytes: 16 * MIB },
+  'oidc-SigningKey': { maxBytes: MIB },
+  'oidc-Attempts': { maxBytes: 64 * MIB },
 }
 
 const ISSUER_BUCKETS = Object.keys(BUCKETS).filter((name) => name.startsWith('oidc-'))

@@ -146,17 +146,110 @@ export const PlanSchema = document(
     }),
 )
 
+/** Scopes with this prefix open Tollward's own administration. Only the operator's client has them. */
+export const RESERVED_SCOPE_PREFIX = 'tollward.'
+
+const grantedScope = scope.refine((text) => !text.startsWith(RESERVED_SCOPE_PREFIX), {
+  error: `scopes that begin with "${RESERVED_SCOPE_PREFIX}" are the operator's alone`,
+})
+
+const audience = z.string().min(1).max(512)
+
+const LOOPBACK = new Set(['127.0.0.1', '[::1]', 'localhost'])
+
+/** Compared character by character (RFC 9700, section 2.1). */
+const redirectUri = z
+  .url()
+  .max(2048)
+  .refine((text) => !text.includes('#'), { error: 'a redirect URI has no fragment' })
+  .refine(
+    (text) => {
+      const { protocol, hostname } = new URL(text)
+      if (protocol === 'http:') return LOOPBACK.has(hostname)
+      // RFC 8252, section 7.1: a private scheme is a domain name reversed, so it has a dot.
+      return protocol === 'https:' || protocol.includes('.')
+    },
+    {
+      error: 'a redirect URI is https, http to the loopback, or of a private scheme such as com.example.app:/callback',
+    },
+  )
+
+/** Public keys only (RFC 7517): of a private one nobody but its owner may know. */
+const publicKeySet = z.strictObject({
+  keys: z
+    .array(
+      z
+        .looseObject({ kty: z.enum(['EC', 'OKP', 'RSA']), kid: z.string().min(1).max(256).optional() })
+        .refine((key) => !('d' in key) && !('k' in key), { error: 'is a private key; give its public part' }),
+    )
+    .min(1)
+    .max(10),
+})
+
+const CERTIFICATE_AUTHENTICATION = new Set(['tls_client_auth', 'self_signed_tls_client_auth'])
+const KEY_SET_AUTHENTICATION = new Set(['private_key_jwt', 'self_signed_tls_client_auth'])
+
 export const ClientSchema = document(
   'Client',
-  z.strictObject({
-    grants: z.array(z.enum(['client_credentials'])).min(1),
-    scopes: z.array(scope).max(100).default([]),
-    /** Resource servers its tokens are for. */
-    audience: z.array(z.string().min(1).max(512)).max(20).default([]),
-    authentication: z.enum(['client_secret_basic', 'client_secret_post']).default('client_secret_basic'),
-    tokenLifetime: duration.default('10m'),
-    disabled: z.boolean().default(false),
-  }),
+  z
+    .strictObject({
+      /** What a consent page calls it. */
+      displayName: z.string().min(1).max(100).optional(),
+      grants: z
+        .array(z.enum(['client_credentials', 'authorization_code', 'refresh_token', 'device_code', 'token_exchange']))
+        .min(1),
+      redirectUris: z.array(redirectUri).max(20).default([]),
+      postLogoutRedirectUris: z.array(redirectUri).max(20).default([]),
+      scopes: z.array(grantedScope).max(100).default([]),
+      /** Resource servers its tokens are for. */
+      audience: z.array(audience).max(20).default([]),
+      authentication: z
+        .enum([
+          'client_secret_basic',
+          'client_secret_post',
+          'private_key_jwt',
+          'tls_client_auth',
+          'self_signed_tls_client_auth',
+          'none',
+        ])
+        .default('client_secret_basic'),
+      /** For private_key_jwt, and certificates (x5c) of self_signed_tls_client_auth. */
+      jwks: publicKeySet.optional(),
+      /** For tls_client_auth: the subject of its certificate as RFC 4514 writes it. */
+      certificateSubject: z.string().min(1).max(1024).optional(),
+      /** Its tokens are worth something only with a proof: a DPoP key (RFC 9449) or its client certificate (RFC 8705). */
+      senderConstraint: z.enum(['dpop', 'certificate']).optional(),
+      requirePushedAuthorization: z.boolean().default(false),
+      idTokenAlgorithm: z.enum(['ES256', 'EdDSA']).default('ES256'),
+      tokenLifetime: duration.default('10m'),
+      /** Of each refresh token; using it gives a new one. */
+      refreshLifetime: duration.default('14d'),
+      /** Audiences whose tokens it may introspect, besides its own tokens. */
+      introspects: z.array(audience).max(20).default([]),
+      disabled: z.boolean().default(false),
+    })
+    .superRefine((spec, context) => {
+      const fault = (path: string, message: string) => context.addIssue({ code: 'custom', path: [path], message })
+      const { authentication, grants } = spec
+      if (grants.includes('authorization_code') !== spec.redirectUris.length > 0)
+        fault('redirectUris', 'are for the grant authorization_code, and it needs one at least')
+      if (grants.includes('refresh_token') && !grants.includes('authorization_code') && !grants.includes('device_code'))
+        fault(
+          'grants',
+          'refresh_token comes with authorization_code or device_code: only people have something to refresh',
+        )
+      if (
+        authentication === 'none' &&
+        grants.some((grant) => grant === 'client_credentials' || grant === 'token_exchange')
+      )
+        fault('authentication', 'a client without authentication cannot act for itself')
+      if (KEY_SET_AUTHENTICATION.has(authentication) !== (spec.jwks !== undefined))
+        fault('jwks', 'is for private_key_jwt and self_signed_tls_client_auth, and they need it')
+      if ((authentication === 'tls_client_auth') !== (spec.certificateSubject !== undefined))
+        fault('certificateSubject', 'is for tls_client_auth, and it needs one')
+      if (spec.senderConstraint === 'certificate' && !CERTIFICATE_AUTHENTICATION.has(authentication))
+        fault('senderConstraint', 'certificate needs authentication by certificate')
+    }),
 )
 
 export const DetectorSettingsSchema = document(

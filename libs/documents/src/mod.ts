@@ -11,6 +11,7 @@ export {
   type Kind,
   type Plan,
   PlanSchema,
+  RESERVED_SCOPE_PREFIX,
   type TollwardDocument,
 } from './kinds.ts'
 export {

@@ -124,6 +124,11 @@ function issuerWith(asked: string[]) {
       secrets.delete(clientId)
       return {}
     },
+    noteClientChange: async ({ clientId }: { clientId: string }) => {
+      asked.push(`noteClientChange ${clientId}`)
+      return {}
+    },
+    signIntrospection: () => Promise.reject(new Error('not asked here')),
   }
 }
 

@@ -12,6 +12,8 @@ export const ConfigSchema = z.strictObject({
   }),
   /** JWKS with the private ES256 keys, not readable by others; the first one signs, all are published. */
   jwksFile: z.string().min(1),
+  /** Secrets that all replicas share, one a line, 32 bytes as base64url, not readable by others; the first one is in use. */
+  masterSecretFile: z.string().min(1),
   /** Credential of the operator, not readable by others; without it nobody can administer by token. */
   operatorClientFile: z.string().min(1).optional(),
   /** Where token-introspector is reached; advertised if given. */

@@ -70,6 +70,7 @@ before(async () => {
   const { path } = resources.use(await temporaryDirectory('tollward-issuer-'))
   const { privateKey } = await generateKeyPair('ES256', { extractable: true })
   const key = { ...(await exportJWK(privateKey)), alg: 'ES256', use: 'sig' }
+  await writeFile(join(path, 'master-secret'), randomBytes(32).toString('base64url'), { mode: 0o600 })
   await writeFile(join(path, 'jwks.json'), JSON.stringify({ keys: [key] }), { mode: 0o600 })
   const operator = {
     clientId: 'operator',
@@ -83,6 +84,7 @@ before(async () => {
     TOLLWARD_NATS_URL: nats.url,
     TOLLWARD_ISSUER_URL: issuerUrl,
     TOLLWARD_JWKS_FILE: join(path, 'jwks.json'),
+    TOLLWARD_MASTER_SECRET_FILE: join(path, 'master-secret'),
     TOLLWARD_OPERATOR_CLIENT_FILE: join(path, 'operator.json'),
     TOLLWARD_INTROSPECTION_URL: 'http://127.0.0.1:4010/introspect',
   }
@@ -173,6 +175,8 @@ async function assertWorthNothing(token: string): Promise<void> {
     scopes: [],
     audience: [],
     internalToken: '',
+  grantHash: '',
+  selfRegistered: false,
   })
 }
 

@@ -4,6 +4,7 @@ import { aborted, readSecretFile, type ServiceContext } from '@tollward/runtime'
 import { openClients } from './adapters/clients.ts'
 import { readOperatorClient, readSigningKeys } from './adapters/files.ts'
 import { listenHttp } from './adapters/http.ts'
+import { readMasterSecret } from './adapters/master-secret.ts'
 import { createProvider } from './adapters/provider.ts'
 import { issuerService } from './adapters/rpc.ts'
 import { openTokens } from './adapters/tokens.ts'
@@ -15,6 +16,7 @@ export async function run({ name, config, log, registry, health, signal }: Servi
   const issuer = config.issuerUrl
   const metrics = issuerMetrics(registry)
   const keys = await readSigningKeys(config.jwksFile)
+  const masterSecret = readMasterSecret(config.masterSecretFile)
   const operator = config.operatorClientFile === undefined ? undefined : readOperatorClient(config.operatorClientFile)
 
   await using bus = await connectBus({
@@ -31,6 +33,7 @@ export async function run({ name, config, log, registry, health, signal }: Servi
   const provider = createProvider({
     issuer,
     bus,
+    masterSecret,
     introspectionUrl: config.introspectionUrl,
     keys,
     clients,

@@ -126,5 +126,7 @@ function issuerWith(asked: string[]) {
     },
     replaceClientSecret: async () => ({ clientSecret: CLIENT_SECRET }),
     forgetClient: async () => ({}),
+    noteClientChange: async () => ({}),
+    signIntrospection: () => Promise.reject(new Error('not asked here')),
   }
 }

@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict'
+import { randomBytes } from 'node:crypto'
 import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import process from 'node:process'
@@ -47,6 +48,7 @@ before(async () => {
   const { path } = resources.use(await temporaryDirectory('tollward-introspector-'))
   const pair = await crypto.subtle.generateKey({ name: 'ECDSA', namedCurve: 'P-256' }, true, ['sign', 'verify'])
   const { kty, crv, x, y, d } = await crypto.subtle.exportKey('jwk', pair.privateKey)
+  await writeFile(join(path, 'master-secret'), randomBytes(32).toString('base64url'), { mode: 0o600 })
   await writeFile(join(path, 'jwks.json'), JSON.stringify({ keys: [{ kty, crv, x, y, d }] }), { mode: 0o600 })
   const [issuerPort, port] = [await freePort(), await freePort()]
   issuerUrl = `http://127.0.0.1:${issuerPort}`
@@ -57,6 +59,7 @@ before(async () => {
       TOLLWARD_ISSUER_URL: issuerUrl,
       TOLLWARD_LISTEN_PORT: String(issuerPort),
       TOLLWARD_JWKS_FILE: join(path, 'jwks.json'),
+      TOLLWARD_MASTER_SECRET_FILE: join(path, 'master-secret'),
       TOLLWARD_INTROSPECTION_URL: endpoint,
       TOLLWARD_HEALTH_PORT: String(await freePort()),
     }),

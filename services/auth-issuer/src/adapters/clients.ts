@@ -4,7 +4,12 @@ import { timestampFromMs } from '@bufbuild/protobuf/wkt'
 import type { Bus, Entry } from '@tollward/bus'
 import { bucketContract, contract } from '@tollward/contracts'
 import { StoredDocumentSchema } from '@tollward/contracts/document'
-import { ClientRevokedSchema, type ClientSecret, ClientSecretSchema } from '@tollward/contracts/token'
+import {
+  ClientChangedSchema,
+  ClientRevokedSchema,
+  type ClientSecret,
+  ClientSecretSchema,
+} from '@tollward/contracts/token'
 import { documentKey, readStored } from '@tollward/documents'
 import { AppError } from '@tollward/errors'
 import type { Logger } from 'pino'
@@ -32,11 +37,14 @@ export interface Clients {
   endTokens(clientId: string, reason: string): Promise<boolean>
   /** Forgets the secret and ends every token. */
   forget(clientId: string): Promise<void>
+  /** Tells everybody that what was answered about the client's tokens may be out of date. */
+  noteChange(clientId: string): Promise<void>
 }
 
 const documentsContract = bucketContract(StoredDocumentSchema)
 const secretsContract = bucketContract(ClientSecretSchema)
 const clientRevoked = contract(ClientRevokedSchema)
+const clientChanged = contract(ClientChangedSchema)
 
 /** Opens the clients. Documents are read at every look-up, so that what was applied counts at once. */
 export function openClients({
@@ -151,6 +159,13 @@ export function openClients({
       await secrets.remove(keyOf(clientId))
       // Also where there was nothing: an earlier attempt may have ended between the two.
       await announce(clientId, 'client deleted')
+    },
+
+    noteChange: async (clientId) => {
+      await bus.publish(
+        clientChanged,
+        create(ClientChangedSchema, { clientId, changedAt: timestampFromMs(Date.now()) }),
+      )
     },
   }
   return clients

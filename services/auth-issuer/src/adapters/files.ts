@@ -1,8 +1,9 @@
+import { RESERVED_SCOPE_PREFIX } from '@tollward/documents'
 import { AppError } from '@tollward/errors'
 import { readSecretFile } from '@tollward/runtime'
 import { calculateJwkThumbprint, importJWK, SignJWT } from 'jose'
 import { z } from 'zod'
-import { type OperatorClient, RESERVED_SCOPE_PREFIX } from '../domain/client.ts'
+import type { OperatorClient } from '../domain/client.ts'
 import type { InternalClaims } from '../domain/token.ts'
 
 const coordinate = z.base64url().length(43)
@@ -32,6 +33,8 @@ export interface SigningKeys {
   readonly jwks: { keys: (Omit<z.output<typeof PrivateKeySchema>, 'kid'> & { kid: string })[] }
   /** Signs an internal token: a JWT of type at+jwt (RFC 9068). */
   mint(claims: InternalClaims): Promise<string>
+  /** Signs an introspection answer: a JWT of type token-introspection+jwt (RFC 9701, section 5). */
+  signIntrospection(claims: { iss: string; aud: string; iat: number; token_introspection: unknown }): Promise<string>
 }
 
 /** Reads the issuer's keys from a JWKS file that only its owner can read. AppError `failed_precondition` says what is wrong. */
@@ -43,10 +46,12 @@ export async function readSigningKeys(path: string): Promise<SigningKeys> {
   const [first] = named
   if (!first) throw new AppError('failed_precondition', `${path} holds no key.`)
   const signingKey = await importJWK(first, 'ES256')
+  const sign = (claims: object, typ: string) =>
+    new SignJWT({ ...claims }).setProtectedHeader({ alg: 'ES256', typ, kid: first.kid }).sign(signingKey)
   return {
     jwks: { keys: named },
-    mint: (claims) =>
-      new SignJWT({ ...claims }).setProtectedHeader({ alg: 'ES256', typ: 'at+jwt', kid: first.kid }).sign(signingKey),
+    mint: (claims) => sign(claims, 'at+jwt'),
+    signIntrospection: (claims) => sign(claims, 'token-introspection+jwt'),
   }
 }
 

@@ -7,6 +7,7 @@ import { type RegisteredClient, refusedScope } from '../domain/client.ts'
 import { errorLabel, type IssuerMetrics } from '../metrics.ts'
 import { type Clients, isSecretOf } from './clients.ts'
 import type { SigningKeys } from './files.ts'
+import type { MasterSecret } from './master-secret.ts'
 import { oidcAdapters, REGISTRATION } from './oidc-adapter.ts'
 import type { Tokens } from './tokens.ts'
 
@@ -42,6 +43,7 @@ export interface ProviderOptions {
   readonly issuer: string
   readonly introspectionUrl: string | undefined
   readonly bus: Pick<Bus, 'disconnectedForMs'>
+  readonly masterSecret: MasterSecret
   readonly keys: SigningKeys
   readonly clients: Clients
   readonly tokens: Tokens
@@ -94,10 +96,11 @@ export function createProvider(options: ProviderOptions): Provider {
   return provider
 }
 
-function configurationOf({ introspectionUrl, keys, clients, tokens }: ProviderOptions): Configuration {
+function configurationOf({ introspectionUrl, masterSecret, keys, clients, tokens }: ProviderOptions): Configuration {
   return {
     adapter: oidcAdapters(clients, tokens),
     jwks: keys.jwks,
+    cookies: { keys: masterSecret.deriveAll('cookies').map((key) => key.toString('base64url')) },
     // There are no people yet, only clients.
     findAccount: () => undefined,
     scopes: [],

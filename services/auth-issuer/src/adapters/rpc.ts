@@ -31,7 +31,7 @@ export interface RpcOptions {
 
 /** What auth-issuer answers on the bus. */
 export function issuerService(options: RpcOptions): Implementation<typeof IssuerService> {
-  const { clients, tokens, metrics } = options
+  const { issuer, keys, clients, tokens, metrics } = options
   return {
     exchange: async ({ token }) => {
       const info = await exchange(token, options)
@@ -76,6 +76,26 @@ export function issuerService(options: RpcOptions): Implementation<typeof Issuer
       metrics.revocations.inc({ of: 'client' })
       return {}
     },
+
+    noteClientChange: async ({ clientId }) => {
+      await clients.noteChange(clientId)
+      return {}
+    },
+
+    signIntrospection: async ({ clientId, introspectionJson }) => {
+      const iat = Math.floor(Date.now() / 1000)
+      const introspection = parsedAnswer(introspectionJson)
+      const claims = { iss: issuer, aud: clientId, iat, token_introspection: introspection }
+      return { jwt: await keys.signIntrospection(claims) }
+    },
+  }
+}
+
+function parsedAnswer(json: string): unknown {
+  try {
+    return JSON.parse(json)
+  } catch (error) {
+    throw new AppError('invalid_argument', 'The introspection answer is not JSON.', { cause: error })
   }
 }
 

@@ -1,7 +1,4 @@
-import { type Client, durationMs } from '@tollward/documents'
-
-/** Scopes with this prefix open Tollward's own administration. Only the operator's client has them, whatever a document says. */
-export const RESERVED_SCOPE_PREFIX = 'tollward.'
+import { type Client, durationMs, RESERVED_SCOPE_PREFIX } from '@tollward/documents'
 
 /** What the operator's tokens are for, and nobody else's. */
 const OPERATOR_AUDIENCE = 'urn:tollward:admin'
@@ -14,11 +11,11 @@ const CLIENT_ID = /^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$/
 /** A client as the issuer knows it: its document and its secret together. */
 export interface RegisteredClient {
   readonly clientId: string
-  readonly grants: readonly 'client_credentials'[]
+  readonly grants: Client['spec']['grants']
   readonly scopes: readonly string[]
   /** Resource servers its tokens may be for; never empty. */
   readonly audience: readonly string[]
-  readonly authentication: 'client_secret_basic' | 'client_secret_post'
+  readonly authentication: Client['spec']['authentication']
   readonly tokenLifetimeSeconds: number
   /** SHA-256 of the secret, lower-case hexadecimal. */
   readonly secretHash: string

@@ -2,18 +2,18 @@
 // @generated from file tollward/token/v1/events.proto (package tollward.token.v1, syntax proto3)
 /* eslint-disable */
 
-import type { GenFile, GenMessage } from "@bufbuild/protobuf/codegenv2";
-import { fileDesc, messageDesc } from "@bufbuild/protobuf/codegenv2";
+import type { GenEnum, GenFile, GenMessage } from "@bufbuild/protobuf/codegenv2";
+import { enumDesc, fileDesc, messageDesc } from "@bufbuild/protobuf/codegenv2";
 import type { Timestamp } from "@bufbuild/protobuf/wkt";
 import { file_google_protobuf_timestamp } from "@bufbuild/protobuf/wkt";
 import { file_tollward_options_v1_options } from "../../options/v1/options_pb.ts";
-import type { Message } from "@bufbuild/protobuf";
+import type { Message, UnknownEnum } from "@bufbuild/protobuf";
 
 /**
  * Describes the file tollward/token/v1/events.proto.
  */
 export const file_tollward_token_v1_events: GenFile = /*@__PURE__*/
-  fileDesc("Ch50b2xsd2FyZC90b2tlbi92MS9ldmVudHMucHJvdG8SEXRvbGx3YXJkLnRva2VuLnYxItEBCgtUb2tlbklzc3VlZBISCgp0b2tlbl9oYXNoGAEgASgJEhEKCWNsaWVudF9pZBgCIAEoCRIOCgZzY29wZXMYAyADKAkSLQoJaXNzdWVkX2F0GAQgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIuCgpleHBpcmVzX2F0GAUgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcDos6scYKAoedG9sbHdhcmQudG9rZW4udjEudG9rZW4uaXNzdWVkEgZFVkVOVFMi1AEKDFRva2VuUmV2b2tlZBISCgp0b2tlbl9oYXNoGAEgASgJEhEKCWNsaWVudF9pZBgCIAEoCRIuCgpyZXZva2VkX2F0GAMgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIOCgZyZWFzb24YBCABKAkSLgoKZXhwaXJlc19hdBgFIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXA6LerHGCkKH3RvbGx3YXJkLnRva2VuLnYxLnRva2VuLnJldm9rZWQSBkVWRU5UUyKSAQoNQ2xpZW50UmV2b2tlZBIRCgljbGllbnRfaWQYASABKAkSLgoKcmV2b2tlZF9hdBgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASDgoGcmVhc29uGAMgASgJOi7qxxgqCiB0b2xsd2FyZC50b2tlbi52MS5jbGllbnQucmV2b2tlZBIGRVZFTlRTYgZwcm90bzM", [file_google_protobuf_timestamp, file_tollward_options_v1_options]);
+  fileDesc("Ch50b2xsd2FyZC90b2tlbi92MS9ldmVudHMucHJvdG8SEXRvbGx3YXJkLnRva2VuLnYxIvYBCgtUb2tlbklzc3VlZBISCgp0b2tlbl9oYXNoGAEgASgJEhEKCWNsaWVudF9pZBgCIAEoCRIOCgZzY29wZXMYAyADKAkSLQoJaXNzdWVkX2F0GAQgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIuCgpleHBpcmVzX2F0GAUgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBISCgpncmFudF9oYXNoGAYgASgJEg8KB3N1YmplY3QYByABKAk6LOrHGCgKHnRvbGx3YXJkLnRva2VuLnYxLnRva2VuLmlzc3VlZBIGRVZFTlRTItQBCgxUb2tlblJldm9rZWQSEgoKdG9rZW5faGFzaBgBIAEoCRIRCgljbGllbnRfaWQYAiABKAkSLgoKcmV2b2tlZF9hdBgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASDgoGcmVhc29uGAQgASgJEi4KCmV4cGlyZXNfYXQYBSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wOi3qxxgpCh90b2xsd2FyZC50b2tlbi52MS50b2tlbi5yZXZva2VkEgZFVkVOVFMikgEKDUNsaWVudFJldm9rZWQSEQoJY2xpZW50X2lkGAEgASgJEi4KCnJldm9rZWRfYXQYAiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEg4KBnJlYXNvbhgDIAEoCTou6scYKgogdG9sbHdhcmQudG9rZW4udjEuY2xpZW50LnJldm9rZWQSBkVWRU5UUyKCAQoNQ2xpZW50Q2hhbmdlZBIRCgljbGllbnRfaWQYASABKAkSLgoKY2hhbmdlZF9hdBgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXA6LurHGCoKIHRvbGx3YXJkLnRva2VuLnYxLmNsaWVudC5jaGFuZ2VkEgZFVkVOVFMitQEKDEdyYW50UmV2b2tlZBISCgpncmFudF9oYXNoGAEgASgJEhEKCWNsaWVudF9pZBgCIAEoCRIPCgdzdWJqZWN0GAMgASgJEi4KCnJldm9rZWRfYXQYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEg4KBnJlYXNvbhgFIAEoCTot6scYKQofdG9sbHdhcmQudG9rZW4udjEuZ3JhbnQucmV2b2tlZBIGRVZFTlRTIpIBCg5TdWJqZWN0UmV2b2tlZBIPCgdzdWJqZWN0GAEgASgJEi4KCnJldm9rZWRfYXQYAiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEg4KBnJlYXNvbhgDIAEoCTov6scYKwohdG9sbHdhcmQudG9rZW4udjEuc3ViamVjdC5yZXZva2VkEgZFVkVOVFMi1QEKDlJlZnJlc2hSb3RhdGVkEhIKCnRva2VuX2hhc2gYASABKAkSFgoOc3VjY2Vzc29yX2hhc2gYAiABKAkSEgoKZ3JhbnRfaGFzaBgDIAEoCRIRCgljbGllbnRfaWQYBCABKAkSDwoHc3ViamVjdBgFIAEoCRIuCgpyb3RhdGVkX2F0GAYgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcDov6scYKwohdG9sbHdhcmQudG9rZW4udjEucmVmcmVzaC5yb3RhdGVkEgZFVkVOVFMiugEKDVJlZnJlc2hSZXVzZWQSEgoKdG9rZW5faGFzaBgBIAEoCRISCgpncmFudF9oYXNoGAIgASgJEhEKCWNsaWVudF9pZBgDIAEoCRIPCgdzdWJqZWN0GAQgASgJEi0KCXJldXNlZF9hdBgFIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXA6LurHGCoKIHRvbGx3YXJkLnRva2VuLnYxLnJlZnJlc2gucmV1c2VkEgZFVkVOVFMi0QEKC0xvZ2luRmFpbGVkEhEKCW5hbWVfaGFzaBgBIAEoCRIPCgdzdWJqZWN0GAIgASgJEg8KB2FkZHJlc3MYAyABKAwSMAoHZmFpbHVyZRgEIAEoDjIfLnRvbGx3YXJkLnRva2VuLnYxLkxvZ2luRmFpbHVyZRItCglmYWlsZWRfYXQYBSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wOizqxxgoCh50b2xsd2FyZC50b2tlbi52MS5sb2dpbi5mYWlsZWQSBkVWRU5UUyLFAQoMQ29uc2VudEdpdmVuEhIKCmdyYW50X2hhc2gYASABKAkSEQoJY2xpZW50X2lkGAIgASgJEg8KB3N1YmplY3QYAyABKAkSDgoGc2NvcGVzGAQgAygJEhAKCGF1ZGllbmNlGAUgAygJEiwKCGdpdmVuX2F0GAYgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcDot6scYKQofdG9sbHdhcmQudG9rZW4udjEuY29uc2VudC5naXZlbhIGRVZFTlRTIrcBCgpLZXlSb3RhdGVkEgsKA2tpZBgBIAEoCRIRCglhbGdvcml0aG0YAiABKAkSLAoGY2hhbmdlGAMgASgOMhwudG9sbHdhcmQudG9rZW4udjEuS2V5Q2hhbmdlEi4KCmNoYW5nZWRfYXQYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wOivqxxgnCh10b2xsd2FyZC50b2tlbi52MS5rZXkucm90YXRlZBIGRVZFTlRTKqgBCgxMb2dpbkZhaWx1cmUSHQoZTE9HSU5fRkFJTFVSRV9VTlNQRUNJRklFRBAAEiAKHExPR0lOX0ZBSUxVUkVfV1JPTkdfUEFTU1dPUkQQARIeChpMT0dJTl9GQUlMVVJFX1VOS05PV05fTkFNRRACEhoKFkxPR0lOX0ZBSUxVUkVfRElTQUJMRUQQAxIbChdMT0dJTl9GQUlMVVJFX1RIUk9UVExFRBAEKosBCglLZXlDaGFuZ2USGgoWS0VZX0NIQU5HRV9VTlNQRUNJRklFRBAAEhgKFEtFWV9DSEFOR0VfUFVCTElTSEVEEAESGAoUS0VZX0NIQU5HRV9BQ1RJVkFURUQQAhIWChJLRVlfQ0hBTkdFX1JFVElSRUQQAxIWChJLRVlfQ0hBTkdFX1JFTU9WRUQQBGIGcHJvdG8z", [file_google_protobuf_timestamp, file_tollward_options_v1_options]);
 
 /**
  * auth-issuer handed out an access token.
@@ -47,6 +47,20 @@ export type TokenIssued = Message<"tollward.token.v1.TokenIssued"> & {
    * @generated from field: google.protobuf.Timestamp expires_at = 5;
    */
   expiresAt?: Timestamp | undefined;
+
+  /**
+   * Of the OAuth grant that it was issued under; empty for client credentials.
+   *
+   * @generated from field: string grant_hash = 6;
+   */
+  grantHash: string;
+
+  /**
+   * The person, or the client itself for client credentials.
+   *
+   * @generated from field: string subject = 7;
+   */
+  subject: string;
 };
 
 /**
@@ -126,4 +140,400 @@ export type ClientRevoked = Message<"tollward.token.v1.ClientRevoked"> & {
  */
 export const ClientRevokedSchema: GenMessage<ClientRevoked> = /*@__PURE__*/
   messageDesc(file_tollward_token_v1_events, 2);
+
+/**
+ * Something about this client changed that makes no token worthless by itself: scopes, audience, authentication. What was
+ * answered before about its tokens may be out of date.
+ *
+ * @generated from message tollward.token.v1.ClientChanged
+ */
+export type ClientChanged = Message<"tollward.token.v1.ClientChanged"> & {
+  /**
+   * @generated from field: string client_id = 1;
+   */
+  clientId: string;
+
+  /**
+   * @generated from field: google.protobuf.Timestamp changed_at = 2;
+   */
+  changedAt?: Timestamp | undefined;
+};
+
+/**
+ * Describes the message tollward.token.v1.ClientChanged.
+ * Use `create(ClientChangedSchema)` to create a new message.
+ */
+export const ClientChangedSchema: GenMessage<ClientChanged> = /*@__PURE__*/
+  messageDesc(file_tollward_token_v1_events, 3);
+
+/**
+ * Every token under this OAuth grant is worth nothing from now on, also those that are being issued at this moment.
+ *
+ * @generated from message tollward.token.v1.GrantRevoked
+ */
+export type GrantRevoked = Message<"tollward.token.v1.GrantRevoked"> & {
+  /**
+   * SHA-256 of the grant's id, lower-case hexadecimal.
+   *
+   * @generated from field: string grant_hash = 1;
+   */
+  grantHash: string;
+
+  /**
+   * @generated from field: string client_id = 2;
+   */
+  clientId: string;
+
+  /**
+   * @generated from field: string subject = 3;
+   */
+  subject: string;
+
+  /**
+   * @generated from field: google.protobuf.Timestamp revoked_at = 4;
+   */
+  revokedAt?: Timestamp | undefined;
+
+  /**
+   * @generated from field: string reason = 5;
+   */
+  reason: string;
+};
+
+/**
+ * Describes the message tollward.token.v1.GrantRevoked.
+ * Use `create(GrantRevokedSchema)` to create a new message.
+ */
+export const GrantRevokedSchema: GenMessage<GrantRevoked> = /*@__PURE__*/
+  messageDesc(file_tollward_token_v1_events, 4);
+
+/**
+ * Every token of this person that was issued before revoked_at is worth nothing.
+ *
+ * @generated from message tollward.token.v1.SubjectRevoked
+ */
+export type SubjectRevoked = Message<"tollward.token.v1.SubjectRevoked"> & {
+  /**
+   * @generated from field: string subject = 1;
+   */
+  subject: string;
+
+  /**
+   * @generated from field: google.protobuf.Timestamp revoked_at = 2;
+   */
+  revokedAt?: Timestamp | undefined;
+
+  /**
+   * @generated from field: string reason = 3;
+   */
+  reason: string;
+};
+
+/**
+ * Describes the message tollward.token.v1.SubjectRevoked.
+ * Use `create(SubjectRevokedSchema)` to create a new message.
+ */
+export const SubjectRevokedSchema: GenMessage<SubjectRevoked> = /*@__PURE__*/
+  messageDesc(file_tollward_token_v1_events, 5);
+
+/**
+ * A refresh token was replaced by its successor. A retry within the grace window is told of once.
+ *
+ * @generated from message tollward.token.v1.RefreshRotated
+ */
+export type RefreshRotated = Message<"tollward.token.v1.RefreshRotated"> & {
+  /**
+   * SHA-256 of the refresh tokens, lower-case hexadecimal.
+   *
+   * @generated from field: string token_hash = 1;
+   */
+  tokenHash: string;
+
+  /**
+   * @generated from field: string successor_hash = 2;
+   */
+  successorHash: string;
+
+  /**
+   * @generated from field: string grant_hash = 3;
+   */
+  grantHash: string;
+
+  /**
+   * @generated from field: string client_id = 4;
+   */
+  clientId: string;
+
+  /**
+   * @generated from field: string subject = 5;
+   */
+  subject: string;
+
+  /**
+   * @generated from field: google.protobuf.Timestamp rotated_at = 6;
+   */
+  rotatedAt?: Timestamp | undefined;
+};
+
+/**
+ * Describes the message tollward.token.v1.RefreshRotated.
+ * Use `create(RefreshRotatedSchema)` to create a new message.
+ */
+export const RefreshRotatedSchema: GenMessage<RefreshRotated> = /*@__PURE__*/
+  messageDesc(file_tollward_token_v1_events, 6);
+
+/**
+ * A refresh token came back after its successor had been handed out and the grace window was over: two parties have it. The
+ * grant is revoked.
+ *
+ * @generated from message tollward.token.v1.RefreshReused
+ */
+export type RefreshReused = Message<"tollward.token.v1.RefreshReused"> & {
+  /**
+   * @generated from field: string token_hash = 1;
+   */
+  tokenHash: string;
+
+  /**
+   * @generated from field: string grant_hash = 2;
+   */
+  grantHash: string;
+
+  /**
+   * @generated from field: string client_id = 3;
+   */
+  clientId: string;
+
+  /**
+   * @generated from field: string subject = 4;
+   */
+  subject: string;
+
+  /**
+   * @generated from field: google.protobuf.Timestamp reused_at = 5;
+   */
+  reusedAt?: Timestamp | undefined;
+};
+
+/**
+ * Describes the message tollward.token.v1.RefreshReused.
+ * Use `create(RefreshReusedSchema)` to create a new message.
+ */
+export const RefreshReusedSchema: GenMessage<RefreshReused> = /*@__PURE__*/
+  messageDesc(file_tollward_token_v1_events, 7);
+
+/**
+ * Somebody failed to sign in.
+ *
+ * @generated from message tollward.token.v1.LoginFailed
+ */
+export type LoginFailed = Message<"tollward.token.v1.LoginFailed"> & {
+  /**
+   * Keyed hash (HMAC-SHA-256, lower-case hexadecimal) of the name that was tried, which need not be anybody's.
+   *
+   * @generated from field: string name_hash = 1;
+   */
+  nameHash: string;
+
+  /**
+   * Empty where the name is nobody's.
+   *
+   * @generated from field: string subject = 2;
+   */
+  subject: string;
+
+  /**
+   * 16 bytes; an IPv4 address is mapped into IPv6.
+   *
+   * @generated from field: bytes address = 3;
+   */
+  address: Uint8Array;
+
+  /**
+   * @generated from field: tollward.token.v1.LoginFailure failure = 4;
+   */
+  failure: LoginFailure;
+
+  /**
+   * @generated from field: google.protobuf.Timestamp failed_at = 5;
+   */
+  failedAt?: Timestamp | undefined;
+};
+
+/**
+ * Describes the message tollward.token.v1.LoginFailed.
+ * Use `create(LoginFailedSchema)` to create a new message.
+ */
+export const LoginFailedSchema: GenMessage<LoginFailed> = /*@__PURE__*/
+  messageDesc(file_tollward_token_v1_events, 8);
+
+/**
+ * A person let a client act for them.
+ *
+ * @generated from message tollward.token.v1.ConsentGiven
+ */
+export type ConsentGiven = Message<"tollward.token.v1.ConsentGiven"> & {
+  /**
+   * @generated from field: string grant_hash = 1;
+   */
+  grantHash: string;
+
+  /**
+   * @generated from field: string client_id = 2;
+   */
+  clientId: string;
+
+  /**
+   * @generated from field: string subject = 3;
+   */
+  subject: string;
+
+  /**
+   * @generated from field: repeated string scopes = 4;
+   */
+  scopes: string[];
+
+  /**
+   * @generated from field: repeated string audience = 5;
+   */
+  audience: string[];
+
+  /**
+   * @generated from field: google.protobuf.Timestamp given_at = 6;
+   */
+  givenAt?: Timestamp | undefined;
+};
+
+/**
+ * Describes the message tollward.token.v1.ConsentGiven.
+ * Use `create(ConsentGivenSchema)` to create a new message.
+ */
+export const ConsentGivenSchema: GenMessage<ConsentGiven> = /*@__PURE__*/
+  messageDesc(file_tollward_token_v1_events, 9);
+
+/**
+ * The ring of signing keys changed.
+ *
+ * @generated from message tollward.token.v1.KeyRotated
+ */
+export type KeyRotated = Message<"tollward.token.v1.KeyRotated"> & {
+  /**
+   * @generated from field: string kid = 1;
+   */
+  kid: string;
+
+  /**
+   * JWA name: ES256 or EdDSA.
+   *
+   * @generated from field: string algorithm = 2;
+   */
+  algorithm: string;
+
+  /**
+   * @generated from field: tollward.token.v1.KeyChange change = 3;
+   */
+  change: KeyChange;
+
+  /**
+   * @generated from field: google.protobuf.Timestamp changed_at = 4;
+   */
+  changedAt?: Timestamp | undefined;
+};
+
+/**
+ * Describes the message tollward.token.v1.KeyRotated.
+ * Use `create(KeyRotatedSchema)` to create a new message.
+ */
+export const KeyRotatedSchema: GenMessage<KeyRotated> = /*@__PURE__*/
+  messageDesc(file_tollward_token_v1_events, 10);
+
+/**
+ * @generated from enum tollward.token.v1.LoginFailure
+ */
+export const LoginFailure = {
+  /**
+   * @generated from enum value: LOGIN_FAILURE_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED: 0,
+
+  /**
+   * @generated from enum value: LOGIN_FAILURE_WRONG_PASSWORD = 1;
+   */
+  WRONG_PASSWORD: 1,
+
+  /**
+   * @generated from enum value: LOGIN_FAILURE_UNKNOWN_NAME = 2;
+   */
+  UNKNOWN_NAME: 2,
+
+  /**
+   * @generated from enum value: LOGIN_FAILURE_DISABLED = 3;
+   */
+  DISABLED: 3,
+
+  /**
+   * Too many attempts for this name or from this source; the password was not looked at.
+   *
+   * @generated from enum value: LOGIN_FAILURE_THROTTLED = 4;
+   */
+  THROTTLED: 4,
+} as const;
+
+/**
+ * @generated from enum tollward.token.v1.LoginFailure
+ */
+export type LoginFailure = (typeof LoginFailure)[keyof typeof LoginFailure] | UnknownEnum;
+
+/**
+ * Describes the enum tollward.token.v1.LoginFailure.
+ */
+export const LoginFailureSchema: GenEnum<LoginFailure> = /*@__PURE__*/
+  enumDesc(file_tollward_token_v1_events, 0);
+
+/**
+ * @generated from enum tollward.token.v1.KeyChange
+ */
+export const KeyChange = {
+  /**
+   * @generated from enum value: KEY_CHANGE_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED: 0,
+
+  /**
+   * Verifiers can fetch it; it does not sign yet.
+   *
+   * @generated from enum value: KEY_CHANGE_PUBLISHED = 1;
+   */
+  PUBLISHED: 1,
+
+  /**
+   * Signs from signs_from on, instead of the one before.
+   *
+   * @generated from enum value: KEY_CHANGE_ACTIVATED = 2;
+   */
+  ACTIVATED: 2,
+
+  /**
+   * Signs no more and is still published, for what it signed.
+   *
+   * @generated from enum value: KEY_CHANGE_RETIRED = 3;
+   */
+  RETIRED: 3,
+
+  /**
+   * @generated from enum value: KEY_CHANGE_REMOVED = 4;
+   */
+  REMOVED: 4,
+} as const;
+
+/**
+ * @generated from enum tollward.token.v1.KeyChange
+ */
+export type KeyChange = (typeof KeyChange)[keyof typeof KeyChange] | UnknownEnum;
+
+/**
+ * Describes the enum tollward.token.v1.KeyChange.
+ */
+export const KeyChangeSchema: GenEnum<KeyChange> = /*@__PURE__*/
+  enumDesc(file_tollward_token_v1_events, 1);
 

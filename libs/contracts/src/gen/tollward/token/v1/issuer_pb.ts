@@ -13,7 +13,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file tollward/token/v1/issuer.proto.
  */
 export const file_tollward_token_v1_issuer: GenFile = /*@__PURE__*/
-  fileDesc("Ch50b2xsd2FyZC90b2tlbi92MS9pc3N1ZXIucHJvdG8SEXRvbGx3YXJkLnRva2VuLnYxIiAKD0V4Y2hhbmdlUmVxdWVzdBINCgV0b2tlbhgBIAEoCSI+ChBFeGNoYW5nZVJlc3BvbnNlEioKBGluZm8YASABKAsyHC50b2xsd2FyZC50b2tlbi52MS5Ub2tlbkluZm8iqwIKCVRva2VuSW5mbxIOCgZhY3RpdmUYASABKAgSEgoKdG9rZW5faGFzaBgCIAEoCRIRCgljbGllbnRfaWQYAyABKAkSDwoHc3ViamVjdBgEIAEoCRIOCgZzY29wZXMYBSADKAkSEAoIYXVkaWVuY2UYBiADKAkSLQoJaXNzdWVkX2F0GAcgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIuCgpleHBpcmVzX2F0GAggASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIWCg5pbnRlcm5hbF90b2tlbhgJIAEoCRI9ChlpbnRlcm5hbF90b2tlbl9leHBpcmVzX2F0GAogASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCJFChlBdXRoZW50aWNhdGVDbGllbnRSZXF1ZXN0EhEKCWNsaWVudF9pZBgBIAEoCRIVCg1jbGllbnRfc2VjcmV0GAIgASgJIjMKGkF1dGhlbnRpY2F0ZUNsaWVudFJlc3BvbnNlEhUKDWF1dGhlbnRpY2F0ZWQYASABKAgiZQoNUmV2b2tlUmVxdWVzdBIPCgV0b2tlbhgBIAEoCUgAEhQKCnRva2VuX2hhc2gYAiABKAlIABITCgljbGllbnRfaWQYAyABKAlIABIOCgZyZWFzb24YBCABKAlCCAoGdGFyZ2V0IiEKDlJldm9rZVJlc3BvbnNlEg8KB3Jldm9rZWQYASABKAgiSAoaUmVwbGFjZUNsaWVudFNlY3JldFJlcXVlc3QSEQoJY2xpZW50X2lkGAEgASgJEhcKD29ubHlfaWZfbWlzc2luZxgCIAEoCCI0ChtSZXBsYWNlQ2xpZW50U2VjcmV0UmVzcG9uc2USFQoNY2xpZW50X3NlY3JldBgBIAEoCSIoChNGb3JnZXRDbGllbnRSZXF1ZXN0EhEKCWNsaWVudF9pZBgBIAEoCSIWChRGb3JnZXRDbGllbnRSZXNwb25zZTKQBAoNSXNzdWVyU2VydmljZRJTCghFeGNoYW5nZRIiLnRvbGx3YXJkLnRva2VuLnYxLkV4Y2hhbmdlUmVxdWVzdBojLnRvbGx3YXJkLnRva2VuLnYxLkV4Y2hhbmdlUmVzcG9uc2UScQoSQXV0aGVudGljYXRlQ2xpZW50EiwudG9sbHdhcmQudG9rZW4udjEuQXV0aGVudGljYXRlQ2xpZW50UmVxdWVzdBotLnRvbGx3YXJkLnRva2VuLnYxLkF1dGhlbnRpY2F0ZUNsaWVudFJlc3BvbnNlEk0KBlJldm9rZRIgLnRvbGx3YXJkLnRva2VuLnYxLlJldm9rZVJlcXVlc3QaIS50b2xsd2FyZC50b2tlbi52MS5SZXZva2VSZXNwb25zZRJ0ChNSZXBsYWNlQ2xpZW50U2VjcmV0Ei0udG9sbHdhcmQudG9rZW4udjEuUmVwbGFjZUNsaWVudFNlY3JldFJlcXVlc3QaLi50b2xsd2FyZC50b2tlbi52MS5SZXBsYWNlQ2xpZW50U2VjcmV0UmVzcG9uc2USXwoMRm9yZ2V0Q2xpZW50EiYudG9sbHdhcmQudG9rZW4udjEuRm9yZ2V0Q2xpZW50UmVxdWVzdBonLnRvbGx3YXJkLnRva2VuLnYxLkZvcmdldENsaWVudFJlc3BvbnNlGhH6xxgNCgthdXRoLWlzc3VlcmIGcHJvdG8z", [file_google_protobuf_timestamp, file_tollward_options_v1_options]);
+  fileDesc("Ch50b2xsd2FyZC90b2tlbi92MS9pc3N1ZXIucHJvdG8SEXRvbGx3YXJkLnRva2VuLnYxIjkKD0V4Y2hhbmdlUmVxdWVzdBINCgV0b2tlbhgBIAEoCRIXCg9hY2NlcHRfaW50ZXJuYWwYAiABKAgiPgoQRXhjaGFuZ2VSZXNwb25zZRIqCgRpbmZvGAEgASgLMhwudG9sbHdhcmQudG9rZW4udjEuVG9rZW5JbmZvIo8DCglUb2tlbkluZm8SDgoGYWN0aXZlGAEgASgIEhIKCnRva2VuX2hhc2gYAiABKAkSEQoJY2xpZW50X2lkGAMgASgJEg8KB3N1YmplY3QYBCABKAkSDgoGc2NvcGVzGAUgAygJEhAKCGF1ZGllbmNlGAYgAygJEi0KCWlzc3VlZF9hdBgHIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLgoKZXhwaXJlc19hdBgIIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASFgoOaW50ZXJuYWxfdG9rZW4YCSABKAkSPQoZaW50ZXJuYWxfdG9rZW5fZXhwaXJlc19hdBgKIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEgoKZ3JhbnRfaGFzaBgLIAEoCRI1Cgxjb25maXJtYXRpb24YDCABKAsyHy50b2xsd2FyZC50b2tlbi52MS5Db25maXJtYXRpb24SFwoPc2VsZl9yZWdpc3RlcmVkGA0gASgIIjsKDENvbmZpcm1hdGlvbhINCgNqa3QYASABKAlIABISCgh4NXRfczI1NhgCIAEoCUgAQggKBm1ldGhvZCJFChlBdXRoZW50aWNhdGVDbGllbnRSZXF1ZXN0EhEKCWNsaWVudF9pZBgBIAEoCRIVCg1jbGllbnRfc2VjcmV0GAIgASgJIkgKGkF1dGhlbnRpY2F0ZUNsaWVudFJlc3BvbnNlEhUKDWF1dGhlbnRpY2F0ZWQYASABKAgSEwoLaW50cm9zcGVjdHMYAiADKAkijgEKDVJldm9rZVJlcXVlc3QSDwoFdG9rZW4YASABKAlIABIUCgp0b2tlbl9oYXNoGAIgASgJSAASEwoJY2xpZW50X2lkGAMgASgJSAASFAoKZ3JhbnRfaGFzaBgFIAEoCUgAEhEKB3N1YmplY3QYBiABKAlIABIOCgZyZWFzb24YBCABKAlCCAoGdGFyZ2V0IiEKDlJldm9rZVJlc3BvbnNlEg8KB3Jldm9rZWQYASABKAgiSAoaUmVwbGFjZUNsaWVudFNlY3JldFJlcXVlc3QSEQoJY2xpZW50X2lkGAEgASgJEhcKD29ubHlfaWZfbWlzc2luZxgCIAEoCCI0ChtSZXBsYWNlQ2xpZW50U2VjcmV0UmVzcG9uc2USFQoNY2xpZW50X3NlY3JldBgBIAEoCSIoChNGb3JnZXRDbGllbnRSZXF1ZXN0EhEKCWNsaWVudF9pZBgBIAEoCSIWChRGb3JnZXRDbGllbnRSZXNwb25zZSIsChdOb3RlQ2xpZW50Q2hhbmdlUmVxdWVzdBIRCgljbGllbnRfaWQYASABKAkiGgoYTm90ZUNsaWVudENoYW5nZVJlc3BvbnNlIkkKGFNpZ25JbnRyb3NwZWN0aW9uUmVxdWVzdBIRCgljbGllbnRfaWQYASABKAkSGgoSaW50cm9zcGVjdGlvbl9qc29uGAIgASgJIigKGVNpZ25JbnRyb3NwZWN0aW9uUmVzcG9uc2USCwoDand0GAEgASgJMu0FCg1Jc3N1ZXJTZXJ2aWNlElMKCEV4Y2hhbmdlEiIudG9sbHdhcmQudG9rZW4udjEuRXhjaGFuZ2VSZXF1ZXN0GiMudG9sbHdhcmQudG9rZW4udjEuRXhjaGFuZ2VSZXNwb25zZRJxChJBdXRoZW50aWNhdGVDbGllbnQSLC50b2xsd2FyZC50b2tlbi52MS5BdXRoZW50aWNhdGVDbGllbnRSZXF1ZXN0Gi0udG9sbHdhcmQudG9rZW4udjEuQXV0aGVudGljYXRlQ2xpZW50UmVzcG9uc2USTQoGUmV2b2tlEiAudG9sbHdhcmQudG9rZW4udjEuUmV2b2tlUmVxdWVzdBohLnRvbGx3YXJkLnRva2VuLnYxLlJldm9rZVJlc3BvbnNlEnQKE1JlcGxhY2VDbGllbnRTZWNyZXQSLS50b2xsd2FyZC50b2tlbi52MS5SZXBsYWNlQ2xpZW50U2VjcmV0UmVxdWVzdBouLnRvbGx3YXJkLnRva2VuLnYxLlJlcGxhY2VDbGllbnRTZWNyZXRSZXNwb25zZRJfCgxGb3JnZXRDbGllbnQSJi50b2xsd2FyZC50b2tlbi52MS5Gb3JnZXRDbGllbnRSZXF1ZXN0GicudG9sbHdhcmQudG9rZW4udjEuRm9yZ2V0Q2xpZW50UmVzcG9uc2USawoQTm90ZUNsaWVudENoYW5nZRIqLnRvbGx3YXJkLnRva2VuLnYxLk5vdGVDbGllbnRDaGFuZ2VSZXF1ZXN0GisudG9sbHdhcmQudG9rZW4udjEuTm90ZUNsaWVudENoYW5nZVJlc3BvbnNlEm4KEVNpZ25JbnRyb3NwZWN0aW9uEisudG9sbHdhcmQudG9rZW4udjEuU2lnbkludHJvc3BlY3Rpb25SZXF1ZXN0GiwudG9sbHdhcmQudG9rZW4udjEuU2lnbkludHJvc3BlY3Rpb25SZXNwb25zZRoR+scYDQoLYXV0aC1pc3N1ZXJiBnByb3RvMw", [file_google_protobuf_timestamp, file_tollward_options_v1_options]);
 
 /**
  * An access token as it came from outside. It travels in a message body only.
@@ -25,6 +25,13 @@ export type ExchangeRequest = Message<"tollward.token.v1.ExchangeRequest"> & {
    * @generated from field: string token = 1;
    */
   token: string;
+
+  /**
+   * Take an internal JWT too. Never set where requests from outside are decided: inside tokens stay inside.
+   *
+   * @generated from field: bool accept_internal = 2;
+   */
+  acceptInternal: boolean;
 };
 
 /**
@@ -110,6 +117,27 @@ export type TokenInfo = Message<"tollward.token.v1.TokenInfo"> & {
    * @generated from field: google.protobuf.Timestamp internal_token_expires_at = 10;
    */
   internalTokenExpiresAt?: Timestamp | undefined;
+
+  /**
+   * SHA-256 of the OAuth grant's id, lower-case hexadecimal; empty for client credentials.
+   *
+   * @generated from field: string grant_hash = 11;
+   */
+  grantHash: string;
+
+  /**
+   * Set: the token is worth something only together with this proof of possession.
+   *
+   * @generated from field: tollward.token.v1.Confirmation confirmation = 12;
+   */
+  confirmation?: Confirmation | undefined;
+
+  /**
+   * The client registered itself without anybody's leave: good for buying a pass and using it, and for nothing else.
+   *
+   * @generated from field: bool self_registered = 13;
+   */
+  selfRegistered: boolean;
 };
 
 /**
@@ -118,6 +146,41 @@ export type TokenInfo = Message<"tollward.token.v1.TokenInfo"> & {
  */
 export const TokenInfoSchema: GenMessage<TokenInfo> = /*@__PURE__*/
   messageDesc(file_tollward_token_v1_issuer, 2);
+
+/**
+ * RFC 7800 "cnf". Exactly one is set.
+ *
+ * @generated from message tollward.token.v1.Confirmation
+ */
+export type Confirmation = Message<"tollward.token.v1.Confirmation"> & {
+  /**
+   * @generated from oneof tollward.token.v1.Confirmation.method
+   */
+  method: {
+    /**
+     * RFC 9449: SHA-256 thumbprint of the DPoP key (RFC 7638), base64url.
+     *
+     * @generated from field: string jkt = 1;
+     */
+    value: string;
+    case: "jkt";
+  } | {
+    /**
+     * RFC 8705: SHA-256 of the client certificate's DER, base64url.
+     *
+     * @generated from field: string x5t_s256 = 2;
+     */
+    value: string;
+    case: "x5tS256";
+  } | { case: undefined; value?: undefined };
+};
+
+/**
+ * Describes the message tollward.token.v1.Confirmation.
+ * Use `create(ConfirmationSchema)` to create a new message.
+ */
+export const ConfirmationSchema: GenMessage<Confirmation> = /*@__PURE__*/
+  messageDesc(file_tollward_token_v1_issuer, 3);
 
 /**
  * @generated from message tollward.token.v1.AuthenticateClientRequest
@@ -139,7 +202,7 @@ export type AuthenticateClientRequest = Message<"tollward.token.v1.AuthenticateC
  * Use `create(AuthenticateClientRequestSchema)` to create a new message.
  */
 export const AuthenticateClientRequestSchema: GenMessage<AuthenticateClientRequest> = /*@__PURE__*/
-  messageDesc(file_tollward_token_v1_issuer, 3);
+  messageDesc(file_tollward_token_v1_issuer, 4);
 
 /**
  * @generated from message tollward.token.v1.AuthenticateClientResponse
@@ -151,6 +214,13 @@ export type AuthenticateClientResponse = Message<"tollward.token.v1.Authenticate
    * @generated from field: bool authenticated = 1;
    */
   authenticated: boolean;
+
+  /**
+   * Audiences whose tokens the client may introspect, besides its own tokens.
+   *
+   * @generated from field: repeated string introspects = 2;
+   */
+  introspects: string[];
 };
 
 /**
@@ -158,7 +228,7 @@ export type AuthenticateClientResponse = Message<"tollward.token.v1.Authenticate
  * Use `create(AuthenticateClientResponseSchema)` to create a new message.
  */
 export const AuthenticateClientResponseSchema: GenMessage<AuthenticateClientResponse> = /*@__PURE__*/
-  messageDesc(file_tollward_token_v1_issuer, 4);
+  messageDesc(file_tollward_token_v1_issuer, 5);
 
 /**
  * @generated from message tollward.token.v1.RevokeRequest
@@ -187,6 +257,22 @@ export type RevokeRequest = Message<"tollward.token.v1.RevokeRequest"> & {
      */
     value: string;
     case: "clientId";
+  } | {
+    /**
+     * SHA-256 of a grant's id, lower-case hexadecimal.
+     *
+     * @generated from field: string grant_hash = 5;
+     */
+    value: string;
+    case: "grantHash";
+  } | {
+    /**
+     * The person.
+     *
+     * @generated from field: string subject = 6;
+     */
+    value: string;
+    case: "subject";
   } | { case: undefined; value?: undefined };
 
   /**
@@ -200,14 +286,14 @@ export type RevokeRequest = Message<"tollward.token.v1.RevokeRequest"> & {
  * Use `create(RevokeRequestSchema)` to create a new message.
  */
 export const RevokeRequestSchema: GenMessage<RevokeRequest> = /*@__PURE__*/
-  messageDesc(file_tollward_token_v1_issuer, 5);
+  messageDesc(file_tollward_token_v1_issuer, 6);
 
 /**
  * @generated from message tollward.token.v1.RevokeResponse
  */
 export type RevokeResponse = Message<"tollward.token.v1.RevokeResponse"> & {
   /**
-   * False: there was no such live token.
+   * False: there was nothing live to revoke.
    *
    * @generated from field: bool revoked = 1;
    */
@@ -219,7 +305,7 @@ export type RevokeResponse = Message<"tollward.token.v1.RevokeResponse"> & {
  * Use `create(RevokeResponseSchema)` to create a new message.
  */
 export const RevokeResponseSchema: GenMessage<RevokeResponse> = /*@__PURE__*/
-  messageDesc(file_tollward_token_v1_issuer, 6);
+  messageDesc(file_tollward_token_v1_issuer, 7);
 
 /**
  * @generated from message tollward.token.v1.ReplaceClientSecretRequest
@@ -243,7 +329,7 @@ export type ReplaceClientSecretRequest = Message<"tollward.token.v1.ReplaceClien
  * Use `create(ReplaceClientSecretRequestSchema)` to create a new message.
  */
 export const ReplaceClientSecretRequestSchema: GenMessage<ReplaceClientSecretRequest> = /*@__PURE__*/
-  messageDesc(file_tollward_token_v1_issuer, 7);
+  messageDesc(file_tollward_token_v1_issuer, 8);
 
 /**
  * @generated from message tollward.token.v1.ReplaceClientSecretResponse
@@ -262,7 +348,7 @@ export type ReplaceClientSecretResponse = Message<"tollward.token.v1.ReplaceClie
  * Use `create(ReplaceClientSecretResponseSchema)` to create a new message.
  */
 export const ReplaceClientSecretResponseSchema: GenMessage<ReplaceClientSecretResponse> = /*@__PURE__*/
-  messageDesc(file_tollward_token_v1_issuer, 8);
+  messageDesc(file_tollward_token_v1_issuer, 9);
 
 /**
  * @generated from message tollward.token.v1.ForgetClientRequest
@@ -279,7 +365,7 @@ export type ForgetClientRequest = Message<"tollward.token.v1.ForgetClientRequest
  * Use `create(ForgetClientRequestSchema)` to create a new message.
  */
 export const ForgetClientRequestSchema: GenMessage<ForgetClientRequest> = /*@__PURE__*/
-  messageDesc(file_tollward_token_v1_issuer, 9);
+  messageDesc(file_tollward_token_v1_issuer, 10);
 
 /**
  * @generated from message tollward.token.v1.ForgetClientResponse
@@ -292,7 +378,82 @@ export type ForgetClientResponse = Message<"tollward.token.v1.ForgetClientRespon
  * Use `create(ForgetClientResponseSchema)` to create a new message.
  */
 export const ForgetClientResponseSchema: GenMessage<ForgetClientResponse> = /*@__PURE__*/
-  messageDesc(file_tollward_token_v1_issuer, 10);
+  messageDesc(file_tollward_token_v1_issuer, 11);
+
+/**
+ * @generated from message tollward.token.v1.NoteClientChangeRequest
+ */
+export type NoteClientChangeRequest = Message<"tollward.token.v1.NoteClientChangeRequest"> & {
+  /**
+   * @generated from field: string client_id = 1;
+   */
+  clientId: string;
+};
+
+/**
+ * Describes the message tollward.token.v1.NoteClientChangeRequest.
+ * Use `create(NoteClientChangeRequestSchema)` to create a new message.
+ */
+export const NoteClientChangeRequestSchema: GenMessage<NoteClientChangeRequest> = /*@__PURE__*/
+  messageDesc(file_tollward_token_v1_issuer, 12);
+
+/**
+ * @generated from message tollward.token.v1.NoteClientChangeResponse
+ */
+export type NoteClientChangeResponse = Message<"tollward.token.v1.NoteClientChangeResponse"> & {
+};
+
+/**
+ * Describes the message tollward.token.v1.NoteClientChangeResponse.
+ * Use `create(NoteClientChangeResponseSchema)` to create a new message.
+ */
+export const NoteClientChangeResponseSchema: GenMessage<NoteClientChangeResponse> = /*@__PURE__*/
+  messageDesc(file_tollward_token_v1_issuer, 13);
+
+/**
+ * @generated from message tollward.token.v1.SignIntrospectionRequest
+ */
+export type SignIntrospectionRequest = Message<"tollward.token.v1.SignIntrospectionRequest"> & {
+  /**
+   * The client that asked: the answer's audience.
+   *
+   * @generated from field: string client_id = 1;
+   */
+  clientId: string;
+
+  /**
+   * The answer of RFC 7662 as JSON.
+   *
+   * @generated from field: string introspection_json = 2;
+   */
+  introspectionJson: string;
+};
+
+/**
+ * Describes the message tollward.token.v1.SignIntrospectionRequest.
+ * Use `create(SignIntrospectionRequestSchema)` to create a new message.
+ */
+export const SignIntrospectionRequestSchema: GenMessage<SignIntrospectionRequest> = /*@__PURE__*/
+  messageDesc(file_tollward_token_v1_issuer, 14);
+
+/**
+ * @generated from message tollward.token.v1.SignIntrospectionResponse
+ */
+export type SignIntrospectionResponse = Message<"tollward.token.v1.SignIntrospectionResponse"> & {
+  /**
+   * JWT of type token-introspection+jwt.
+   *
+   * @generated from field: string jwt = 1;
+   */
+  jwt: string;
+};
+
+/**
+ * Describes the message tollward.token.v1.SignIntrospectionResponse.
+ * Use `create(SignIntrospectionResponseSchema)` to create a new message.
+ */
+export const SignIntrospectionResponseSchema: GenMessage<SignIntrospectionResponse> = /*@__PURE__*/
+  messageDesc(file_tollward_token_v1_issuer, 15);
 
 /**
  * What auth-issuer answers on the bus.
@@ -321,7 +482,7 @@ export const IssuerService: GenService<{
     output: typeof AuthenticateClientResponseSchema;
   },
   /**
-   * Ends one token, or every token of a client.
+   * Ends one token, one OAuth grant with all its tokens, or every token of a client or of a person.
    *
    * @generated from rpc tollward.token.v1.IssuerService.Revoke
    */
@@ -349,6 +510,26 @@ export const IssuerService: GenService<{
     methodKind: "unary";
     input: typeof ForgetClientRequestSchema;
     output: typeof ForgetClientResponseSchema;
+  },
+  /**
+   * Says that a client's document was changed, so that nobody goes on with answers from before.
+   *
+   * @generated from rpc tollward.token.v1.IssuerService.NoteClientChange
+   */
+  noteClientChange: {
+    methodKind: "unary";
+    input: typeof NoteClientChangeRequestSchema;
+    output: typeof NoteClientChangeResponseSchema;
+  },
+  /**
+   * Signs an introspection answer for the client that asked (RFC 9701).
+   *
+   * @generated from rpc tollward.token.v1.IssuerService.SignIntrospection
+   */
+  signIntrospection: {
+    methodKind: "unary";
+    input: typeof SignIntrospectionRequestSchema;
+    output: typeof SignIntrospectionResponseSchema;
   },
 }> = /*@__PURE__*/
   serviceDesc(file_tollward_token_v1_issuer, 0);

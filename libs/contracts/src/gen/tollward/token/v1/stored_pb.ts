@@ -13,7 +13,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file tollward/token/v1/stored.proto.
  */
 export const file_tollward_token_v1_stored: GenFile = /*@__PURE__*/
-  fileDesc("Ch50b2xsd2FyZC90b2tlbi92MS9zdG9yZWQucHJvdG8SEXRvbGx3YXJkLnRva2VuLnYxIqMBCgxDbGllbnRTZWNyZXQSDgoGZm9ybWF0GAEgASgNEhEKCWNsaWVudF9pZBgCIAEoCRITCgtzZWNyZXRfaGFzaBgDIAEoDBISCgpnZW5lcmF0aW9uGAQgASgJEi4KCmNoYW5nZWRfYXQYBSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wOhfyxxgTChFvaWRjLUNsaWVudFNlY3JldGIGcHJvdG8z", [file_google_protobuf_timestamp, file_tollward_options_v1_options]);
+  fileDesc("Ch50b2xsd2FyZC90b2tlbi92MS9zdG9yZWQucHJvdG8SEXRvbGx3YXJkLnRva2VuLnYxIqMBCgxDbGllbnRTZWNyZXQSDgoGZm9ybWF0GAEgASgNEhEKCWNsaWVudF9pZBgCIAEoCRITCgtzZWNyZXRfaGFzaBgDIAEoDBISCgpnZW5lcmF0aW9uGAQgASgJEi4KCmNoYW5nZWRfYXQYBSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wOhfyxxgTChFvaWRjLUNsaWVudFNlY3JldCLyAQoHQWNjb3VudBIOCgZmb3JtYXQYASABKA0SDwoHc3ViamVjdBgCIAEoCRIMCgRuYW1lGAMgASgJEhUKDXBhc3N3b3JkX2hhc2gYBCABKAkSEAoIZGlzYWJsZWQYBSABKAgSEgoKZ2VuZXJhdGlvbhgGIAEoCRIuCgpjcmVhdGVkX2F0GAcgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBI3ChNwYXNzd29yZF9jaGFuZ2VkX2F0GAggASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcDoS8scYDgoMb2lkYy1BY2NvdW50IkYKC0FjY291bnROYW1lEg4KBmZvcm1hdBgBIAEoDRIPCgdzdWJqZWN0GAIgASgJOhbyxxgSChBvaWRjLUFjY291bnROYW1lIrkCChBTdG9yZWRTaWduaW5nS2V5Eg4KBmZvcm1hdBgBIAEoDRILCgNraWQYAiABKAkSEQoJYWxnb3JpdGhtGAMgASgJEh0KFWVuY3J5cHRlZF9wcml2YXRlX2p3axgEIAEoCRIuCgpjcmVhdGVkX2F0GAUgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIuCgpzaWduc19mcm9tGAYgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIvCgtzaWduc191bnRpbBgHIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLgoKcmVtb3ZlZF9hdBgIIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXA6FfLHGBEKD29pZGMtU2lnbmluZ0tleSJoCghBdHRlbXB0cxIOCgZmb3JtYXQYASABKA0SNwoTdGhlb3JldGljYWxfYXJyaXZhbBgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXA6E/LHGA8KDW9pZGMtQXR0ZW1wdHNiBnByb3RvMw", [file_google_protobuf_timestamp, file_tollward_options_v1_options]);
 
 /**
  * What auth-issuer keeps of a client besides its document. Key: base64url of SHA-256 of the client_id.
@@ -59,4 +59,181 @@ export type ClientSecret = Message<"tollward.token.v1.ClientSecret"> & {
  */
 export const ClientSecretSchema: GenMessage<ClientSecret> = /*@__PURE__*/
   messageDesc(file_tollward_token_v1_stored, 0);
+
+/**
+ * A person who can sign in. Key: the subject.
+ *
+ * @generated from message tollward.token.v1.Account
+ */
+export type Account = Message<"tollward.token.v1.Account"> & {
+  /**
+   * Format of this value: 1.
+   *
+   * @generated from field: uint32 format = 1;
+   */
+  format: number;
+
+  /**
+   * Random; the "sub" of this person's tokens.
+   *
+   * @generated from field: string subject = 2;
+   */
+  subject: string;
+
+  /**
+   * @generated from field: string name = 3;
+   */
+  name: string;
+
+  /**
+   * PHC string format, algorithm scrypt.
+   *
+   * @generated from field: string password_hash = 4;
+   */
+  passwordHash: string;
+
+  /**
+   * @generated from field: bool disabled = 5;
+   */
+  disabled: boolean;
+
+  /**
+   * Random, replaced whenever everything of this person ends. Sessions and grants are good only under theirs.
+   *
+   * @generated from field: string generation = 6;
+   */
+  generation: string;
+
+  /**
+   * @generated from field: google.protobuf.Timestamp created_at = 7;
+   */
+  createdAt?: Timestamp | undefined;
+
+  /**
+   * @generated from field: google.protobuf.Timestamp password_changed_at = 8;
+   */
+  passwordChangedAt?: Timestamp | undefined;
+};
+
+/**
+ * Describes the message tollward.token.v1.Account.
+ * Use `create(AccountSchema)` to create a new message.
+ */
+export const AccountSchema: GenMessage<Account> = /*@__PURE__*/
+  messageDesc(file_tollward_token_v1_stored, 1);
+
+/**
+ * Whose name it is. Written before the account itself, so that a name is never two people's. Key: base64url of SHA-256 of the
+ * name in lower case.
+ *
+ * @generated from message tollward.token.v1.AccountName
+ */
+export type AccountName = Message<"tollward.token.v1.AccountName"> & {
+  /**
+   * Format of this value: 1.
+   *
+   * @generated from field: uint32 format = 1;
+   */
+  format: number;
+
+  /**
+   * @generated from field: string subject = 2;
+   */
+  subject: string;
+};
+
+/**
+ * Describes the message tollward.token.v1.AccountName.
+ * Use `create(AccountNameSchema)` to create a new message.
+ */
+export const AccountNameSchema: GenMessage<AccountName> = /*@__PURE__*/
+  messageDesc(file_tollward_token_v1_stored, 2);
+
+/**
+ * A key that signs. Key: its kid.
+ *
+ * @generated from message tollward.token.v1.StoredSigningKey
+ */
+export type StoredSigningKey = Message<"tollward.token.v1.StoredSigningKey"> & {
+  /**
+   * Format of this value: 1.
+   *
+   * @generated from field: uint32 format = 1;
+   */
+  format: number;
+
+  /**
+   * @generated from field: string kid = 2;
+   */
+  kid: string;
+
+  /**
+   * JWA name: ES256 or EdDSA.
+   *
+   * @generated from field: string algorithm = 3;
+   */
+  algorithm: string;
+
+  /**
+   * The private JWK, encrypted: JWE compact serialization, dir with A256GCM under a key derived from the issuer's master secret.
+   *
+   * @generated from field: string encrypted_private_jwk = 4;
+   */
+  encryptedPrivateJwk: string;
+
+  /**
+   * @generated from field: google.protobuf.Timestamp created_at = 5;
+   */
+  createdAt?: Timestamp | undefined;
+
+  /**
+   * @generated from field: google.protobuf.Timestamp signs_from = 6;
+   */
+  signsFrom?: Timestamp | undefined;
+
+  /**
+   * @generated from field: google.protobuf.Timestamp signs_until = 7;
+   */
+  signsUntil?: Timestamp | undefined;
+
+  /**
+   * @generated from field: google.protobuf.Timestamp removed_at = 8;
+   */
+  removedAt?: Timestamp | undefined;
+};
+
+/**
+ * Describes the message tollward.token.v1.StoredSigningKey.
+ * Use `create(StoredSigningKeySchema)` to create a new message.
+ */
+export const StoredSigningKeySchema: GenMessage<StoredSigningKey> = /*@__PURE__*/
+  messageDesc(file_tollward_token_v1_stored, 3);
+
+/**
+ * How often somebody tried. Key: what is limited ("name", "source", "registration"), "/", and its keyed hash as base64url.
+ *
+ * @generated from message tollward.token.v1.Attempts
+ */
+export type Attempts = Message<"tollward.token.v1.Attempts"> & {
+  /**
+   * Format of this value: 1.
+   *
+   * @generated from field: uint32 format = 1;
+   */
+  format: number;
+
+  /**
+   * Theoretical arrival time of the generic cell rate algorithm.
+   *
+   * @generated from field: google.protobuf.Timestamp theoretical_arrival = 2;
+   */
+  theoreticalArrival?: Timestamp | undefined;
+};
+
+/**
+ * Describes the message tollward.token.v1.Attempts.
+ * Use `create(AttemptsSchema)` to create a new message.
+ */
+export const AttemptsSchema: GenMessage<Attempts> = /*@__PURE__*/
+  messageDesc(file_tollward_token_v1_stored, 4);
 

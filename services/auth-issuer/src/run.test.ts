@@ -175,8 +175,8 @@ async function assertWorthNothing(token: string): Promise<void> {
     scopes: [],
     audience: [],
     internalToken: '',
-  grantHash: '',
-  selfRegistered: false,
+    grantHash: '',
+    selfRegistered: false,
   })
 }
 

@@ -30,6 +30,8 @@ export const Config = z.strictObject({
   nodeSilentMaxMs: z.coerce.number<string>().int().min(100).default(30_000),
   /** Unpaid invoices that one client may have at once: each takes an address for ever. */
   openInvoicesMax: z.coerce.number<string>().int().min(1).max(10_000).default(20),
+  /** The same for one client that registered itself: of those anybody can have many. */
+  selfRegisteredOpenInvoicesMax: z.coerce.number<string>().int().min(1).max(10_000).default(3),
   /** Invoices that one client may open in any minute. */
   invoicesPerMinute: z.coerce.number<string>().int().min(1).max(10_000).default(30),
 })

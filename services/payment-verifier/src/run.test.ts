@@ -270,6 +270,21 @@ test('a client with too many unpaid invoices has to wait, over all replicas', { 
   assert.equal((await slow.open('mia', 'orders')).state, 'issued')
 })
 
+test('a self-registered client buys as others do, reads its own invoices only, and may have few unpaid ones', {
+  skip,
+}, async () => {
+  const { stack, replica, verifier } = shared()
+  const [invoice] = await Promise.all([1, 2, 3].map(() => replica.open('self-olga', 'orders')))
+  assert.ok(invoice)
+  assert.equal((await replica.request('POST', '/invoices', 'self-olga', { plan: 'orders' })).status, 429)
+  assert.equal((await replica.request('GET', `/invoices/${invoice.id}`, 'self-peter')).status, 404)
+  const txid = await stack.pay(invoice)
+  await stack.node.mine(1)
+  await replica.reaches('self-olga', invoice.id, 'paid')
+  const bought = await verifier.redeem({ clientId: 'self-olga', plan: 'orders', txid })
+  assert.equal(bought.outcome, RedeemOutcome.REDEEMED)
+})
+
 test('a service that was killed knows everything again, and what happened meanwhile', { skip }, async () => {
   const { stack, node, verifier } = shared()
   await using killed = await stack.replica()

@@ -19,7 +19,8 @@ import { registerGauges, verifierMetrics } from './metrics.ts'
 /** Invoices, the chain, passes. */
 export async function run({ name, config, log, registry, health, signal }: ServiceContext<Config>): Promise<void> {
   await using resources = new AsyncDisposableStack()
-  const { network, publicUrl, nodeSilentMaxMs, openInvoicesMax, invoicesPerMinute } = config
+  const { network, publicUrl, nodeSilentMaxMs, openInvoicesMax, selfRegisteredOpenInvoicesMax, invoicesPerMinute } =
+    config
   const account = parseAccountKey(config.accountKey, network)
   const node = nodeClient({ url: config.nodeUrl, ...nodeCredentials(config), signal })
   const metrics = verifierMetrics(registry)
@@ -52,7 +53,6 @@ export async function run({ name, config, log, registry, health, signal }: Servi
   for (const announcer of await announce(bus, book)) resources.use(announcer)
   resources.use(bus.serve(VerifierService, verifier({ book, chain, passes, metrics, network, nodeSilentMaxMs })))
   const introspector = bus.client(IntrospectorService)
-  const limits = { openInvoicesMax, invoicesPerMinute }
   const http = createHttp({
     book,
     chain,
@@ -63,7 +63,8 @@ export async function run({ name, config, log, registry, health, signal }: Servi
     metrics,
     log,
     publicUrl,
-    limits,
+    limits: { openInvoicesMax, invoicesPerMinute },
+    selfRegisteredLimits: { openInvoicesMax: selfRegisteredOpenInvoicesMax, invoicesPerMinute },
     nodeSilentMaxMs,
   })
   resources.defer(() => http.close())

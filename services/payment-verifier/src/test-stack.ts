@@ -74,7 +74,10 @@ export interface Replica extends AsyncDisposable {
   reaches(client: string, id: string, state: string): Promise<ShownInvoice>
 }
 
-/** nats-server, bitcoind, documents, and who a token belongs to: the token of client `a` is `token-a`. */
+/**
+ * nats-server, bitcoind, documents, and who a token belongs to: the token of client `a` is `token-a`. Clients whose names begin
+ * with `self-` registered themselves.
+ */
 export class TestStack implements AsyncDisposable {
   readonly node: Bitcoind
   readonly nats: NatsServer
@@ -104,7 +107,8 @@ export class TestStack implements AsyncDisposable {
     introspector.serve(IntrospectorService, {
       introspect: async ({ token }) => {
         const clientId = /^token-(.+)$/.exec(token)?.[1]
-        return { info: clientId === undefined ? { active: false } : { active: true, clientId, scopes: ['orders'] } }
+        if (clientId === undefined) return { info: { active: false } }
+        return { info: { active: true, clientId, scopes: ['orders'], selfRegistered: clientId.startsWith('self-') } }
       },
     })
     for (const [name, spec] of Object.entries(PLANS)) {

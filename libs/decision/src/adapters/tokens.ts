@@ -161,13 +161,24 @@ function usable({ expiresAtMs, internalExpiresAtMs }: CachedToken, nowMs: number
 
 /** Undefined unless the token is active and everything that makes it usable is there. */
 function cachedToken(info: TokenInfo, hash: string): CachedToken | undefined {
-  const { active, clientId, subject, scopes, audience, expiresAt, internalToken, internalTokenExpiresAt } = info
+  const {
+    active,
+    clientId,
+    subject,
+    scopes,
+    audience,
+    selfRegistered,
+    expiresAt,
+    internalToken,
+    internalTokenExpiresAt,
+  } = info
   if (!active || clientId === '' || internalToken === '' || !expiresAt || !internalTokenExpiresAt) return undefined
   return {
     hash,
     clientId,
     scopes: new Set(scopes),
     audience,
+    selfRegistered,
     identity: identityHeaders({ clientId, subject, scopes, internalToken }),
     expiresAtMs: timestampMs(expiresAt),
     internalExpiresAtMs: timestampMs(internalTokenExpiresAt),

@@ -26,6 +26,7 @@ const ORDER = [
   'token-invalid',
   'no-rule',
   'rule-denied',
+  'self-registered',
   'scope-missing',
   'audience-mismatch',
   'nothing-to-redeem',
@@ -47,15 +48,19 @@ function address(text: string): Uint8Array {
 /** A request, and a world, in which exactly these things are wrong. */
 function scene(
   wrong: ReadonlySet<Wrong>,
-  { observe = false, later = false } = {},
+  { observe = false, later = false, selfRegistered = wrong.has('self-registered') } = {},
 ): { request: RequestFacts; world: World; spent: () => number } {
   const token = {
     scopes: ['orders'],
     audience: 'https://api.example',
   }
+  const payment = { payment: { plan: 'orders' } }
   const rule = wrong.has('rule-denied')
     ? { deny: { reason: 'Not for you.' } }
-    : { require: { token, payment: { plan: 'orders' } }, limit: { requests: 1, perSeconds: 60, by: 'client' } }
+    : {
+        require: { token, ...(wrong.has('self-registered') ? {} : payment) },
+        limit: { requests: 1, perSeconds: 60, by: 'client' },
+      }
   const policy = ApiPolicySchema.parse({
     apiVersion: 'tollward.dev/v1',
     kind: 'ApiPolicy',
@@ -79,6 +84,7 @@ function scene(
     clientId: 'c',
     scopes: new Set(wrong.has('scope-missing') ? [] : ['orders']),
     audience: wrong.has('audience-mismatch') ? [] : ['https://api.example'],
+    selfRegistered,
     identity: [],
   }
   const paid: PaymentStanding = { paid: true, passId: 'pass' }
@@ -112,7 +118,10 @@ function scene(
   return { request, world, spent: () => spent }
 }
 
-async function judged(wrong: Iterable<Wrong>, options?: { observe?: boolean; later?: boolean }): Promise<Verdict> {
+async function judged(
+  wrong: Iterable<Wrong>,
+  options?: { observe?: boolean; later?: boolean; selfRegistered?: boolean },
+): Promise<Verdict> {
   const { request, world } = scene(new Set(wrong), options)
   return judge(request, world, NOW)
 }
@@ -156,6 +165,22 @@ describe('judgement', () => {
       }),
       { numRuns: 500 },
     )
+  })
+
+  test('a self-registered client is admitted only where it pays or where nobody has to be known', async () => {
+    assert.equal((await judged([], { selfRegistered: true })).refusal, undefined)
+    assert.equal((await judged(['payment-required'], { selfRegistered: true })).refusal?.reason, 'payment-required')
+    assert.equal((await judged(['self-registered'])).refusal?.reason, 'self-registered')
+    assert.equal((await judged(['no-rule'], { selfRegistered: true })).refusal?.reason, 'no-rule')
+    const { request, world } = scene(new Set(), { selfRegistered: true })
+    const open = ApiPolicySchema.parse({
+      apiVersion: 'tollward.dev/v1',
+      kind: 'ApiPolicy',
+      metadata: { name: 'p' },
+      spec: { hosts: ['*'], rules: [{ name: 'r', match: { path: '/orders' }, anonymous: true }] },
+    })
+    const policies = compilePolicies([open])
+    assert.equal((await judge(request, { ...world, policies }, NOW)).refusal, undefined)
   })
 
   test('a policy that only observes lets through what it would refuse, but neither blocks nor malformed requests', async () => {

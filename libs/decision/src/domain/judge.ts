@@ -25,6 +25,8 @@ export interface KnownToken {
   readonly clientId: string
   readonly scopes: ReadonlySet<string>
   readonly audience: readonly string[]
+  /** Its client registered without anybody's leave: it may use what it paid for, and nothing else. */
+  readonly selfRegistered: boolean
   /** What upstream is told of the caller, the internal token with it. */
   readonly identity: readonly (readonly [name: string, value: string])[]
 }
@@ -174,6 +176,7 @@ function judgeCaller(
 /** What no payment cures. */
 function incurable(rule: Rule, token: KnownToken): Refusal | undefined {
   if (rule.denyReason !== undefined) return { reason: 'rule-denied', detail: rule.denyReason }
+  if (token.selfRegistered && rule.plan === undefined) return { reason: 'self-registered' }
   for (const scope of rule.scopes) {
     if (!token.scopes.has(scope)) return { reason: 'scope-missing', scopes: rule.scopes }
   }

@@ -51,6 +51,12 @@ export const REASONS = {
     title: 'Denied by rule',
     detail: 'A rule of this API denies this request.',
   },
+  'self-registered': {
+    status: 403,
+    title: 'Not for self-registered clients',
+    detail:
+      'Clients that registered themselves may use only what they pay for; ask the operator of this API for a client.',
+  },
   'scope-missing': {
     status: 403,
     title: 'Scope is missing',

@@ -2,7 +2,7 @@ import { randomUUID } from 'node:crypto'
 import type { AccountKey } from '@tollward/bitcoin'
 import { formatPaymentUri } from '@tollward/bitcoin'
 import type { Client } from '@tollward/bus'
-import type { IntrospectorService } from '@tollward/contracts/token'
+import type { IntrospectorService, TokenInfo } from '@tollward/contracts/token'
 import { durationMs, type Plan } from '@tollward/documents'
 import { AppError, toAppError } from '@tollward/errors'
 import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest } from 'fastify'
@@ -47,6 +47,8 @@ export interface HttpOptions {
   readonly log: Logger
   readonly publicUrl: string
   readonly limits: OrderLimits
+  /** Of a client that registered itself: of those anybody can have many. */
+  readonly selfRegisteredLimits: OrderLimits
   readonly nodeSilentMaxMs: number
 }
 
@@ -84,8 +86,8 @@ export function createHttp(options: HttpOptions): FastifyInstance {
     return await reply.send({ plans: options.plans.all().map(shownPlan) })
   })
   http.post('/invoices', async (request, reply) => {
-    const clientId = await authenticated(request, options)
-    const { invoice, isNew } = await openInvoice(clientId, request.body, options)
+    const caller = await authenticated(request, options)
+    const { invoice, isNew } = await openInvoice(caller, request.body, options)
     count(options, 'open', isNew ? 'opened' : 'repeated')
     const shown = await shownInvoice(invoice, options)
     return await reply
@@ -94,7 +96,7 @@ export function createHttp(options: HttpOptions): FastifyInstance {
       .send(shown)
   })
   http.get<{ Params: { id: string } }>('/invoices/:id', async (request, reply) => {
-    const clientId = await authenticated(request, options)
+    const { clientId } = await authenticated(request, options)
     const invoice = options.book.ledger.invoice(request.params.id)
     if (invoice?.clientId !== clientId) {
       throw new Problem('not-found', new AppError('not_found', 'You have no invoice with this id.'))
@@ -105,8 +107,8 @@ export function createHttp(options: HttpOptions): FastifyInstance {
   return http
 }
 
-/** The client that the bearer token belongs to. AppError `unauthenticated`, or `unavailable` if nobody can tell. */
-async function authenticated(request: FastifyRequest, { introspector }: HttpOptions): Promise<string> {
+/** What the bearer token is worth. AppError `unauthenticated`, or `unavailable` if nobody can tell. */
+async function authenticated(request: FastifyRequest, { introspector }: HttpOptions): Promise<TokenInfo> {
   const token = BEARER.exec(request.headers.authorization ?? '')?.[1]
   if (token === undefined || token.length > TOKEN_CHARACTERS_MAX) {
     const message = 'Get an access token from the issuer and send it as "Authorization: Bearer <token>".'
@@ -117,15 +119,15 @@ async function authenticated(request: FastifyRequest, { introspector }: HttpOpti
     const message = 'The token is unknown, expired or revoked; get a new one from the issuer.'
     throw new Problem('token-invalid', new AppError('unauthenticated', message))
   }
-  return info.clientId
+  return info
 }
 
 async function openInvoice(
-  clientId: string,
+  { clientId, selfRegistered }: TokenInfo,
   body: unknown,
   options: HttpOptions,
 ): Promise<{ invoice: Invoice; isNew: boolean }> {
-  const { book, chain, plans, account, limits, nodeSilentMaxMs } = options
+  const { book, chain, plans, account, limits, selfRegisteredLimits, nodeSilentMaxMs } = options
   const asked = OrderBody.safeParse(body)
   if (!asked.success) {
     const message = 'Send JSON with plan, and if you like idempotencyKey of 1 to 128 letters, digits, - and _.'
@@ -139,7 +141,7 @@ async function openInvoice(
   const order = { invoiceId, clientId, plan, idempotencyKey: asked.data.idempotencyKey ?? '' }
   await book.write((ledger, nowMs) => {
     if (invoiceOfOrder(order, ledger) !== undefined) return undefined
-    const waiting = mustWait(clientId, ledger, limits, nowMs)
+    const waiting = mustWait(clientId, ledger, selfRegistered ? selfRegisteredLimits : limits, nowMs)
     if (waiting !== undefined) throw tooMany(waiting)
     // Closed: without the chain nobody could see the payment, and addresses might be given twice.
     assertFollowed(chain, nodeSilentMaxMs)

@@ -12,7 +12,7 @@ const name = z.string().regex(/^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$/, {
 const DURATION_UNITS_MS = { ms: 1, s: 1000, m: 60_000, h: 3_600_000, d: 86_400_000 } as const
 
 /** A duration such as 30s, 15m, 2h or 1d; milliseconds in code. The longest is 365d. */
-const duration = z
+export const duration = z
   .string()
   .regex(/^[1-9]\d{0,8}(ms|s|m|h|d)$/, {
     abort: true,

@@ -6,6 +6,7 @@ export {
   ClientSchema,
   type DetectorSettings,
   DetectorSettingsSchema,
+  duration,
   durationMs,
   KINDS,
   type Kind,

@@ -1,5 +1,9 @@
+import { duration, durationMs } from '@tollward/documents'
 import { baseConfig, port } from '@tollward/runtime'
 import { z } from 'zod'
+
+/** Written as in documents, such as 30d; milliseconds in code. */
+const durationInMs = duration.transform(durationMs)
 
 /** Configuration of auth-issuer, from TOLLWARD_* variables. */
 export const ConfigSchema = z.strictObject({
@@ -14,6 +18,25 @@ export const ConfigSchema = z.strictObject({
   jwksFile: z.string().min(1),
   /** Secrets that all replicas share, one a line, 32 bytes as base64url, not readable by others; the first one is in use. */
   masterSecretFile: z.string().min(1),
+  /** How long a key signs until the next one does. */
+  keyRotationInterval: durationInMs.prefault('30d'),
+  /** How long verifiers may keep the published keys without asking again; a new key is published for twice as long before it signs. */
+  jwksMaxAge: durationInMs.prefault('10m'),
+  /** Where clients with certificates connect over TLS (RFC 8705). Served if mtlsUrl, mtlsCertFile, mtlsKeyFile and mtlsClientCaFile are given. */
+  mtlsListenPort: port.default(4001),
+  /** What such clients reach: scheme https, host and port. */
+  mtlsUrl: z
+    .url({ protocol: /^https$/ })
+    .refine((text) => URL.canParse(text) && new URL(text).origin === text, {
+      error: 'is https, host and port only, such as https://mtls.auth.example.com',
+    })
+    .optional(),
+  /** The listener's own certificate with its chain, PEM. */
+  mtlsCertFile: z.string().min(1).optional(),
+  /** Its private key, PEM; not readable by others. */
+  mtlsKeyFile: z.string().min(1).optional(),
+  /** Authorities whose certificates tls_client_auth takes, PEM. */
+  mtlsClientCaFile: z.string().min(1).optional(),
   /** Credential of the operator, not readable by others; without it nobody can administer by token. */
   operatorClientFile: z.string().min(1).optional(),
   /** Where token-introspector is reached; advertised if given. */

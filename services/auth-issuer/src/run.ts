@@ -38,6 +38,7 @@ export async function run({ name, config, log, registry, health, signal }: Servi
     keys,
     clients,
     tokens,
+    parts: [],
     metrics,
     log,
   })

@@ -41,6 +41,11 @@ export interface Clients {
   noteChange(clientId: string): Promise<void>
 }
 
+/** Clients that registered themselves; asked for ids that no document can have. */
+export interface Registrations {
+  find(clientId: string): Promise<RegisteredClient | undefined>
+}
+
 const documentsContract = bucketContract(StoredDocumentSchema)
 const secretsContract = bucketContract(ClientSecretSchema)
 const clientRevoked = contract(ClientRevokedSchema)
@@ -51,11 +56,13 @@ export function openClients({
   bus,
   issuer,
   operator,
+  registrations,
   log,
 }: {
   bus: Bus
   issuer: string
   operator: OperatorClient | undefined
+  registrations?: Registrations
   log: Logger
 }): Clients {
   const documents = bus.bucket(documentsContract)
@@ -111,7 +118,7 @@ export function openClients({
         const entry = await secrets.get(keyOf(clientId))
         return fromOperator(operator, entry ? readable(entry).generation : '')
       }
-      if (!isClientId(clientId)) return undefined
+      if (!isClientId(clientId)) return registrations?.find(clientId)
       const [found, entry] = await Promise.all([document(clientId), secrets.get(keyOf(clientId))])
       if (!found || !entry) return undefined
       const { secretHash, generation } = readable(entry)

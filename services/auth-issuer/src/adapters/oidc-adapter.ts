@@ -1,11 +1,8 @@
 import { AppError } from '@tollward/errors'
-import { type Adapter, type AdapterPayload, errors } from 'oidc-provider'
-import type { RegisteredClient } from '../domain/client.ts'
+import { type Adapter, errors } from 'oidc-provider'
+import { metadataOf } from './client-metadata.ts'
 import type { Clients } from './clients.ts'
 import type { Records, Tokens } from './tokens.ts'
-
-/** Metadata of a client that oidc-provider does not know: our registration of it, whole. */
-export const REGISTRATION = 'tollward_registration'
 
 /** oidc-provider's storage: one adapter a model, clients from their documents, everything else from its own bucket. */
 export function oidcAdapters(clients: Clients, tokens: Tokens): (model: string) => Adapter {
@@ -51,18 +48,5 @@ function clientAdapter(clients: Clients): Adapter {
     findByUid: readOnly,
     findByUserCode: readOnly,
     revokeByGrantId: readOnly,
-  }
-}
-
-/** A client as oidc-provider knows it. Its "secret" is the hash: the comparison hashes what the client sent. */
-function metadataOf(client: RegisteredClient): AdapterPayload {
-  return {
-    client_id: client.clientId,
-    client_secret: client.secretHash,
-    grant_types: [...client.grants],
-    response_types: [],
-    redirect_uris: [],
-    token_endpoint_auth_method: client.authentication,
-    [REGISTRATION]: client,
   }
 }

@@ -5,10 +5,12 @@ import { type Client, type Configuration, errors, type KoaContextWithOIDC, Provi
 import type { Logger } from 'pino'
 import { type RegisteredClient, refusedScope } from '../domain/client.ts'
 import { errorLabel, type IssuerMetrics } from '../metrics.ts'
+import { REGISTRATION } from './client-metadata.ts'
 import { type Clients, isSecretOf } from './clients.ts'
+import { composedConfiguration, type ProviderPart } from './compose.ts'
 import type { SigningKeys } from './files.ts'
 import type { MasterSecret } from './master-secret.ts'
-import { oidcAdapters, REGISTRATION } from './oidc-adapter.ts'
+import { oidcAdapters } from './oidc-adapter.ts'
 import type { Tokens } from './tokens.ts'
 
 /** A token request is a few hundred bytes; a client assertion may have some thousand. */
@@ -17,27 +19,38 @@ export const BODY_BYTES_MAX = 16_384
 /** A bus that is gone for longer is not waited for: the client gets its 503 at once. */
 const BUS_PATIENCE_MS = 1000
 
-/** Stands for "whatever the client's tokens are for" in a request without `resource`: names of APIs need not be URIs, resources must. */
-const DEFAULT_RESOURCE = 'urn:tollward:default-audience'
-
 /** Key of the client's generation among the claims that oidc-provider keeps with a token. */
 export const GENERATION = 'generation'
 
-/** Paths that oidc-provider serves for flows that are not enabled. */
-const NOT_OFFERED = /^\/(auth|session)(\/|$)/
+/** Scopes of OpenID Connect: they are no API's. */
+const OIDC_SCOPES: ReadonlySet<string> = new Set(['openid', 'offline_access'])
 
-/** Members of the discovery document that belong to flows that are not enabled. */
-const NOT_ADVERTISED = [
+/** Paths that oidc-provider serves for people, of whom there are none without a part that knows them. */
+const FOR_PEOPLE = /^\/(auth|session)(\/|$)/
+
+/** Members of the discovery document that say nothing where there are no people. */
+const OF_PEOPLE = [
   'authorization_endpoint',
   'authorization_response_iss_parameter_supported',
-  'claim_types_supported',
-  'claims_parameter_supported',
   'claims_supported',
   'code_challenge_methods_supported',
-  'request_uri_parameter_supported',
   'response_modes_supported',
   'scopes_supported',
 ]
+
+/** Members of the discovery document that belong to features that are not offered. */
+const NOT_OFFERED = ['claim_types_supported', 'claims_parameter_supported', 'request_uri_parameter_supported']
+
+const AUTHORIZATION_CODE_LIFETIME_SECONDS = 60
+
+/** A person who is asked to sign in and consent has so long for it. */
+const INTERACTION_LIFETIME_SECONDS = 15 * 60
+
+/** Since the last request that changed it. */
+const SESSION_LIFETIME_SECONDS = 24 * 60 * 60
+
+/** After that a person is asked again, however often the client refreshed. */
+const GRANT_LIFETIME_SECONDS = 365 * 24 * 60 * 60
 
 export interface ProviderOptions {
   readonly issuer: string
@@ -47,14 +60,18 @@ export interface ProviderOptions {
   readonly keys: SigningKeys
   readonly clients: Clients
   readonly tokens: Tokens
+  /** What is offered besides client credentials, refresh and revocation. */
+  readonly parts: readonly ProviderPart[]
   readonly metrics: IssuerMetrics
   readonly log: Logger
 }
 
 /** The OAuth server: oidc-provider with exactly the flows that are offered. */
 export function createProvider(options: ProviderOptions): Provider {
-  const { issuer, bus, metrics, log } = options
-  const provider = new Provider(issuer, configurationOf(options))
+  const { issuer, bus, parts, metrics, log } = options
+  const people = parts.some(({ configuration }) => configuration?.findAccount !== undefined)
+  const core = { configuration: { ...coreConfiguration(options), ...(people ? codeFlowConfiguration() : {}) } }
+  const provider = new Provider(issuer, composedConfiguration([core, ...parts]))
   // Our "secrets" are hashes: see metadataOf.
   provider.Client.prototype.compareClientSecret = function (this: Client, secret: string) {
     return isSecretOf(registrationOf(this).secretHash, secret)
@@ -74,12 +91,14 @@ export function createProvider(options: ProviderOptions): Provider {
       metrics.refused.inc({ error: 'temporarily_unavailable' })
       return answerUnavailable(ctx)
     }
-    if (!NOT_OFFERED.test(ctx.path)) await next()
+    if (people || !FOR_PEOPLE.test(ctx.path)) await next()
     if (ctx.status === 404 && !ctx.body) {
       answer(ctx, 404, 'not_found', 'Endpoints are listed in /.well-known/openid-configuration.')
     }
-    if (ctx.path.startsWith('/.well-known/') && ctx.status === 200) hideNotOffered(ctx.body)
+    if (ctx.path.startsWith('/.well-known/') && ctx.status === 200)
+      hide(ctx.body, people ? NOT_OFFERED : [...NOT_OFFERED, ...OF_PEOPLE])
   })
+  for (const { install } of parts) install?.(provider)
   provider.on('server_error', (ctx: KoaContextWithOIDC, error: Error) => {
     const unavailable = error instanceof AppError && error.meaning.http >= 503
     log[unavailable ? 'warn' : 'error']({ err: error, path: ctx.path }, 'OAuth request failed')
@@ -96,12 +115,11 @@ export function createProvider(options: ProviderOptions): Provider {
   return provider
 }
 
-function configurationOf({ introspectionUrl, masterSecret, keys, clients, tokens }: ProviderOptions): Configuration {
+function coreConfiguration({ introspectionUrl, masterSecret, keys, clients, tokens }: ProviderOptions): Configuration {
   return {
     adapter: oidcAdapters(clients, tokens),
     jwks: keys.jwks,
     cookies: { keys: masterSecret.deriveAll('cookies').map((key) => key.toString('base64url')) },
-    // There are no people yet, only clients.
     findAccount: () => undefined,
     scopes: [],
     claims: {},
@@ -123,8 +141,9 @@ function configurationOf({ introspectionUrl, masterSecret, keys, clients, tokens
       revocation: { enabled: true, allowedPolicy: (_ctx, client, token) => token.clientId === client.clientId },
       resourceIndicators: {
         enabled: true,
-        defaultResource: () => DEFAULT_RESOURCE,
+        defaultResource: (ctx, client, oneOf) => oneOf ?? defaultResourceOf(ctx, registrationOf(client)),
         getResourceServerInfo: (ctx, resource, client) => resourceServerOf(ctx, resource, registrationOf(client)),
+        useGrantedResource: (ctx, source) => asksForApi(scopesOf(ctx) ?? source.scopes),
       },
       devInteractions: { enabled: false },
       dPoP: { enabled: false },
@@ -135,24 +154,71 @@ function configurationOf({ introspectionUrl, masterSecret, keys, clients, tokens
   }
 }
 
+/** What is added where people sign in: the code flow (PKCE always), its refresh tokens and userinfo. */
+function codeFlowConfiguration(): Configuration {
+  return {
+    responseTypes: ['code'],
+    scopes: [...OIDC_SCOPES],
+    pkce: { required: () => true },
+    issueRefreshToken: (_ctx, client) => client.grantTypeAllowed('refresh_token'),
+    rotateRefreshToken: true,
+    // A grant ends when somebody ends it; that a browser's session is over says nothing of it.
+    expiresWithSession: () => false,
+    ttl: {
+      AccessToken: (_ctx, _token, client) => registrationOf(client).tokenLifetimeSeconds,
+      IdToken: (_ctx, _token, client) => registrationOf(client).tokenLifetimeSeconds,
+      RefreshToken: (_ctx, _token, client) => registrationOf(client).refreshLifetimeSeconds,
+      ClientCredentials: (_ctx, _token, client) => registrationOf(client).tokenLifetimeSeconds,
+      AuthorizationCode: AUTHORIZATION_CODE_LIFETIME_SECONDS,
+      Interaction: INTERACTION_LIFETIME_SECONDS,
+      Session: SESSION_LIFETIME_SECONDS,
+      Grant: GRANT_LIFETIME_SECONDS,
+    },
+  }
+}
+
+function scopesOf(ctx: KoaContextWithOIDC): ReadonlySet<string> | undefined {
+  return typeof ctx.oidc.params?.scope === 'string' ? ctx.oidc.requestParamScopes : undefined
+}
+
+/** A token for openid alone is for userinfo (and then for nothing else); with any other scope, or none, it is for an API. */
+function asksForApi(scopes: ReadonlySet<string>): boolean {
+  return scopes.size === 0 || [...scopes].some((scope) => !OIDC_SCOPES.has(scope))
+}
+
+/** The resource of a request that names none (RFC 8707, section 2): the client's only one. */
+function defaultResourceOf(ctx: KoaContextWithOIDC, client: RegisteredClient): string | undefined {
+  const { grant_type: grantType } = ctx.oidc.params ?? {}
+  if (grantType !== 'client_credentials' && !asksForApi(scopesOf(ctx) ?? new Set())) return undefined
+  const [first, ...others] = client.audience
+  if (first === undefined || others.length > 0) {
+    throw described(new errors.InvalidTarget(), 'this client has several audiences: name one with "resource"')
+  }
+  return resourceOf(first)
+}
+
 /** What a client's token for one resource may be (RFC 8707): checked here, because here client, resource and scope are known. */
 function resourceServerOf(ctx: KoaContextWithOIDC, resource: string, client: RegisteredClient) {
   const { params } = ctx.oidc
   if (!params) throw new errors.InvalidRequest('parameters are missing')
   // RFC 6749, section 3.3: without `scope` the default is everything that the client may have.
   params.scope ??= client.scopes.join(' ') || undefined
-  const refused = refusedScope(client, ctx.oidc.requestParamScopes)
+  const forPerson = params.grant_type !== 'client_credentials'
+  const requested = [...ctx.oidc.requestParamScopes].filter((scope) => !(forPerson && OIDC_SCOPES.has(scope)))
+  const refused = refusedScope(client, requested)
   if (refused !== undefined) throw new errors.InvalidScope('requested scope is not allowed', refused)
-  const [first, ...others] = client.audience
-  if (resource === DEFAULT_RESOURCE) {
-    if (first === undefined || others.length > 0) {
-      throw described(new errors.InvalidTarget(), 'this client has several audiences: name one with "resource"')
-    }
-  } else if (!client.audience.includes(resource)) {
+  const audience = client.audience.find((name) => name === resource || resourceOf(name) === resource)
+  if (audience === undefined) {
     throw described(new errors.InvalidTarget(), 'this client may not have tokens for the requested resource')
   }
-  const audience = resource === DEFAULT_RESOURCE && first !== undefined ? first : resource
   return { scope: client.scopes.join(' '), audience, accessTokenFormat: 'opaque' as const }
+}
+
+/** An audience as a resource indicator: names of APIs need not be URIs, resource indicators must (RFC 8707, section 2). */
+function resourceOf(audience: string): string {
+  return URL.canParse(audience) && !audience.includes('#')
+    ? audience
+    : `urn:tollward:audience:${encodeURIComponent(audience)}`
 }
 
 function described(error: errors.InvalidTarget, description: string): errors.InvalidTarget {
@@ -181,7 +247,7 @@ function answerUnavailable(ctx: Pick<KoaContextWithOIDC, 'status' | 'body' | 'se
   answer(ctx, 503, 'temporarily_unavailable', 'Tokens cannot be reached at the moment; try again in a second.')
 }
 
-function hideNotOffered(document: unknown): void {
+function hide(document: unknown, members: readonly string[]): void {
   if (typeof document !== 'object' || document === null) return
-  for (const member of NOT_ADVERTISED) Reflect.deleteProperty(document, member)
+  for (const member of members) Reflect.deleteProperty(document, member)
 }

@@ -8,16 +8,32 @@ const OPERATOR_TOKEN_LIFETIME_SECONDS = 600
 
 const CLIENT_ID = /^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$/
 
-/** A client as the issuer knows it: its document and its secret together. */
+type Spec = Client['spec']
+
+/** A client as the issuer knows it: its document or registration, and its secret. */
 export interface RegisteredClient {
   readonly clientId: string
-  readonly grants: Client['spec']['grants']
+  /** What a consent page calls it; undefined: its id. */
+  readonly displayName: string | undefined
+  readonly grants: Spec['grants']
+  readonly redirectUris: readonly string[]
+  readonly postLogoutRedirectUris: readonly string[]
   readonly scopes: readonly string[]
   /** Resource servers its tokens may be for; never empty. */
   readonly audience: readonly string[]
-  readonly authentication: Client['spec']['authentication']
+  readonly authentication: Spec['authentication']
+  readonly jwks: Spec['jwks']
+  readonly certificateSubject: string | undefined
+  readonly senderConstraint: Spec['senderConstraint']
+  readonly requirePushedAuthorization: boolean
+  readonly idTokenAlgorithm: Spec['idTokenAlgorithm']
   readonly tokenLifetimeSeconds: number
-  /** SHA-256 of the secret, lower-case hexadecimal. */
+  readonly refreshLifetimeSeconds: number
+  /** Audiences whose tokens it may introspect, besides its own tokens. */
+  readonly introspects: readonly string[]
+  /** It registered itself without anybody's leave. */
+  readonly selfRegistered: boolean
+  /** SHA-256 of the secret, lower-case hexadecimal; empty: it has none. */
   readonly secretHash: string
   /** A token is good only under the generation that it was issued in. */
   readonly generation: string
@@ -51,11 +67,22 @@ export function fromDocument(
 ): RegisteredClient {
   return {
     clientId: metadata.name,
+    displayName: spec.displayName,
     grants: spec.grants,
+    redirectUris: spec.redirectUris,
+    postLogoutRedirectUris: spec.postLogoutRedirectUris,
     scopes: spec.scopes.filter((scope) => !isReservedScope(scope)),
     audience: spec.audience.length === 0 ? [issuer] : spec.audience,
     authentication: spec.authentication,
-    tokenLifetimeSeconds: Math.max(1, Math.floor(durationMs(spec.tokenLifetime) / 1000)),
+    jwks: spec.jwks,
+    certificateSubject: spec.certificateSubject,
+    senderConstraint: spec.senderConstraint,
+    requirePushedAuthorization: spec.requirePushedAuthorization,
+    idTokenAlgorithm: spec.idTokenAlgorithm,
+    tokenLifetimeSeconds: seconds(spec.tokenLifetime),
+    refreshLifetimeSeconds: seconds(spec.refreshLifetime),
+    introspects: spec.introspects,
+    selfRegistered: false,
     secretHash: secret.hash,
     generation: secret.generation,
   }
@@ -65,11 +92,22 @@ export function fromDocument(
 export function fromOperator(operator: OperatorClient, generation: string): RegisteredClient {
   return {
     clientId: operator.clientId,
+    displayName: undefined,
     grants: ['client_credentials'],
+    redirectUris: [],
+    postLogoutRedirectUris: [],
     scopes: operator.scopes,
     audience: [OPERATOR_AUDIENCE],
     authentication: 'client_secret_basic',
+    jwks: undefined,
+    certificateSubject: undefined,
+    senderConstraint: undefined,
+    requirePushedAuthorization: false,
+    idTokenAlgorithm: 'ES256',
     tokenLifetimeSeconds: OPERATOR_TOKEN_LIFETIME_SECONDS,
+    refreshLifetimeSeconds: OPERATOR_TOKEN_LIFETIME_SECONDS,
+    introspects: [],
+    selfRegistered: false,
     secretHash: operator.secretSha256,
     generation: `${generation}.${operator.secretSha256.slice(0, 16)}`,
   }
@@ -79,4 +117,9 @@ export function fromOperator(operator: OperatorClient, generation: string): Regi
 export function refusedScope(client: RegisteredClient, requested: Iterable<string>): string | undefined {
   for (const scope of requested) if (!client.scopes.includes(scope)) return scope
   return undefined
+}
+
+/** Whole seconds of a duration as documents write it, one at least. */
+function seconds(duration: string): number {
+  return Math.max(1, Math.floor(durationMs(duration) / 1000))
 }

@@ -32,13 +32,16 @@ export function tokenHash(token: string): string {
   return hash('sha256', token, 'hex')
 }
 
+/** What counts of a client when one of its tokens is looked at. */
+export type TokenHolder = Pick<RegisteredClient, 'clientId' | 'generation' | 'scopes' | 'audience'>
+
 /**
  * What a token is worth now: as issued, less what its client has lost since. Undefined: nothing, because it is over, its
  * client is gone, its client's tokens were ended, or nothing that it was for is left.
  */
 export function worthOf(
   token: IssuedToken,
-  client: RegisteredClient | undefined,
+  client: TokenHolder | undefined,
   nowSeconds: number,
 ): IssuedToken | undefined {
   if (client === undefined || client.clientId !== token.clientId) return undefined

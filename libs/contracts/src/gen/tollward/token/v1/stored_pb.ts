@@ -13,7 +13,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file tollward/token/v1/stored.proto.
  */
 export const file_tollward_token_v1_stored: GenFile = /*@__PURE__*/
-  fileDesc("Ch50b2xsd2FyZC90b2tlbi92MS9zdG9yZWQucHJvdG8SEXRvbGx3YXJkLnRva2VuLnYxIqMBCgxDbGllbnRTZWNyZXQSDgoGZm9ybWF0GAEgASgNEhEKCWNsaWVudF9pZBgCIAEoCRITCgtzZWNyZXRfaGFzaBgDIAEoDBISCgpnZW5lcmF0aW9uGAQgASgJEi4KCmNoYW5nZWRfYXQYBSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wOhfyxxgTChFvaWRjLUNsaWVudFNlY3JldCLyAQoHQWNjb3VudBIOCgZmb3JtYXQYASABKA0SDwoHc3ViamVjdBgCIAEoCRIMCgRuYW1lGAMgASgJEhUKDXBhc3N3b3JkX2hhc2gYBCABKAkSEAoIZGlzYWJsZWQYBSABKAgSEgoKZ2VuZXJhdGlvbhgGIAEoCRIuCgpjcmVhdGVkX2F0GAcgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBI3ChNwYXNzd29yZF9jaGFuZ2VkX2F0GAggASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcDoS8scYDgoMb2lkYy1BY2NvdW50IkYKC0FjY291bnROYW1lEg4KBmZvcm1hdBgBIAEoDRIPCgdzdWJqZWN0GAIgASgJOhbyxxgSChBvaWRjLUFjY291bnROYW1lIrkCChBTdG9yZWRTaWduaW5nS2V5Eg4KBmZvcm1hdBgBIAEoDRILCgNraWQYAiABKAkSEQoJYWxnb3JpdGhtGAMgASgJEh0KFWVuY3J5cHRlZF9wcml2YXRlX2p3axgEIAEoCRIuCgpjcmVhdGVkX2F0GAUgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIuCgpzaWduc19mcm9tGAYgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIvCgtzaWduc191bnRpbBgHIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLgoKcmVtb3ZlZF9hdBgIIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXA6FfLHGBEKD29pZGMtU2lnbmluZ0tleSJoCghBdHRlbXB0cxIOCgZmb3JtYXQYASABKA0SNwoTdGhlb3JldGljYWxfYXJyaXZhbBgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXA6E/LHGA8KDW9pZGMtQXR0ZW1wdHNiBnByb3RvMw", [file_google_protobuf_timestamp, file_tollward_options_v1_options]);
+  fileDesc("Ch50b2xsd2FyZC90b2tlbi92MS9zdG9yZWQucHJvdG8SEXRvbGx3YXJkLnRva2VuLnYxIqMBCgxDbGllbnRTZWNyZXQSDgoGZm9ybWF0GAEgASgNEhEKCWNsaWVudF9pZBgCIAEoCRITCgtzZWNyZXRfaGFzaBgDIAEoDBISCgpnZW5lcmF0aW9uGAQgASgJEi4KCmNoYW5nZWRfYXQYBSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wOhfyxxgTChFvaWRjLUNsaWVudFNlY3JldCLbAgoHQWNjb3VudBIOCgZmb3JtYXQYASABKA0SDwoHc3ViamVjdBgCIAEoCRIMCgRuYW1lGAMgASgJEhUKDXBhc3N3b3JkX2hhc2gYBCABKAkSEAoIZGlzYWJsZWQYBSABKAgSEgoKZ2VuZXJhdGlvbhgGIAEoCRIuCgpjcmVhdGVkX2F0GAcgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBI3ChNwYXNzd29yZF9jaGFuZ2VkX2F0GAggASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBI2ChJ1bmFubm91bmNlZF9lbmRfYXQYCSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEh4KFnVuYW5ub3VuY2VkX2VuZF9yZWFzb24YCiABKAkSDwoHZGVsZXRlZBgLIAEoCDoS8scYDgoMb2lkYy1BY2NvdW50IkYKC0FjY291bnROYW1lEg4KBmZvcm1hdBgBIAEoDRIPCgdzdWJqZWN0GAIgASgJOhbyxxgSChBvaWRjLUFjY291bnROYW1lIrkCChBTdG9yZWRTaWduaW5nS2V5Eg4KBmZvcm1hdBgBIAEoDRILCgNraWQYAiABKAkSEQoJYWxnb3JpdGhtGAMgASgJEh0KFWVuY3J5cHRlZF9wcml2YXRlX2p3axgEIAEoCRIuCgpjcmVhdGVkX2F0GAUgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIuCgpzaWduc19mcm9tGAYgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIvCgtzaWduc191bnRpbBgHIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLgoKcmVtb3ZlZF9hdBgIIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXA6FfLHGBEKD29pZGMtU2lnbmluZ0tleSJoCghBdHRlbXB0cxIOCgZmb3JtYXQYASABKA0SNwoTdGhlb3JldGljYWxfYXJyaXZhbBgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXA6E/LHGA8KDW9pZGMtQXR0ZW1wdHNiBnByb3RvMw", [file_google_protobuf_timestamp, file_tollward_options_v1_options]);
 
 /**
  * What auth-issuer keeps of a client besides its document. Key: base64url of SHA-256 of the client_id.
@@ -113,6 +113,25 @@ export type Account = Message<"tollward.token.v1.Account"> & {
    * @generated from field: google.protobuf.Timestamp password_changed_at = 8;
    */
   passwordChangedAt?: Timestamp | undefined;
+
+  /**
+   * Set from the moment that everything of this person ended until the bus has acknowledged the event: whoever looks finishes it.
+   *
+   * @generated from field: google.protobuf.Timestamp unannounced_end_at = 9;
+   */
+  unannouncedEndAt?: Timestamp | undefined;
+
+  /**
+   * @generated from field: string unannounced_end_reason = 10;
+   */
+  unannouncedEndReason: string;
+
+  /**
+   * Being deleted: what is left goes at the next look.
+   *
+   * @generated from field: bool deleted = 11;
+   */
+  deleted: boolean;
 };
 
 /**
@@ -210,7 +229,8 @@ export const StoredSigningKeySchema: GenMessage<StoredSigningKey> = /*@__PURE__*
   messageDesc(file_tollward_token_v1_stored, 3);
 
 /**
- * How often somebody tried. Key: what is limited ("name", "source", "registration"), "/", and its keyed hash as base64url.
+ * How often somebody tried. Key: what is limited ("name", "browser", "source", "user-code", "registration"), "/", and its keyed
+ * hash as base64url.
  *
  * @generated from message tollward.token.v1.Attempts
  */

@@ -13,7 +13,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file tollward/token/v1/stored.proto.
  */
 export const file_tollward_token_v1_stored: GenFile = /*@__PURE__*/
-  fileDesc("Ch50b2xsd2FyZC90b2tlbi92MS9zdG9yZWQucHJvdG8SEXRvbGx3YXJkLnRva2VuLnYxIqMBCgxDbGllbnRTZWNyZXQSDgoGZm9ybWF0GAEgASgNEhEKCWNsaWVudF9pZBgCIAEoCRITCgtzZWNyZXRfaGFzaBgDIAEoDBISCgpnZW5lcmF0aW9uGAQgASgJEi4KCmNoYW5nZWRfYXQYBSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wOhfyxxgTChFvaWRjLUNsaWVudFNlY3JldCLbAgoHQWNjb3VudBIOCgZmb3JtYXQYASABKA0SDwoHc3ViamVjdBgCIAEoCRIMCgRuYW1lGAMgASgJEhUKDXBhc3N3b3JkX2hhc2gYBCABKAkSEAoIZGlzYWJsZWQYBSABKAgSEgoKZ2VuZXJhdGlvbhgGIAEoCRIuCgpjcmVhdGVkX2F0GAcgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBI3ChNwYXNzd29yZF9jaGFuZ2VkX2F0GAggASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBI2ChJ1bmFubm91bmNlZF9lbmRfYXQYCSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEh4KFnVuYW5ub3VuY2VkX2VuZF9yZWFzb24YCiABKAkSDwoHZGVsZXRlZBgLIAEoCDoS8scYDgoMb2lkYy1BY2NvdW50IkYKC0FjY291bnROYW1lEg4KBmZvcm1hdBgBIAEoDRIPCgdzdWJqZWN0GAIgASgJOhbyxxgSChBvaWRjLUFjY291bnROYW1lIrkCChBTdG9yZWRTaWduaW5nS2V5Eg4KBmZvcm1hdBgBIAEoDRILCgNraWQYAiABKAkSEQoJYWxnb3JpdGhtGAMgASgJEh0KFWVuY3J5cHRlZF9wcml2YXRlX2p3axgEIAEoCRIuCgpjcmVhdGVkX2F0GAUgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIuCgpzaWduc19mcm9tGAYgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIvCgtzaWduc191bnRpbBgHIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLgoKcmVtb3ZlZF9hdBgIIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXA6FfLHGBEKD29pZGMtU2lnbmluZ0tleSJoCghBdHRlbXB0cxIOCgZmb3JtYXQYASABKA0SNwoTdGhlb3JldGljYWxfYXJyaXZhbBgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXA6E/LHGA8KDW9pZGMtQXR0ZW1wdHNiBnByb3RvMw", [file_google_protobuf_timestamp, file_tollward_options_v1_options]);
+  fileDesc("Ch50b2xsd2FyZC90b2tlbi92MS9zdG9yZWQucHJvdG8SEXRvbGx3YXJkLnRva2VuLnYxIqMBCgxDbGllbnRTZWNyZXQSDgoGZm9ybWF0GAEgASgNEhEKCWNsaWVudF9pZBgCIAEoCRITCgtzZWNyZXRfaGFzaBgDIAEoDBISCgpnZW5lcmF0aW9uGAQgASgJEi4KCmNoYW5nZWRfYXQYBSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wOhfyxxgTChFvaWRjLUNsaWVudFNlY3JldCLbAgoHQWNjb3VudBIOCgZmb3JtYXQYASABKA0SDwoHc3ViamVjdBgCIAEoCRIMCgRuYW1lGAMgASgJEhUKDXBhc3N3b3JkX2hhc2gYBCABKAkSEAoIZGlzYWJsZWQYBSABKAgSEgoKZ2VuZXJhdGlvbhgGIAEoCRIuCgpjcmVhdGVkX2F0GAcgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBI3ChNwYXNzd29yZF9jaGFuZ2VkX2F0GAggASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBI2ChJ1bmFubm91bmNlZF9lbmRfYXQYCSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEh4KFnVuYW5ub3VuY2VkX2VuZF9yZWFzb24YCiABKAkSDwoHZGVsZXRlZBgLIAEoCDoS8scYDgoMb2lkYy1BY2NvdW50IkYKC0FjY291bnROYW1lEg4KBmZvcm1hdBgBIAEoDRIPCgdzdWJqZWN0GAIgASgJOhbyxxgSChBvaWRjLUFjY291bnROYW1lIrkCChBTdG9yZWRTaWduaW5nS2V5Eg4KBmZvcm1hdBgBIAEoDRILCgNraWQYAiABKAkSEQoJYWxnb3JpdGhtGAMgASgJEh0KFWVuY3J5cHRlZF9wcml2YXRlX2p3axgEIAEoCRIuCgpjcmVhdGVkX2F0GAUgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIuCgpzaWduc19mcm9tGAYgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIvCgtzaWduc191bnRpbBgHIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLgoKcmVtb3ZlZF9hdBgIIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXA6FfLHGBEKD29pZGMtU2lnbmluZ0tleSJoCghBdHRlbXB0cxIOCgZmb3JtYXQYASABKA0SNwoTdGhlb3JldGljYWxfYXJyaXZhbBgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXA6E/LHGA8KDW9pZGMtQXR0ZW1wdHMi8gIKDFN0b3JlZENsaWVudBIOCgZmb3JtYXQYASABKA0SEQoJY2xpZW50X2lkGAIgASgJEhEKCXNwZWNfanNvbhgDIAEoCRIzCgV0ZXJtcxgEIAEoCzIkLnRvbGx3YXJkLnRva2VuLnYxLlJlZ2lzdHJhdGlvblRlcm1zEhMKC3NlY3JldF9oYXNoGAUgASgMEh8KF3JlZ2lzdHJhdGlvbl90b2tlbl9oYXNoGAYgASgMEhIKCmdlbmVyYXRpb24YByABKAkSMQoNcmVnaXN0ZXJlZF9hdBgIIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASNgoSdW5hbm5vdW5jZWRfZW5kX2F0GAkgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIeChZ1bmFubm91bmNlZF9lbmRfcmVhc29uGAogASgJEg8KB2RlbGV0ZWQYCyABKAg6EfLHGA0KC29pZGMtQ2xpZW50Il4KEVJlZ2lzdHJhdGlvblRlcm1zEg4KBmdyYW50cxgBIAMoCRIOCgZzY29wZXMYAiADKAkSEAoIYXVkaWVuY2UYAyADKAkSFwoPc2VsZl9yZWdpc3RlcmVkGAQgASgIIpoBChhTdG9yZWRJbml0aWFsQWNjZXNzVG9rZW4SDgoGZm9ybWF0GAEgASgNEjMKBXRlcm1zGAIgASgLMiQudG9sbHdhcmQudG9rZW4udjEuUmVnaXN0cmF0aW9uVGVybXMSGgoScmVnaXN0cmF0aW9uc19sZWZ0GAMgASgNOh3yxxgZChdvaWRjLUluaXRpYWxBY2Nlc3NUb2tlbmIGcHJvdG8z", [file_google_protobuf_timestamp, file_tollward_options_v1_options]);
 
 /**
  * What auth-issuer keeps of a client besides its document. Key: base64url of SHA-256 of the client_id.
@@ -256,4 +256,158 @@ export type Attempts = Message<"tollward.token.v1.Attempts"> & {
  */
 export const AttemptsSchema: GenMessage<Attempts> = /*@__PURE__*/
   messageDesc(file_tollward_token_v1_stored, 4);
+
+/**
+ * A client that registered (RFC 7591), with all that is kept of it. Key: base64url of SHA-256 of the client_id.
+ *
+ * @generated from message tollward.token.v1.StoredClient
+ */
+export type StoredClient = Message<"tollward.token.v1.StoredClient"> & {
+  /**
+   * Format of this value: 1.
+   *
+   * @generated from field: uint32 format = 1;
+   */
+  format: number;
+
+  /**
+   * @generated from field: string client_id = 2;
+   */
+  clientId: string;
+
+  /**
+   * What the "spec" of a Client document would be, as JSON.
+   *
+   * @generated from field: string spec_json = 3;
+   */
+  specJson: string;
+
+  /**
+   * What it may register at most, also later.
+   *
+   * @generated from field: tollward.token.v1.RegistrationTerms terms = 4;
+   */
+  terms?: RegistrationTerms | undefined;
+
+  /**
+   * SHA-256 of the secret, 32 bytes; the secret itself is 256 random bits. Empty: there is none.
+   *
+   * @generated from field: bytes secret_hash = 5;
+   */
+  secretHash: Uint8Array;
+
+  /**
+   * SHA-256 of the registration access token (RFC 7592), 32 bytes.
+   *
+   * @generated from field: bytes registration_token_hash = 6;
+   */
+  registrationTokenHash: Uint8Array;
+
+  /**
+   * Random, replaced whenever every token of the client ends. A token is good only under the generation that it was issued in.
+   *
+   * @generated from field: string generation = 7;
+   */
+  generation: string;
+
+  /**
+   * @generated from field: google.protobuf.Timestamp registered_at = 8;
+   */
+  registeredAt?: Timestamp | undefined;
+
+  /**
+   * Set until the bus has acknowledged that every token of the client ended then.
+   *
+   * @generated from field: google.protobuf.Timestamp unannounced_end_at = 9;
+   */
+  unannouncedEndAt?: Timestamp | undefined;
+
+  /**
+   * @generated from field: string unannounced_end_reason = 10;
+   */
+  unannouncedEndReason: string;
+
+  /**
+   * It is gone as soon as its end was announced.
+   *
+   * @generated from field: bool deleted = 11;
+   */
+  deleted: boolean;
+};
+
+/**
+ * Describes the message tollward.token.v1.StoredClient.
+ * Use `create(StoredClientSchema)` to create a new message.
+ */
+export const StoredClientSchema: GenMessage<StoredClient> = /*@__PURE__*/
+  messageDesc(file_tollward_token_v1_stored, 5);
+
+/**
+ * What a client may have at most.
+ *
+ * @generated from message tollward.token.v1.RegistrationTerms
+ */
+export type RegistrationTerms = Message<"tollward.token.v1.RegistrationTerms"> & {
+  /**
+   * As Client documents name them.
+   *
+   * @generated from field: repeated string grants = 1;
+   */
+  grants: string[];
+
+  /**
+   * @generated from field: repeated string scopes = 2;
+   */
+  scopes: string[];
+
+  /**
+   * @generated from field: repeated string audience = 3;
+   */
+  audience: string[];
+
+  /**
+   * Nobody gave leave: good for buying a pass and using it, and for nothing else.
+   *
+   * @generated from field: bool self_registered = 4;
+   */
+  selfRegistered: boolean;
+};
+
+/**
+ * Describes the message tollward.token.v1.RegistrationTerms.
+ * Use `create(RegistrationTermsSchema)` to create a new message.
+ */
+export const RegistrationTermsSchema: GenMessage<RegistrationTerms> = /*@__PURE__*/
+  messageDesc(file_tollward_token_v1_stored, 6);
+
+/**
+ * Leave to register clients (RFC 7591, section 3). Key: base64url of SHA-256 of the initial access token.
+ *
+ * @generated from message tollward.token.v1.StoredInitialAccessToken
+ */
+export type StoredInitialAccessToken = Message<"tollward.token.v1.StoredInitialAccessToken"> & {
+  /**
+   * Format of this value: 1.
+   *
+   * @generated from field: uint32 format = 1;
+   */
+  format: number;
+
+  /**
+   * @generated from field: tollward.token.v1.RegistrationTerms terms = 2;
+   */
+  terms?: RegistrationTerms | undefined;
+
+  /**
+   * @generated from field: uint32 registrations_left = 3;
+   */
+  registrationsLeft: number;
+};
+
+/**
+ * Describes the message tollward.token.v1.StoredInitialAccessToken.
+ * Use `create(StoredInitialAccessTokenSchema)` to create a new message.
+ */
+export const StoredInitialAccessTokenSchema: GenMessage<StoredInitialAccessToken> = /*@__PURE__*/
+  messageDesc(file_tollward_token_v1_stored, 7);
 

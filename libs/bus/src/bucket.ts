@@ -18,6 +18,9 @@ const EXPIRES_HEADER = 'Tollward-Expires-Ms'
 
 const KEY = /^[-/_=.a-zA-Z0-9]{1,255}$/
 
+/** A key in which whole parts between dots may be any. */
+const FILTER = /^([-/_=a-zA-Z0-9]+|\*)(\.([-/_=a-zA-Z0-9]+|\*))*$/
+
 export interface Entry<T> {
   readonly key: string
   readonly value: T
@@ -51,8 +54,10 @@ export interface Bucket<T> {
   put(key: string, value: T, options?: WriteOptions): Promise<number>
   /** Removes; with a revision only if it is still that one (AppError `conflict`). Removing what is absent is no error. */
   remove(key: string, options?: { readonly revision?: number }): Promise<void>
-  /** Everything that is in the bucket now. */
-  entries(): Promise<Entry<T>[]>
+  /** The entry that was written last of those whose keys match; in a filter `*` stands for any one part between dots. */
+  match(filter: string): Promise<Entry<T> | undefined>
+  /** Everything that is in the bucket now, or what of it has a matching key. */
+  entries(filter?: string): Promise<Entry<T>[]>
   /** Watches the bucket until disposed. Resolves after the first snapshot. */
   follow(observer: BucketObserver<T>): Promise<Following>
 }
@@ -97,11 +102,12 @@ export function openBucket<T>(session: Session, name: string, codec: Codec<T>): 
     return `$KV.${name}.${key}`
   }
 
-  const readRaw = async (key: string): Promise<{ live?: Entry<T>; revision: number }> => {
+  const readRaw = async (subject: string): Promise<{ live?: Entry<T>; revision: number }> => {
     try {
-      const message = await session.manager.streams.getMessage(stream, { last_by_subj: subjectOf(key) })
+      const message = await session.manager.streams.getMessage(stream, { last_by_subj: subject })
       if (!message) return { revision: 0 }
       if (endOf(message.header)) return { revision: message.seq }
+      const key = message.subject.slice(`$KV.${name}.`.length)
       const entry = entryOf(key, decodeWith(codec, message.data, name), message.seq, message.header)
       return isOver(entry) ? { revision: message.seq } : { live: entry, revision: message.seq }
     } catch (error) {
@@ -120,7 +126,9 @@ export function openBucket<T>(session: Session, name: string, codec: Codec<T>): 
   }
 
   const bucket: Bucket<T> = {
-    get: async (key) => (await readRaw(key)).live,
+    get: async (key) => (await readRaw(subjectOf(key))).live,
+
+    match: async (filter) => (await readRaw(filterOf(name, filter))).live,
 
     create: async (key, value, options) => {
       const bytes = codec.encode(value)
@@ -130,7 +138,7 @@ export function openBucket<T>(session: Session, name: string, codec: Codec<T>): 
         if (!isWrongLastSequence((error as AppError).cause)) throw error
       }
       // The key may hold no more than the mark of an earlier value's end.
-      const { live, revision } = await readRaw(key)
+      const { live, revision } = await readRaw(subjectOf(key))
       if (live) throw new AppError('already_exists', `The bucket ${name} has this key already.`)
       return write(key, bytes, writeHeaders(options, revision)).catch((error: unknown) => {
         if (error instanceof AppError && error.code === 'conflict') {
@@ -151,16 +159,17 @@ export function openBucket<T>(session: Session, name: string, codec: Codec<T>): 
       await write(key, new Uint8Array(), head)
     },
 
-    entries: async () => {
+    entries: async (filter = '>') => {
       const { promise, resolve } = Promise.withResolvers<Entry<T>[]>()
-      await using _following = await bucket.follow({
-        snapshot: (entries) => resolve([...entries.values()]),
+      const observer = {
+        snapshot: (all: ReadonlyMap<string, Entry<T>>) => resolve([...all.values()]),
         change: () => {},
-      })
+      }
+      await using _following = await followBucket(session, name, codec, observer, filterOf(name, filter))
       return await promise
     },
 
-    follow: (observer) => followBucket(session, name, codec, observer),
+    follow: (observer) => followBucket(session, name, codec, observer, `$KV.${name}.>`),
   }
   return bucket
 }
@@ -170,9 +179,10 @@ async function followBucket<T>(
   name: string,
   codec: Codec<T>,
   observer: BucketObserver<T>,
+  filter: string,
 ): Promise<Following> {
   let past: Map<string, Entry<T>> | undefined
-  return openFeed(session, `KV_${name}`, `$KV.${name}.>`, {
+  return openFeed(session, `KV_${name}`, filter, {
     from: () => ({ deliver_policy: DeliverPolicy.LastPerSubject }),
     began: () => {
       past = new Map()
@@ -204,6 +214,13 @@ async function followBucket<T>(
       observer.snapshot(entries)
     },
   })
+}
+
+function filterOf(name: string, filter: string): string {
+  if (filter !== '>' && !FILTER.test(filter)) {
+    throw new AppError('invalid_argument', `"${filter}" cannot match keys of the bucket ${name}.`)
+  }
+  return `$KV.${name}.${filter}`
 }
 
 function writeHeaders(options: WriteOptions = {}, expectedRevision?: number): MsgHdrs {

@@ -147,6 +147,24 @@ test('a bucket creates once, updates by compare-and-set, and can create again af
   await assert.rejects(bucket.get('not a key'), isCode('invalid_argument'))
 })
 
+test('a filter finds entries by parts of their keys, and nothing else', { skip }, async () => {
+  await using setup = await startBus()
+  const bucket = (await setup.bus('admin-api')).bucket(documents)
+  for (const key of ['a.x.1', 'a.y.2', 'b.x.3']) await bucket.create(key, stored(key))
+  const keys = async (filter?: string) => (await bucket.entries(filter)).map(({ key }) => key).sort()
+  assert.deepEqual(await keys('a.*.*'), ['a.x.1', 'a.y.2'])
+  assert.deepEqual(await keys('*.x.*'), ['a.x.1', 'b.x.3'])
+  assert.deepEqual(await keys('c.*.*'), [])
+  assert.deepEqual(await keys(), ['a.x.1', 'a.y.2', 'b.x.3'])
+  assert.equal((await bucket.match('*.*.2'))?.key, 'a.y.2')
+  assert.equal(await bucket.match('*.*.4'), undefined)
+  await bucket.remove('a.y.2')
+  assert.equal(await bucket.match('*.*.2'), undefined)
+  for (const filter of ['a.>', 'a..x', 'a b', '', '$KV']) {
+    await assert.rejects(bucket.match(filter), isCode('invalid_argument'), filter)
+  }
+})
+
 test('an extended value lapses at its new end and not at its old one, on reading and for watchers', {
   skip,
 }, async () => {

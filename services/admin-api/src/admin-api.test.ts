@@ -14,10 +14,20 @@ import { CallObservedSchema, FlowObservedSchema } from '@tollward/contracts/sens
 import { documentKey } from '@tollward/documents'
 import { AppError } from '@tollward/errors'
 import { eventually, requires } from '@tollward/testkit'
-import { CLIENT_SECRET, OPERATOR, READER, startTestStack, type TestStack } from './test-stack.ts'
+import {
+  CLIENT_SECRET,
+  INVITATION,
+  MADE_PASSWORD,
+  OPERATOR,
+  READER,
+  startTestStack,
+  type TestStack,
+  WRITER,
+} from './test-stack.ts'
 
 const skip = await requires({ tools: ['nats-server'] })
 const AS_OPERATOR = { metadata: OPERATOR, timeoutMs: 20_000 }
+const AS_WRITER = { metadata: WRITER, timeoutMs: 20_000 }
 const AS_READER = { metadata: READER, timeoutMs: 20_000 }
 
 let stack: TestStack
@@ -51,6 +61,7 @@ metadata: { name: ${name} }
 spec: { grants: [client_credentials], scopes: [${scope}] }
 `
 const apply = (yaml: string, fileName = 'f.yaml') => admin.apply({ yaml, fileName }, AS_OPERATOR)
+const clientWith = (name: string, more: string) => clientOf(name).replace(/ \}\n$/, `, ${more} }\n`)
 const storedNames = async (kind: string) => {
   return (await admin.listDocuments({ kind }, AS_READER)).documents.map(({ name }) => name)
 }
@@ -80,6 +91,34 @@ test('without a token that is valid here nothing is answered', { skip }, async (
       code: status.UNAUTHENTICATED,
     })
     await assert.rejects(Array.fromAsync(admin.watchFlows({}, options)), { code: status.UNAUTHENTICATED })
+  }
+})
+
+/** By their names, so that a new method is held to it without anybody thinking of it. */
+const READS = /^(get|list|watch|explain)[A-Z]/
+
+test('what changes something needs the one scope, what only reads the other, and no method is without', {
+  skip,
+}, async () => {
+  for (const { localName, name, methodKind } of AdminService.methods) {
+    if (methodKind !== 'unary') continue
+    const method = localName as 'getStatus'
+    const isReading = READS.test(localName)
+    const [allowed, refused] = isReading ? [AS_READER, AS_WRITER] : [AS_WRITER, AS_READER]
+    const before = (await audited(name)).length
+    await assert.rejects(admin[method]({}, { timeoutMs: 5000 }), { code: status.UNAUTHENTICATED }, name)
+    await assert.rejects(admin[method]({}, refused), { code: status.PERMISSION_DENIED }, name)
+    const code = await admin[method]({}, allowed).then(
+      () => status.OK,
+      (error: { code: status }) => error.code,
+    )
+    assert.ok(code !== status.PERMISSION_DENIED && code !== status.UNAUTHENTICATED, name)
+    const records = (await audited(name)).slice(before).map(({ actor, result }) => [actor, result])
+    const expected = [
+      ['reader', 'PERMISSION_DENIED'],
+      ['writer', status[code]],
+    ]
+    assert.deepEqual(records, isReading ? [] : expected, `audit of ${name}`)
   }
 })
 
@@ -120,13 +159,17 @@ test('a text with one fault is refused whole, with file, line and path, and what
   skip,
 }, async () => {
   await apply(planOf('kept'))
-  const bad = `${planOf('kept', 7777)}---\n${planOf('never')}---\n${policyOf('never', 'nowhere')}---\n${clientOf('never', 'tollward.admin')}`
+  const bad = `${planOf('kept', 7777)}---\n${planOf('never')}---\n${policyOf('never', 'nowhere')}---\n${clientOf('operator')}`
   await assert.rejects(apply(bad, 'dir/bad.yaml'), {
     code: status.INVALID_ARGUMENT,
     details: [
       'dir/bad.yaml:16: spec.rules[0].require.payment.plan: there is no Plan nowhere; apply it first, or in the same text',
-      "dir/bad.yaml:21: spec.scopes[0]: scopes that begin with tollward. are the operators' own",
+      "dir/bad.yaml:20: metadata.name: is the operator's own client; choose another name",
     ].join('\n'),
+  })
+  await assert.rejects(apply(`${planOf('never')}---\n${clientOf('never', 'tollward.admin')}`), {
+    code: status.INVALID_ARGUMENT,
+    details: /^f\.yaml:9: spec\.scopes\[0\]: .*operator's alone$/,
   })
   await assert.rejects(apply(`${planOf('kept', 7777)}---\n${planOf('never', 1)}`), {
     code: status.INVALID_ARGUMENT,
@@ -178,6 +221,98 @@ test("a new client's secret is in the answer to its first apply only, and in no 
   assert.ok(texts.some((text) => text.includes('Client/shop')))
   for (const text of texts) assert.doesNotMatch(text, new RegExp(`${CLIENT_SECRET}|tok3n|operator-token`))
   assert.match(records.at(-1)?.target ?? '', /^token [0-9a-f]{64}$/)
+})
+
+test('whoever keeps answers about a client is told of each change, and a disabled one loses its tokens', {
+  skip,
+}, async () => {
+  const asked = async (yaml: string) => {
+    const before = stack.asked.length
+    await apply(yaml)
+    return stack.asked.slice(before)
+  }
+  const secret = 'replaceClientSecret changing true'
+  assert.deepEqual(await asked(clientOf('changing')), [secret])
+  assert.deepEqual(await asked(clientOf('changing', 'other')), ['noteClientChange changing', secret])
+  // An apply that was cut off is made good by the next, which finds nothing changed.
+  assert.deepEqual(await asked(clientOf('changing', 'other')), ['noteClientChange changing', secret])
+  assert.deepEqual(await asked(clientWith('changing', 'disabled: true')), [
+    'noteClientChange changing',
+    'revoke clientId changing',
+  ])
+})
+
+test('a client without a secret is shown none', { skip }, async () => {
+  const { applied } = await apply(
+    clientWith('by-certificate', 'authentication: tls_client_auth, certificateSubject: CN=a'),
+  )
+  assert.deepEqual(
+    applied.map(({ name, clientSecret }) => [name, clientSecret]),
+    [['by-certificate', '']],
+  )
+})
+
+test('tokens are ended by token, hash, client, grant and person; the audit names a person by subject only', {
+  skip,
+}, async () => {
+  const hash = 'ab'.repeat(32)
+  const cases: [NonNullable<Parameters<typeof admin.revokeTokens>[0]['target']>, string, RegExp][] = [
+    [{ case: 'token', value: 'tok3n' }, 'token tok3n', /^token [0-9a-f]{64}$/],
+    [{ case: 'tokenHash', value: hash }, `tokenHash ${hash}`, /^token (ab){32}$/],
+    [{ case: 'clientId', value: 'shop' }, 'clientId shop', /^tokens of Client\/shop$/],
+    [{ case: 'grantHash', value: hash }, `grantHash ${hash}`, /^grant (ab){32}$/],
+    [{ case: 'user', value: 'ada' }, 'subject subject-of-ada', /^tokens of user subject-of-ada$/],
+    // A subject is meant before somebody who is called so.
+    [{ case: 'user', value: 'subject-of-ada' }, 'subject subject-of-ada', /^tokens of user subject-of-ada$/],
+  ]
+  for (const [target, asked, named] of cases) {
+    assert.equal((await admin.revokeTokens({ target }, AS_OPERATOR)).revoked, true)
+    assert.equal(stack.asked.at(-1), `revoke ${asked}`)
+    assert.match((await audited('RevokeTokens')).at(-1)?.target ?? '', named)
+  }
+  await assert.rejects(admin.revokeTokens({ target: { case: 'user', value: 'nobody' } }, AS_OPERATOR), {
+    code: status.NOT_FOUND,
+  })
+  assert.match((await audited('RevokeTokens')).at(-1)?.target ?? '', /^tokens of user named sha256:[0-9a-f]{64}$/)
+})
+
+test('people, sessions, keys and registrations are changed where they are kept; no password or token is in an audit record or log', {
+  skip,
+}, async () => {
+  const before = stack.asked.length
+  const chosen = 'ch0sen-pa55word'
+  const { user, password } = await admin.createUser({ name: 'grace' }, AS_OPERATOR)
+  assert.deepEqual([user?.subject, password], ['subject-of-grace', MADE_PASSWORD])
+  assert.equal((await admin.setPassword({ user: 'ADA', password: chosen }, AS_OPERATOR)).password, '')
+  assert.equal((await admin.setUserEnabled({ user: 'ada', enabled: false }, AS_OPERATOR)).user?.enabled, false)
+  await admin.deleteUser({ user: 'ada' }, AS_OPERATOR)
+  assert.equal((await admin.endSession({ sessionHash: 'a1' }, AS_OPERATOR)).ended, true)
+  assert.deepEqual(
+    (await admin.rotateKeys({}, AS_OPERATOR)).keys.map(({ kid }) => kid),
+    ['k1', 'k2'],
+  )
+  assert.equal((await admin.removeRegisteredClient({ clientId: 'r1' }, AS_OPERATOR)).removed, true)
+  const invited = await admin.createInitialAccessToken({ lifetimeSeconds: 60, registrationsMax: 2 }, AS_OPERATOR)
+  assert.equal(invited.token, INVITATION)
+  assert.deepEqual(stack.asked.slice(before), [
+    ...['createUser grace', 'setPassword Ada', 'setUserEnabled Ada false', 'deleteUser Ada', 'endSession a1'],
+    ...['rotateKeys', 'removeRegisteredClient r1', 'createInitialAccessToken 60 2'],
+  ])
+  const targets = ['CreateUser', 'SetPassword', 'SetUserEnabled', 'DeleteUser', 'EndSession', 'RemoveRegisteredClient']
+  const records = (await Promise.all(targets.map(async (action) => (await audited(action)).at(-1)?.target))).join('\n')
+  const [grace, ada] = ['user subject-of-grace', 'user subject-of-ada']
+  assert.equal(records, [grace, ada, ada, ada, 'session a1', 'registered client r1'].join('\n'))
+  await assert.rejects(admin.setPassword({ user: 'nobody', password: chosen }, AS_OPERATOR), { code: status.NOT_FOUND })
+  const refused = (await audited('SetPassword')).at(-1)?.target ?? ''
+  const secrets = new RegExp(`${MADE_PASSWORD}|${chosen}|${INVITATION}`)
+  for (const text of [records, refused, ...stack.adminApi.lines]) assert.doesNotMatch(text, secrets)
+
+  const { sessions } = await admin.listSessions({ user: 'ada' }, AS_READER)
+  assert.deepEqual(sessions[0]?.subject, 'subject-of-ada')
+  const { grants } = await admin.listGrants({ user: 'ada', clientId: 'shop' }, AS_READER)
+  assert.deepEqual([grants[0]?.subject, grants[0]?.clientId], ['subject-of-ada', 'shop'])
+  await assert.rejects(admin.createInitialAccessToken({}, AS_OPERATOR), { details: /for how long/ })
+  await assert.rejects(admin.deleteUser({ user: 'nobody' }, AS_OPERATOR), { code: status.NOT_FOUND })
 })
 
 test('a plan that a policy needs is not deleted, and a deleted client is forgotten', { skip }, async () => {

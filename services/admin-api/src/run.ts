@@ -6,6 +6,8 @@ import { adminHandlers } from './adapters/calls.ts'
 import { documentMethods } from './adapters/documents.ts'
 import { flowWatcher, observationMethods } from './adapters/observations.ts'
 import { paymentMethods } from './adapters/payments.ts'
+import { peopleMethods } from './adapters/people.ts'
+import { registrationMethods } from './adapters/registrations.ts'
 import { regtestMethods } from './adapters/regtest.ts'
 import { listenGrpc } from './adapters/server.ts'
 import { statusMethods } from './adapters/status.ts'
@@ -28,7 +30,9 @@ export async function run({ name, config, log, registry, health, signal }: Servi
   const methods = {
     ...statusMethods(config.services),
     ...documentMethods({ bus, metrics, log }),
+    ...registrationMethods(bus),
     ...tokenMethods(bus),
+    ...peopleMethods(bus),
     ...paymentMethods(bus),
     ...blockMethods(bus, config.guardedAddresses),
     ...observationMethods(bus),

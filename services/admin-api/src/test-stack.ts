@@ -6,8 +6,16 @@ import { join } from 'node:path'
 import type { MessageInitShape } from '@bufbuild/protobuf'
 import { createUser } from '@nats-io/nkeys'
 import { connect, nkeyAuthenticator } from '@nats-io/transport-node'
-import { type Bus, connectBus, permissionsOf, provision } from '@tollward/bus'
-import { IntrospectorService, IssuerService, type TokenInfoSchema } from '@tollward/contracts/token'
+import { type Bus, connectBus, type Implementation, permissionsOf, provision } from '@tollward/bus'
+import {
+  GrantService,
+  IntrospectorService,
+  IssuerService,
+  KeyService,
+  RegistrationService,
+  type TokenInfoSchema,
+  UserService,
+} from '@tollward/contracts/token'
 import { AppError } from '@tollward/errors'
 import {
   freePort,
@@ -40,7 +48,11 @@ const AUDIENCE = ['urn:tollward:admin']
 
 export const OPERATOR = { authorization: 'Bearer operator-token' }
 export const READER = { authorization: 'Bearer reader-token' }
+export const WRITER = { authorization: 'Bearer writer-token' }
+/** Secrets that auth-issuer makes: no audit record and no log may hold them. */
 export const CLIENT_SECRET = 'made-for-this-test'
+export const MADE_PASSWORD = 'made-pa55word'
+export const INVITATION = 'made-invitation'
 
 export async function startTestStack(): Promise<TestStack> {
   await using stack = new AsyncDisposableStack()
@@ -70,11 +82,16 @@ export async function startTestStack(): Promise<TestStack> {
       { active: true, clientId: 'operator', audience: AUDIENCE, scopes: ['tollward.read', 'tollward.admin'] },
     ],
     ['reader-token', { active: true, clientId: 'reader', audience: AUDIENCE, scopes: ['tollward.read'] }],
+    ['writer-token', { active: true, clientId: 'writer', audience: AUDIENCE, scopes: ['tollward.admin'] }],
     ['api-token', { active: true, clientId: 'shop', audience: ['https://api.example'], scopes: ['tollward.admin'] }],
   ])
   const asked: string[] = []
   stack.use(bus.serve(IntrospectorService, { introspect: async ({ token }) => ({ info: tokens.get(token) ?? {} }) }))
   stack.use(bus.serve(IssuerService, issuerWith(asked)))
+  stack.use(bus.serve(UserService, usersWith(asked)))
+  stack.use(bus.serve(GrantService, grantsWith(asked)))
+  stack.use(bus.serve(KeyService, keysWith(asked)))
+  stack.use(bus.serve(RegistrationService, registrationsWith(asked)))
   const services = stack.use(await startNeighbours())
 
   const port = await freePort()
@@ -129,6 +146,68 @@ function issuerWith(asked: string[]) {
       return {}
     },
     signIntrospection: () => Promise.reject(new Error('not asked here')),
+  }
+}
+
+const SUBJECT = 'subject-of-ada'
+
+/** Its one person is Ada, who is there from the beginning. */
+function usersWith(asked: string[]): Implementation<typeof UserService> {
+  const ada = { subject: SUBJECT, name: 'Ada', enabled: true }
+  return {
+    createUser: async ({ name, password }) => {
+      asked.push(`createUser ${name}`)
+      return { user: { subject: `subject-of-${name}`, name, enabled: true }, password: password || MADE_PASSWORD }
+    },
+    listUsers: async () => ({ users: [{ subject: 'subject-of-eve', name: SUBJECT, enabled: true }, ada] }),
+    setPassword: async ({ name, password }) => {
+      asked.push(`setPassword ${name}`)
+      return { password: password === '' ? MADE_PASSWORD : '' }
+    },
+    setUserEnabled: async ({ name, enabled }) => {
+      asked.push(`setUserEnabled ${name} ${enabled}`)
+      return { user: { ...ada, enabled } }
+    },
+    deleteUser: async ({ name }) => {
+      asked.push(`deleteUser ${name}`)
+      return {}
+    },
+  }
+}
+
+function grantsWith(asked: string[]): Implementation<typeof GrantService> {
+  return {
+    listSessions: async ({ subject }) => ({ sessions: [{ sessionHash: 'a1', subject: subject || SUBJECT }] }),
+    endSession: async ({ sessionHash }) => {
+      asked.push(`endSession ${sessionHash}`)
+      return { ended: true }
+    },
+    listGrants: async ({ subject, clientId }) => ({ grants: [{ grantHash: 'b2', subject, clientId }] }),
+  }
+}
+
+function keysWith(asked: string[]): Implementation<typeof KeyService> {
+  const key = { kid: 'k1', algorithm: 'ES256' }
+  return {
+    listKeys: async () => ({ keys: [key] }),
+    rotateKeys: async () => {
+      asked.push('rotateKeys')
+      return { keys: [key, { ...key, kid: 'k2' }] }
+    },
+  }
+}
+
+function registrationsWith(asked: string[]): Implementation<typeof RegistrationService> {
+  return {
+    listRegisteredClients: async () => ({ clients: [{ clientId: 'r1', selfRegistered: true }] }),
+    removeRegisteredClient: async ({ clientId }) => {
+      asked.push(`removeRegisteredClient ${clientId}`)
+      return { removed: true }
+    },
+    createInitialAccessToken: async ({ lifetimeSeconds, registrationsMax }) => {
+      asked.push(`createInitialAccessToken ${lifetimeSeconds} ${registrationsMax}`)
+      return { token: INVITATION }
+    },
   }
 }
 

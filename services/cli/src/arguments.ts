@@ -46,6 +46,11 @@ export function count(text: string): number {
   return Number(text)
 }
 
+/** An option that may be given again: all its values. */
+export function several(text: string, before: readonly string[]): readonly string[] {
+  return [...before, text]
+}
+
 /** A kind of document: in any case, also in the plural. */
 export function kind(text: string): Kind {
   const wanted = text.toLowerCase()

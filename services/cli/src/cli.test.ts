@@ -12,7 +12,7 @@ import { contract, FINDING_SUBJECT, parseAddress } from '@tollward/contracts'
 import { CallObservedSchema, Direction, FlowObservedSchema, FlowSchema, Outcome } from '@tollward/contracts/sensor'
 import { eventually, freePort, requires } from '@tollward/testkit'
 import { runCommand } from './program.ts'
-import { CLIENT_SECRET, startTestStack, type TestStack } from './test-stack.ts'
+import { CLIENT_SECRET, HASH, INVITATION, MADE_PASSWORD, startTestStack, type TestStack } from './test-stack.ts'
 
 const skip = await requires({ tools: ['nats-server'] })
 const ROOT = resolve(import.meta.dirname, '../../..')
@@ -159,19 +159,109 @@ test('faults of a document are printed as file:line: path: reason', { skip }, as
   )
 })
 
-test('clients are listed, secrets replaced and tokens revoked, with a token good for that only', { skip }, async () => {
+test('clients are listed, those of documents and those that registered; secrets are replaced, with a token good for that only', {
+  skip,
+}, async () => {
   await tollward(['apply', '-f', '-'], { stdin: CLIENT })
-  const [client] = await jsonOf(['clients'])
+  const [client, registered] = await jsonOf(['clients'])
   assert.deepEqual([client.name, client.grants, client.scopes], ['shop', ['client_credentials'], ['orders']])
+  assert.deepEqual([client.origin, registered.origin, registered.name], ['document', 'self-registered', 'r1'])
   assert.equal(stack.scopes.at(-1), 'tollward.read')
   assert.equal((await tollward(['clients', 'secret', 'shop'])).out, `${CLIENT_SECRET}\n`)
   assert.equal(stack.scopes.at(-1), 'tollward.admin')
-  const hash = 'ab'.repeat(32)
-  await jsonOf(['tokens', 'revoke', '--hash', hash])
-  await jsonOf(['tokens', 'revoke', '--client', 'shop'])
-  assert.deepEqual(await jsonOf(['tokens', 'revoke', '--stdin'], { stdin: 'tok3n\n' }), { revoked: true })
-  assert.deepEqual(stack.asked.slice(-3), [`revoke tokenHash ${hash}`, 'revoke clientId shop', 'revoke token tok3n'])
-  assert.match((await tollward(['tokens', 'revoke'])).err, /--client NAME, --hash SHA256, or --stdin/)
+  assert.equal((await tollward(['clients', 'remove', 'r1'])).out, 'r1 is removed\n')
+  assert.match((await tollward(['clients', 'remove', 'shop'])).out, /no registered client.*delete Client shop/)
+})
+
+test('who is invited to register clients gets a token that is shown once, with its bounds', { skip }, async () => {
+  const options = ['--ttl', '90s', '--registrations', '3', '--scope', 'a', '--scope', 'b']
+  const { token, registrationsMax } = await jsonOf(['clients', 'invite', ...options])
+  assert.deepEqual([token, registrationsMax], [INVITATION, 3])
+  assert.equal(stack.asked.at(-1), 'createInitialAccessToken 90 3 a,b')
+  assert.match((await tollward(['clients', 'invite'])).out, new RegExp(`shown this once: ${INVITATION}\n`))
+  assert.equal(stack.asked.at(-1), 'createInitialAccessToken 3600 1 ')
+})
+
+test('tokens are revoked one by one, or all of a client, a person or a grant', { skip }, async () => {
+  const cases: [string[], string][] = [
+    [['--hash', HASH], `tokenHash ${HASH}`],
+    [['--grant', HASH], `grantHash ${HASH}`],
+    [['--client', 'shop'], 'clientId shop'],
+    [['--user', 'ada'], 'subject subject-of-ada'],
+    [['--stdin'], 'token tok3n'],
+  ]
+  for (const [options, asked] of cases) {
+    assert.deepEqual(await jsonOf(['tokens', 'revoke', ...options], { stdin: 'tok3n\n' }), { revoked: true })
+    assert.equal(stack.asked.at(-1), `revoke ${asked}`)
+  }
+  assert.match((await tollward(['tokens', 'revoke'])).err, /--client NAME, --user NAME, --grant SHA256.* --stdin/)
+  assert.match((await tollward(['tokens', 'revoke', '--user', 'nobody'])).err, /^tollward: There is no such user\.\n$/)
+  assert.match((await tollward(['tokens', 'revoke', '--client', 'a', '--user', 'b'])).err, /cannot be used with/)
+  assert.match((await tollward(['tokens', 'revoke', '--stdin'])).err, /standard input holds no token/)
+})
+
+test('a password comes from the standard input, or is made and shown this once; it is never an argument', {
+  skip,
+}, async () => {
+  const made = await tollward(['users', 'create', 'grace'])
+  assert.equal(made.out, `user grace created\n  password, shown this once: ${MADE_PASSWORD}\n`)
+  assert.equal(stack.asked.at(-1), 'createUser grace ')
+  const given = await jsonOf(['users', 'create', 'grace', '--stdin'], { stdin: ' with a space \r\n' })
+  assert.deepEqual(Object.keys(given), ['name', 'subject', 'enabled', 'createdAt'])
+  assert.equal(stack.asked.at(-1), 'createUser grace  with a space ')
+  assert.equal((await jsonOf(['users', 'password', 'ADA'])).password, MADE_PASSWORD)
+  assert.equal(stack.asked.at(-1), 'setPassword ada ')
+  assert.deepEqual(await jsonOf(['users', 'password', 'ada', '--stdin'], { stdin: 'secret' }), {
+    user: 'ada',
+    changed: true,
+  })
+  assert.match((await tollward(['users', 'create', 'x', '--stdin'])).err, /standard input holds no password/)
+  const refused = await tollward(['users', 'password', 'ada', 'my-secret'])
+  assert.equal(refused.code, 1)
+  assert.doesNotMatch(refused.err, /my-secret/)
+})
+
+test('people are listed, kept out, let in again and forgotten', { skip }, async () => {
+  const [ada] = await jsonOf(['users'])
+  assert.deepEqual([ada.name, ada.subject, ada.enabled], ['ada', 'subject-of-ada', true])
+  assert.equal((await tollward(['users', 'disable', 'ada'])).out, 'user ada disabled\n')
+  assert.deepEqual(await jsonOf(['users', 'enable', 'ada']), { user: 'ada', enabled: true })
+  assert.deepEqual(await jsonOf(['users', 'delete', 'ada']), { user: 'ada', deleted: true })
+  const asked = ['setUserEnabled ada false', 'setUserEnabled ada true', 'deleteUser ada']
+  assert.deepEqual(stack.asked.slice(-3), asked)
+  assert.match((await tollward(['users', 'delete', 'nobody'])).err, /^tollward: There is no such user\.\n$/)
+})
+
+test('sessions and grants are shown with the names of their people, and ended', { skip }, async () => {
+  const rows = await jsonOf(['sessions'])
+  assert.deepEqual(
+    rows.map((row: { user: string; clients: string[] }) => [row.user, row.clients]),
+    [
+      ['ada', ['shop', 'mail']],
+      ['of-nobody-any-more', []],
+    ],
+  )
+  assert.equal((await jsonOf(['sessions', 'list', '--user', 'ada'])).length, 1)
+  assert.deepEqual(await jsonOf(['sessions', 'end', HASH]), { sessionHash: HASH, ended: true })
+  assert.equal((await tollward(['sessions', 'end', 'cd'])).out, 'there is no such session\n')
+  const [grant] = await jsonOf(['grants', 'list', '--user', 'ada', '--client', 'shop'])
+  assert.deepEqual([grant.grantHash, grant.user, grant.client], [HASH, 'ada', 'shop'])
+  assert.equal(stack.asked.at(-1), 'listGrants subject-of-ada shop')
+  assert.deepEqual(await jsonOf(['grants', 'revoke', HASH]), { grantHash: HASH, revoked: true })
+  assert.equal(stack.asked.at(-1), `revoke grantHash ${HASH}`)
+})
+
+test('keys are shown with what they do now, and rotated', { skip }, async () => {
+  const states = async (argv: string[]) =>
+    (await jsonOf(argv)).map(({ kid, state }: { kid: string; state: string }) => [kid, state])
+  assert.deepEqual(await states(['keys']), [
+    ['old', 'retired'],
+    ['now', 'signs'],
+  ])
+  assert.deepEqual(await states(['keys', 'rotate']), [
+    ['now', 'signs'],
+    ['next', 'published'],
+  ])
 })
 
 test('a source is blocked for a while, shown, and let through again', { skip }, async () => {
@@ -271,6 +361,10 @@ test('npx runs the command of the clone, and its exit code and words come throug
     'delete',
     'clients',
     'tokens',
+    'keys',
+    'users',
+    'sessions',
+    'grants',
     'invoices',
     'passes',
     'blocks',

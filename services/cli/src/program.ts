@@ -5,19 +5,28 @@ import { addDefenceCommands } from './commands/defence.ts'
 import { addDocumentCommands } from './commands/documents.ts'
 import { addObservationCommands } from './commands/observations.ts'
 import { addPaymentCommands } from './commands/payments.ts'
+import { addPeopleCommands } from './commands/people.ts'
 import { addStatusCommand } from './commands/status.ts'
+import { addTokenCommands } from './commands/tokens.ts'
 import { type Surroundings, sentenceOf } from './session.ts'
 
 /** Runs one command and returns the exit code: 0 done, 1 not done, with one sentence on the error output. */
 export async function runCommand(argv: readonly string[], surroundings: Surroundings): Promise<number> {
   const program = new Command('tollward')
-    .description('Operates Tollward: documents, clients, passes, blocks, alerts.')
+    .description('Operates Tollward: documents, clients, people, tokens, passes, blocks, alerts.')
     .exitOverride()
-    .configureOutput({ writeOut: surroundings.out, writeErr: surroundings.err })
+    .configureOutput({
+      writeOut: surroundings.out,
+      writeErr: surroundings.err,
+      // One argument too many may be a password.
+      outputError: (text, write) => write(text.replace(/^(error: too many arguments .*? but got \d+): .*$/m, '$1.')),
+    })
     .showHelpAfterError('("npx --no tollward help" shows what there is)')
   addStatusCommand(program, surroundings)
   addDocumentCommands(program, surroundings)
   addClientCommands(program, surroundings)
+  addTokenCommands(program, surroundings)
+  addPeopleCommands(program, surroundings)
   addPaymentCommands(program, surroundings)
   addDefenceCommands(program, surroundings)
   addObservationCommands(program, surroundings)

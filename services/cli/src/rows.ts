@@ -1,4 +1,4 @@
-import { type Timestamp, timestampDate } from '@bufbuild/protobuf/wkt'
+import { type Timestamp, timestampDate, timestampMs } from '@bufbuild/protobuf/wkt'
 import { formatAddress, formatRange } from '@tollward/contracts'
 import {
   type AppliedDocument,
@@ -12,6 +12,7 @@ import type { StoredDocument } from '@tollward/contracts/document'
 import type { Block } from '@tollward/contracts/enforcement'
 import { type Invoice, type Pass, PassState } from '@tollward/contracts/payment'
 import { type CallObserved, Direction, type Flow, Outcome } from '@tollward/contracts/sensor'
+import type { Grant, RegisteredClient, Session, SigningKey, User } from '@tollward/contracts/token'
 import { z } from 'zod'
 
 /*
@@ -28,12 +29,46 @@ export function appliedRow({ kind, name, change, clientSecret }: AppliedDocument
 }
 
 export function documentRow({ kind, name, yaml, appliedBy, appliedAt }: StoredDocument) {
-  return { kind, name, appliedBy, appliedAt: time(appliedAt), yaml }
+  return { kind, name, appliedBy, appliedAt: timeText(appliedAt), yaml }
+}
+
+export function registeredClientRow(client: RegisteredClient) {
+  const { clientId: name, clientName: displayName, grants, scopes, audience, selfRegistered } = client
+  const origin = selfRegistered ? 'self-registered' : 'registered'
+  return { name, origin, displayName, grants, scopes, audience, registeredAt: timeText(client.registeredAt) }
+}
+
+export function userRow({ subject, name, enabled, createdAt, passwordChangedAt }: User) {
+  const times = { createdAt: timeText(createdAt), passwordChangedAt: timeText(passwordChangedAt) }
+  return { name, subject, enabled, ...times }
+}
+
+/** `names` are those of people by subject; of whom nobody knows any more the subject itself is shown. */
+export function sessionRow(session: Session, names: ReadonlyMap<string, string>) {
+  const { sessionHash, subject, signedInAt, expiresAt, clientIds: clients } = session
+  const user = names.get(subject) ?? subject
+  return { sessionHash, user, subject, signedInAt: timeText(signedInAt), expiresAt: timeText(expiresAt), clients }
+}
+
+export function grantRow(grant: Grant, names: ReadonlyMap<string, string>) {
+  const { grantHash, subject, clientId: client, scopes, audience, grantedAt, expiresAt } = grant
+  const user = names.get(subject) ?? subject
+  const times = { grantedAt: timeText(grantedAt), expiresAt: timeText(expiresAt) }
+  return { grantHash, user, subject, client, scopes, audience, ...times }
+}
+
+export function keyRow({ kid, algorithm, createdAt, signsFrom, signsUntil, removedAt }: SigningKey, nowMs: number) {
+  const passed = (time: Timestamp | undefined) => time !== undefined && timestampMs(time) <= nowMs
+  return {
+    ...{ kid, algorithm, state: passed(signsUntil) ? 'retired' : passed(signsFrom) ? 'signs' : 'published' },
+    ...{ createdAt: timeText(createdAt), signsFrom: timeText(signsFrom) },
+    ...{ signsUntil: timeText(signsUntil), removedAt: timeText(removedAt) },
+  }
 }
 
 export function blockRow(block: Block) {
   const { reason, decidedBy, decidedAt, expiresAt } = block
-  return { cidr: formatRange(block), expiresAt: time(expiresAt), decidedBy, decidedAt: time(decidedAt), reason }
+  return { cidr: formatRange(block), expiresAt: timeText(expiresAt), decidedBy, decidedAt: timeText(decidedAt), reason }
 }
 
 export function invoiceRow(invoice: Invoice) {
@@ -41,9 +76,9 @@ export function invoiceRow(invoice: Invoice) {
   return {
     ...{ invoiceId, clientId, plan, state, amountSats: Number(invoice.amountSats) },
     ...{ receivedSats: Number(invoice.receivedSats), confirmations, confirmationsNeeded, address },
-    openedAt: time(invoice.openedAt),
-    payBy: time(invoice.payBy),
-    confirmBy: time(invoice.confirmBy),
+    openedAt: timeText(invoice.openedAt),
+    payBy: timeText(invoice.payBy),
+    confirmBy: timeText(invoice.confirmBy),
   }
 }
 
@@ -52,8 +87,8 @@ export function passRow(pass: Pass) {
   return {
     ...{ passId, clientId, plan, state: word(PassState, state), quotaRequests: Number(pass.quotaRequests) },
     ...{ leasedRequests: Number(pass.leasedRequests), invoiceId },
-    activatedAt: time(pass.activatedAt),
-    expiresAt: time(pass.expiresAt),
+    activatedAt: timeText(pass.activatedAt),
+    expiresAt: timeText(pass.expiresAt),
   }
 }
 
@@ -68,7 +103,7 @@ export function alertRow({ publishedAt, severity, ocsfJson }: PublishedFinding) 
   const finding = parsed(ocsfJson)
   const shown = Shown.safeParse(finding).data
   return {
-    ...{ publishedAt: time(publishedAt), severity: word(Severity, severity), title: shown?.finding_info?.title },
+    ...{ publishedAt: timeText(publishedAt), severity: word(Severity, severity), title: shown?.finding_info?.title },
     ...{ disposition: shown?.disposition, message: shown?.message, finding },
   }
 }
@@ -77,7 +112,7 @@ export function flowRow(flow: Flow, node: string) {
   return {
     ...{
       node,
-      lastSeenAt: time(flow.lastSeenAt),
+      lastSeenAt: timeText(flow.lastSeenAt),
       direction: word(Direction, flow.direction),
       interface: flow.interface,
     },
@@ -95,7 +130,7 @@ export function decisionRow(call: CallObserved) {
   return {
     ...{
       decisionId,
-      decidedAt: time(call.decidedAt),
+      decidedAt: timeText(call.decidedAt),
       source,
       outcome: word(Outcome, call.outcome),
       status,
@@ -107,7 +142,8 @@ export function decisionRow(call: CallObserved) {
   }
 }
 
-function time(timestamp: Timestamp | undefined): string | undefined {
+/** RFC 3339. */
+export function timeText(timestamp: Timestamp | undefined): string | undefined {
   return timestamp && timestampDate(timestamp).toISOString()
 }
 

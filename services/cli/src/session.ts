@@ -1,4 +1,5 @@
 import type { Readable } from 'node:stream'
+import { text as textOf } from 'node:stream/consumers'
 import { type ServiceError, status } from '@grpc/grpc-js'
 import type { AdminService } from '@tollward/contracts/admin'
 import type { GrpcCallOptions, GrpcClient } from '@tollward/contracts/grpc'
@@ -48,6 +49,13 @@ export async function withSession<T>(
 ): Promise<T> {
   using session = await openSession(surroundings, scope)
   return await work(session)
+}
+
+/** A token or password from the standard input, without the end of its line. AppError `invalid_argument` if there is none. */
+export async function readSecret({ stdin }: Surroundings, what: string): Promise<string> {
+  const secret = (await textOf(stdin)).replace(/\r?\n$/, '')
+  if (secret === '') throw new AppError('invalid_argument', `The standard input holds no ${what}.`)
+  return secret
 }
 
 /** What went wrong, in words for the person at the terminal; never a stack. */

@@ -4,9 +4,17 @@ import { createServer } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { join } from 'node:path'
 import { text as textOf } from 'node:stream/consumers'
+import { timestampFromMs } from '@bufbuild/protobuf/wkt'
 import { connect } from '@nats-io/transport-node'
-import { type Bus, connectBus, provision } from '@tollward/bus'
-import { IntrospectorService, IssuerService } from '@tollward/contracts/token'
+import { type Bus, connectBus, type Implementation, provision } from '@tollward/bus'
+import {
+  GrantService,
+  IntrospectorService,
+  IssuerService,
+  KeyService,
+  RegistrationService,
+  UserService,
+} from '@tollward/contracts/token'
 import { AppError } from '@tollward/errors'
 import { freePort, type Service, startNatsServer, startService, temporaryDirectory } from '@tollward/testkit'
 import { pino } from 'pino'
@@ -30,6 +38,9 @@ export interface TestStack extends AsyncDisposable {
 const SECRET = 's:e+c%r/et é'
 
 export const CLIENT_SECRET = 'made-for-this-test'
+export const MADE_PASSWORD = 'made-pa55word'
+export const INVITATION = 'made-invitation'
+export const HASH = 'ab'.repeat(32)
 
 export async function startTestStack(): Promise<TestStack> {
   await using stack = new AsyncDisposableStack()
@@ -83,6 +94,10 @@ export async function startTestStack(): Promise<TestStack> {
     }),
   )
   stack.use(bus.serve(IssuerService, issuerWith(state.asked)))
+  stack.use(bus.serve(UserService, usersWith(state.asked)))
+  stack.use(bus.serve(GrantService, grantsWith(state.asked)))
+  stack.use(bus.serve(KeyService, keys))
+  stack.use(bus.serve(RegistrationService, registrationsWith(state.asked)))
 
   const port = await freePort()
   const adminApi = stack.use(
@@ -128,5 +143,78 @@ function issuerWith(asked: string[]) {
     forgetClient: async () => ({}),
     noteClientChange: async () => ({}),
     signIntrospection: () => Promise.reject(new Error('not asked here')),
+  }
+}
+
+const ADA = { subject: 'subject-of-ada', name: 'ada', enabled: true, createdAt: timestampFromMs(0) }
+
+function usersWith(asked: string[]): Implementation<typeof UserService> {
+  return {
+    createUser: async ({ name, password }) => {
+      asked.push(`createUser ${name} ${password}`)
+      return { user: { ...ADA, name }, password: password === '' ? MADE_PASSWORD : '' }
+    },
+    listUsers: async () => ({ users: [ADA] }),
+    setPassword: async ({ name, password }) => {
+      asked.push(`setPassword ${name} ${password}`)
+      return { password: password === '' ? MADE_PASSWORD : '' }
+    },
+    setUserEnabled: async ({ name, enabled }) => {
+      asked.push(`setUserEnabled ${name} ${enabled}`)
+      return { user: { ...ADA, enabled } }
+    },
+    deleteUser: async ({ name }) => {
+      asked.push(`deleteUser ${name}`)
+      return {}
+    },
+  }
+}
+
+function grantsWith(asked: string[]): Implementation<typeof GrantService> {
+  return {
+    listSessions: async ({ subject }) => ({
+      sessions: [
+        { sessionHash: HASH, subject: ADA.subject, clientIds: ['shop', 'mail'] },
+        { sessionHash: 'cd', subject: 'of-nobody-any-more' },
+      ].filter((session) => subject === '' || session.subject === subject),
+    }),
+    endSession: async ({ sessionHash }) => {
+      asked.push(`endSession ${sessionHash}`)
+      return { ended: sessionHash === HASH }
+    },
+    listGrants: async ({ subject, clientId }) => {
+      asked.push(`listGrants ${subject} ${clientId}`)
+      return { grants: [{ grantHash: HASH, subject: ADA.subject, clientId: 'shop', scopes: ['orders'] }] }
+    },
+  }
+}
+
+const HOUR_MS = 3_600_000
+
+const keys: Implementation<typeof KeyService> = {
+  listKeys: async () => ({ keys: [keyAt('old', -2 * HOUR_MS, -HOUR_MS), keyAt('now', -HOUR_MS)] }),
+  rotateKeys: async () => ({ keys: [keyAt('now', -HOUR_MS, HOUR_MS), keyAt('next', HOUR_MS)] }),
+}
+
+/** A key that signs from then on, and until then, relative to now. */
+function keyAt(kid: string, fromMs: number, untilMs?: number) {
+  const at = (ms: number) => timestampFromMs(Date.now() + ms)
+  const until = untilMs === undefined ? {} : { signsUntil: at(untilMs) }
+  return { kid, algorithm: 'ES256', createdAt: timestampFromMs(0), signsFrom: at(fromMs), ...until }
+}
+
+function registrationsWith(asked: string[]): Implementation<typeof RegistrationService> {
+  return {
+    listRegisteredClients: async () => ({
+      clients: [{ clientId: 'r1', clientName: 'Stranger', grants: ['client_credentials'], selfRegistered: true }],
+    }),
+    removeRegisteredClient: async ({ clientId }) => {
+      asked.push(`removeRegisteredClient ${clientId}`)
+      return { removed: clientId === 'r1' }
+    },
+    createInitialAccessToken: async ({ lifetimeSeconds, registrationsMax, scopes }) => {
+      asked.push(`createInitialAccessToken ${lifetimeSeconds} ${registrationsMax} ${scopes}`)
+      return { token: INVITATION, expiresAt: timestampFromMs(0) }
+    },
   }
 }

@@ -24,6 +24,9 @@ import type { AdminMethods } from './calls.ts'
 /** Sum of the texts in one answer; a caller that meets it asks for one name. */
 const LISTED_BYTES_MAX = 32 * 1024 * 1024
 
+/** Clients with another kind of authentication have no secret that could be shown. */
+const SECRET_AUTHENTICATION: ReadonlySet<string> = new Set(['client_secret_basic', 'client_secret_post'])
+
 type Entries = ReadonlyMap<string, Entry<StoredDocument>>
 
 /** One write of an apply, and what takes it back. */
@@ -103,14 +106,24 @@ export function documentMethods({
     return changes
   }
 
-  /** Also for clients that are unchanged: an apply that was cut off between the two is made good by the next. */
-  const secretOf = async ({ document }: DocumentSource): Promise<string> => {
-    if (document.kind !== 'Client' || document.spec.disabled) return ''
-    const { name } = document.metadata
+  /**
+   * Tells auth-issuer of a client, and returns its first secret. Also for one that is unchanged: an apply that was cut off
+   * between the two is made good by the next.
+   */
+  const takeUp = async ({ document }: DocumentSource, change: Change): Promise<string> => {
+    if (document.kind !== 'Client') return ''
+    const { metadata, spec } = document
+    const clientId = metadata.name
     try {
-      return (await issuer.replaceClientSecret({ clientId: name, onlyIfMissing: true })).clientSecret
+      if (change !== Change.CREATED) await issuer.noteClientChange({ clientId })
+      if (spec.disabled) {
+        await issuer.revoke({ target: { case: 'clientId', value: clientId }, reason: 'client disabled' })
+        return ''
+      }
+      const { clientSecret } = await issuer.replaceClientSecret({ clientId, onlyIfMissing: true })
+      return SECRET_AUTHENTICATION.has(spec.authentication) ? clientSecret : ''
     } catch (error) {
-      const message = `Everything is applied, but auth-issuer made no secret for Client/${name}; apply again.`
+      const message = `Everything is applied, but auth-issuer did not take up Client/${clientId}; apply again.`
       throw new AppError('unavailable', message, { cause: error })
     }
   }
@@ -127,7 +140,7 @@ export function documentMethods({
         for (const source of sources) {
           const { kind, metadata } = source.document
           const change = changes.get(titleOf(source)) ?? Change.UNSPECIFIED
-          applied.push({ kind, name: metadata.name, change, clientSecret: await secretOf(source) })
+          applied.push({ kind, name: metadata.name, change, clientSecret: await takeUp(source, change) })
         }
         return { applied }
       }),
@@ -164,7 +177,8 @@ export function documentMethods({
 
     replaceClientSecret: async ({ clientId }) => {
       const { clientSecret } = await issuer.replaceClientSecret({ clientId, onlyIfMissing: false })
-      return { clientSecret }
+      if (clientSecret !== '') return { clientSecret }
+      throw new AppError('failed_precondition', 'This client has no secret: it authenticates otherwise.')
     },
   }
 

@@ -15,12 +15,25 @@ export const SCOPES: Readonly<Record<MethodName, Scope>> = {
   listPasses: 'tollward.read',
   listBlocks: 'tollward.read',
   listAlerts: 'tollward.read',
+  listRegisteredClients: 'tollward.read',
+  listUsers: 'tollward.read',
+  listSessions: 'tollward.read',
+  listGrants: 'tollward.read',
+  listKeys: 'tollward.read',
   watchFlows: 'tollward.read',
   explainDecision: 'tollward.read',
   apply: 'tollward.admin',
   deleteDocument: 'tollward.admin',
   replaceClientSecret: 'tollward.admin',
+  removeRegisteredClient: 'tollward.admin',
+  createInitialAccessToken: 'tollward.admin',
   revokeTokens: 'tollward.admin',
+  createUser: 'tollward.admin',
+  setPassword: 'tollward.admin',
+  setUserEnabled: 'tollward.admin',
+  deleteUser: 'tollward.admin',
+  endSession: 'tollward.admin',
+  rotateKeys: 'tollward.admin',
   addBlock: 'tollward.admin',
   removeBlock: 'tollward.admin',
   payRegtest: 'tollward.admin',
@@ -34,11 +47,15 @@ const TARGETS: { [Name in MethodName]?: (request: RequestOf<Name>) => string } =
   apply: ({ fileName }) => `file ${fileName}`,
   deleteDocument: ({ kind, name }) => `${kind}/${name}`,
   replaceClientSecret: ({ clientId }) => `Client/${clientId}`,
-  revokeTokens: ({ target }) => {
-    if (target.case === 'clientId') return `tokens of Client/${target.value}`
-    if (target.case === undefined) return ''
-    return `token ${target.case === 'token' ? hash('sha256', target.value, 'hex') : target.value}`
-  },
+  removeRegisteredClient: ({ clientId }) => `registered client ${clientId}`,
+  createInitialAccessToken: ({ registrationsMax }) => `registrations: ${registrationsMax || 1}`,
+  revokeTokens: ({ target }) => revocationTarget(target),
+  createUser: ({ name }) => namedUser(name),
+  setPassword: ({ user }) => namedUser(user),
+  setUserEnabled: ({ user }) => namedUser(user),
+  deleteUser: ({ user }) => namedUser(user),
+  endSession: ({ sessionHash }) => `session ${sessionHash}`,
+  rotateKeys: () => 'signing keys',
   addBlock: ({ cidr }) => cidr,
   removeBlock: ({ cidr }) => cidr,
   payRegtest: () => "the regtest node's wallet",
@@ -48,6 +65,33 @@ const TARGETS: { [Name in MethodName]?: (request: RequestOf<Name>) => string } =
 /** What a request is about, as the audit names it: never a secret, and a token only by its SHA-256. */
 export function targetOf<Name extends MethodName>(method: Name, request: RequestOf<Name>): string {
   return shortTarget(TARGETS[method]?.(request) ?? '')
+}
+
+/** A person in the audit: a subject means nothing to whoever cannot list users, and a name would. */
+export function userTarget(subject: string): string {
+  return `user ${subject}`
+}
+
+/** A person who is known by what the caller typed only. */
+function namedUser(name: string): string {
+  return `user named sha256:${hash('sha256', name.toLowerCase(), 'hex')}`
+}
+
+function revocationTarget(target: RequestOf<'revokeTokens'>['target']): string {
+  switch (target.case) {
+    case 'token':
+      return `token ${hash('sha256', target.value, 'hex')}`
+    case 'tokenHash':
+      return `token ${target.value}`
+    case 'clientId':
+      return `tokens of Client/${target.value}`
+    case 'grantHash':
+      return `grant ${target.value}`
+    case 'user':
+      return `tokens of ${namedUser(target.value)}`
+    default:
+      return ''
+  }
 }
 
 /** Cuts a target to what an audit record takes. */

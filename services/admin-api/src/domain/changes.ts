@@ -2,9 +2,6 @@ import type { DocumentFault, DocumentSet, DocumentSource, TollwardDocument } fro
 import { DocumentError, documentsOfKind } from '@tollward/documents'
 import { AppError } from '@tollward/errors'
 
-/** Scopes that open Tollward's own administration: no Client document gives them. */
-const RESERVED_SCOPE_PREFIX = 'tollward.'
-
 /** What is written first: whoever follows the bucket never meets a policy before the plan that it names. */
 const ORDER: Readonly<Record<TollwardDocument['kind'], number>> = {
   Plan: 0,
@@ -50,13 +47,8 @@ function planFaults({ document, fault }: DocumentSource, plans: ReadonlySet<stri
   })
 }
 
+/** The operator's client is in no document: it would have two secrets. */
 function clientFaults({ document, fault }: DocumentSource, operatorClientId: string): DocumentFault[] {
-  if (document.kind !== 'Client') return []
-  const reserved = document.spec.scopes.flatMap((scope, index) =>
-    scope.startsWith(RESERVED_SCOPE_PREFIX)
-      ? [fault(['spec', 'scopes', index], `scopes that begin with ${RESERVED_SCOPE_PREFIX} are the operators' own`)]
-      : [],
-  )
-  if (document.metadata.name !== operatorClientId) return reserved
-  return [fault(['metadata', 'name'], "is the operator's own client; choose another name"), ...reserved]
+  if (document.kind !== 'Client' || document.metadata.name !== operatorClientId) return []
+  return [fault(['metadata', 'name'], "is the operator's own client; choose another name")]
 }

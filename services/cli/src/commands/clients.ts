@@ -1,29 +1,32 @@
-import { text as textOf } from 'node:stream/consumers'
 import type { StoredDocument } from '@tollward/contracts/document'
 import { readStored } from '@tollward/documents'
-import { AppError } from '@tollward/errors'
-import { type Command, Option } from 'commander'
-import { answering, type OutputOptions, written } from '../arguments.ts'
+import type { Command } from 'commander'
+import { answering, count, duration, type OutputOptions, several, written } from '../arguments.ts'
 import { json } from '../output.ts'
-import { documentRow } from '../rows.ts'
+import { documentRow, registeredClientRow, timeText } from '../rows.ts'
 import { type Surroundings, withSession } from '../session.ts'
 
-const COLUMNS = ['name', 'grants', 'scopes', 'disabled', 'appliedAt']
+const COLUMNS = ['name', 'origin', 'grants', 'scopes', 'disabled', 'appliedAt', 'registeredAt']
 
-interface RevokeOptions extends OutputOptions {
-  readonly client?: string
-  readonly hash?: string
-  readonly stdin?: true
-  readonly reason?: string
+interface InviteOptions extends OutputOptions {
+  readonly ttl: number
+  readonly registrations: number
+  readonly scope: readonly string[]
+  readonly audience: readonly string[]
+  readonly grant: readonly string[]
 }
 
-/** `clients` and `tokens`. */
+/** `clients`. */
 export function addClientCommands(program: Command, surroundings: Surroundings): void {
-  const clients = program.command('clients').description('OAuth clients; apply makes them')
+  const clients = program.command('clients').description('OAuth clients; apply makes them, or they register')
   answering(clients, 'list', 'show all', { isDefault: true }).action((options: OutputOptions) =>
     withSession(surroundings, 'tollward.read', async ({ admin, call }) => {
-      const { documents } = await admin.listDocuments({ kind: 'Client' }, call)
-      surroundings.out(written(documents.map(clientRow), COLUMNS, 'no clients', options))
+      const [{ documents }, { clients: registered }] = await Promise.all([
+        admin.listDocuments({ kind: 'Client' }, call),
+        admin.listRegisteredClients({}, call),
+      ])
+      const rows = [...documents.map(clientRow), ...registered.map(registeredClientRow)]
+      surroundings.out(written(rows, COLUMNS, 'no clients', options))
     }),
   )
   answering(clients, 'secret', 'replace the secret of a client; its tokens end')
@@ -34,39 +37,44 @@ export function addClientCommands(program: Command, surroundings: Surroundings):
         surroundings.out(output === 'json' ? json({ clientId, clientSecret }) : `${clientSecret}\n`)
       }),
     )
-
-  const tokens = program.command('tokens').description('access tokens')
-  const target = ['client', 'hash', 'stdin']
-  answering(tokens, 'revoke', 'end one token, or all of a client')
-    .addOption(
-      new Option('--client <name>', 'all tokens of this client').conflicts(target.filter((name) => name !== 'client')),
+  answering(clients, 'remove', 'forget a client that registered itself; its tokens end')
+    .argument('<name>')
+    .action((clientId: string, { output }: OutputOptions) =>
+      withSession(surroundings, 'tollward.admin', async ({ admin, call }) => {
+        const { removed } = await admin.removeRegisteredClient({ clientId }, call)
+        const none = `${clientId} is no registered client; one of a document ends with: delete Client ${clientId}`
+        const answer = removed ? `${clientId} is removed` : none
+        surroundings.out(output === 'json' ? json({ clientId, removed }) : `${answer}\n`)
+      }),
     )
-    .addOption(new Option('--hash <hex>', 'the token with this SHA-256, as events show it').conflicts('stdin'))
-    .addOption(new Option('--stdin', 'the token on the standard input: as an argument others could see it'))
-    .option('--reason <text>', 'for the audit')
-    .action((options: RevokeOptions) => revoke(options, surroundings))
+  answering(clients, 'invite', 'let somebody register clients: makes an initial access token')
+    .option('--ttl <duration>', 'for how long it is good', duration, 3_600_000)
+    .option('--registrations <number>', 'for how many clients', count, 1)
+    .option('--scope <scope>', 'what such a client may have at most; may be given again', several, [])
+    .option('--audience <audience>', 'what its tokens may be for at most; may be given again', several, [])
+    .option('--grant <grant>', 'how it may get tokens; may be given again', several, [])
+    .action((options: InviteOptions) => invite(options, surroundings))
 }
 
-async function revoke(options: RevokeOptions, surroundings: Surroundings): Promise<void> {
-  const target = await targetOf(options, surroundings)
+async function invite(options: InviteOptions, surroundings: Surroundings): Promise<void> {
+  const { ttl, registrations: registrationsMax, scope: scopes, audience, grant: grants, output } = options
+  const request = { lifetimeSeconds: Math.ceil(ttl / 1000), registrationsMax, scopes, audience, grants }
   await withSession(surroundings, 'tollward.admin', async ({ admin, call }) => {
-    const { revoked } = await admin.revokeTokens({ target, reason: options.reason ?? '' }, call)
-    const answer = revoked ? 'revoked' : 'there was nothing to revoke'
-    surroundings.out(options.output === 'json' ? json({ revoked }) : `${answer}\n`)
+    const { token, expiresAt } = await admin.createInitialAccessToken(
+      { ...request, scopes: [...scopes], audience: [...audience], grants: [...grants] },
+      call,
+    )
+    const row = { token, expiresAt: timeText(expiresAt), registrationsMax }
+    const use = `good until ${row.expiresAt}: a bearer token for the registration endpoint that discovery names`
+    surroundings.out(output === 'json' ? json(row) : `initial access token, shown this once: ${token}\n${use}\n`)
   })
-}
-
-async function targetOf({ client, hash, stdin }: RevokeOptions, surroundings: Surroundings) {
-  if (client !== undefined) return { case: 'clientId', value: client } as const
-  if (hash !== undefined) return { case: 'tokenHash', value: hash } as const
-  if (stdin) return { case: 'token', value: (await textOf(surroundings.stdin)).trim() } as const
-  throw new AppError('invalid_argument', 'Say what to revoke: --client NAME, --hash SHA256, or --stdin.')
 }
 
 function clientRow(stored: StoredDocument) {
   const { name, appliedBy, appliedAt } = documentRow(stored)
+  const origin = 'document'
   const reading = readStored(stored)
-  if ('fault' in reading || reading.document.kind !== 'Client') return { name, appliedBy, appliedAt }
-  const { grants, scopes, audience, disabled } = reading.document.spec
-  return { name, grants, scopes, audience, disabled, appliedBy, appliedAt }
+  if ('fault' in reading || reading.document.kind !== 'Client') return { name, origin, appliedBy, appliedAt }
+  const { displayName, grants, scopes, audience, authentication, disabled } = reading.document.spec
+  return { name, origin, displayName, grants, scopes, audience, authentication, disabled, appliedBy, appliedAt }
 }

@@ -20,13 +20,15 @@ import type { CallObserved } from "../../sensor/v1/call_pb.ts";
 import { file_tollward_sensor_v1_call } from "../../sensor/v1/call_pb.ts";
 import type { FlowObserved } from "../../sensor/v1/flow_pb.ts";
 import { file_tollward_sensor_v1_flow } from "../../sensor/v1/flow_pb.ts";
+import type { Grant, RegisteredClient, Session, SigningKey, User } from "../../token/v1/issuer_admin_pb.ts";
+import { file_tollward_token_v1_issuer_admin } from "../../token/v1/issuer_admin_pb.ts";
 import type { Message, UnknownEnum } from "@bufbuild/protobuf";
 
 /**
  * Describes the file tollward/admin/v1/admin.proto.
  */
 export const file_tollward_admin_v1_admin: GenFile = /*@__PURE__*/
-  fileDesc("Ch10b2xsd2FyZC9hZG1pbi92MS9hZG1pbi5wcm90bxIRdG9sbHdhcmQuYWRtaW4udjEiEgoQR2V0U3RhdHVzUmVxdWVzdCJHChFHZXRTdGF0dXNSZXNwb25zZRIyCghzZXJ2aWNlcxgBIAMoCzIgLnRvbGx3YXJkLmFkbWluLnYxLlNlcnZpY2VTdGF0dXMiXQoNU2VydmljZVN0YXR1cxIMCgRuYW1lGAEgASgJEi4KBXN0YXRlGAIgASgOMh8udG9sbHdhcmQuYWRtaW4udjEuU2VydmljZVN0YXRlEg4KBmRldGFpbBgDIAEoCSIvCgxBcHBseVJlcXVlc3QSDAoEeWFtbBgBIAEoCRIRCglmaWxlX25hbWUYAiABKAkiRAoNQXBwbHlSZXNwb25zZRIzCgdhcHBsaWVkGAEgAygLMiIudG9sbHdhcmQuYWRtaW4udjEuQXBwbGllZERvY3VtZW50Im8KD0FwcGxpZWREb2N1bWVudBIMCgRraW5kGAEgASgJEgwKBG5hbWUYAiABKAkSKQoGY2hhbmdlGAMgASgOMhkudG9sbHdhcmQuYWRtaW4udjEuQ2hhbmdlEhUKDWNsaWVudF9zZWNyZXQYBCABKAkiMgoUTGlzdERvY3VtZW50c1JlcXVlc3QSDAoEa2luZBgBIAEoCRIMCgRuYW1lGAIgASgJIlAKFUxpc3REb2N1bWVudHNSZXNwb25zZRI3Cglkb2N1bWVudHMYASADKAsyJC50b2xsd2FyZC5kb2N1bWVudC52MS5TdG9yZWREb2N1bWVudCIzChVEZWxldGVEb2N1bWVudFJlcXVlc3QSDAoEa2luZBgBIAEoCRIMCgRuYW1lGAIgASgJIhgKFkRlbGV0ZURvY3VtZW50UmVzcG9uc2UiLwoaUmVwbGFjZUNsaWVudFNlY3JldFJlcXVlc3QSEQoJY2xpZW50X2lkGAEgASgJIjQKG1JlcGxhY2VDbGllbnRTZWNyZXRSZXNwb25zZRIVCg1jbGllbnRfc2VjcmV0GAEgASgJImsKE1Jldm9rZVRva2Vuc1JlcXVlc3QSDwoFdG9rZW4YASABKAlIABIUCgp0b2tlbl9oYXNoGAIgASgJSAASEwoJY2xpZW50X2lkGAMgASgJSAASDgoGcmVhc29uGAQgASgJQggKBnRhcmdldCInChRSZXZva2VUb2tlbnNSZXNwb25zZRIPCgdyZXZva2VkGAEgASgIIjcKE0xpc3RJbnZvaWNlc1JlcXVlc3QSEQoJY2xpZW50X2lkGAEgASgJEg0KBWxpbWl0GAIgASgNIkYKFExpc3RJbnZvaWNlc1Jlc3BvbnNlEi4KCGludm9pY2VzGAEgAygLMhwudG9sbHdhcmQucGF5bWVudC52MS5JbnZvaWNlIiYKEUxpc3RQYXNzZXNSZXF1ZXN0EhEKCWNsaWVudF9pZBgBIAEoCSI/ChJMaXN0UGFzc2VzUmVzcG9uc2USKQoGcGFzc2VzGAEgAygLMhkudG9sbHdhcmQucGF5bWVudC52MS5QYXNzIhMKEUxpc3RCbG9ja3NSZXF1ZXN0IkQKEkxpc3RCbG9ja3NSZXNwb25zZRIuCgZibG9ja3MYASADKAsyHi50b2xsd2FyZC5lbmZvcmNlbWVudC52MS5CbG9jayJECg9BZGRCbG9ja1JlcXVlc3QSDAoEY2lkchgBIAEoCRITCgt0dGxfc2Vjb25kcxgCIAEoDRIOCgZyZWFzb24YAyABKAkiQQoQQWRkQmxvY2tSZXNwb25zZRItCgVibG9jaxgBIAEoCzIeLnRvbGx3YXJkLmVuZm9yY2VtZW50LnYxLkJsb2NrIiIKElJlbW92ZUJsb2NrUmVxdWVzdBIMCgRjaWRyGAEgASgJIiYKE1JlbW92ZUJsb2NrUmVzcG9uc2USDwoHcmVtb3ZlZBgBIAEoCCJNChFMaXN0QWxlcnRzUmVxdWVzdBINCgVsaW1pdBgBIAEoDRIpCgVzaW5jZRgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiSwoSTGlzdEFsZXJ0c1Jlc3BvbnNlEjUKCGZpbmRpbmdzGAEgAygLMiMudG9sbHdhcmQuYWRtaW4udjEuUHVibGlzaGVkRmluZGluZyKKAQoQUHVibGlzaGVkRmluZGluZxIwCgxwdWJsaXNoZWRfYXQYASABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEjEKCHNldmVyaXR5GAIgASgOMh8udG9sbHdhcmQuZGV0ZWN0aW9uLnYxLlNldmVyaXR5EhEKCW9jc2ZfanNvbhgDIAEoCSIhChFXYXRjaEZsb3dzUmVxdWVzdBIMCgRub2RlGAEgASgJIkUKEldhdGNoRmxvd3NSZXNwb25zZRIvCgViYXRjaBgBIAEoCzIgLnRvbGx3YXJkLnNlbnNvci52MS5GbG93T2JzZXJ2ZWQiLQoWRXhwbGFpbkRlY2lzaW9uUmVxdWVzdBITCgtkZWNpc2lvbl9pZBgBIAEoCSJJChdFeHBsYWluRGVjaXNpb25SZXNwb25zZRIuCgRjYWxsGAEgASgLMiAudG9sbHdhcmQuc2Vuc29yLnYxLkNhbGxPYnNlcnZlZCIgChFQYXlSZWd0ZXN0UmVxdWVzdBILCgN1cmkYASABKAkiIgoSUGF5UmVndGVzdFJlc3BvbnNlEgwKBHR4aWQYASABKAkiJAoSTWluZVJlZ3Rlc3RSZXF1ZXN0Eg4KBmJsb2NrcxgBIAEoDSIlChNNaW5lUmVndGVzdFJlc3BvbnNlEg4KBmhlaWdodBgBIAEoDSp6CgxTZXJ2aWNlU3RhdGUSHQoZU0VSVklDRV9TVEFURV9VTlNQRUNJRklFRBAAEhcKE1NFUlZJQ0VfU1RBVEVfUkVBRFkQARIbChdTRVJWSUNFX1NUQVRFX05PVF9SRUFEWRACEhUKEVNFUlZJQ0VfU1RBVEVfT0ZGEAMqXwoGQ2hhbmdlEhYKEkNIQU5HRV9VTlNQRUNJRklFRBAAEhIKDkNIQU5HRV9DUkVBVEVEEAESEwoPQ0hBTkdFX1JFUExBQ0VEEAISFAoQQ0hBTkdFX1VOQ0hBTkdFRBADMvkLCgxBZG1pblNlcnZpY2USVgoJR2V0U3RhdHVzEiMudG9sbHdhcmQuYWRtaW4udjEuR2V0U3RhdHVzUmVxdWVzdBokLnRvbGx3YXJkLmFkbWluLnYxLkdldFN0YXR1c1Jlc3BvbnNlEkoKBUFwcGx5Eh8udG9sbHdhcmQuYWRtaW4udjEuQXBwbHlSZXF1ZXN0GiAudG9sbHdhcmQuYWRtaW4udjEuQXBwbHlSZXNwb25zZRJiCg1MaXN0RG9jdW1lbnRzEicudG9sbHdhcmQuYWRtaW4udjEuTGlzdERvY3VtZW50c1JlcXVlc3QaKC50b2xsd2FyZC5hZG1pbi52MS5MaXN0RG9jdW1lbnRzUmVzcG9uc2USZQoORGVsZXRlRG9jdW1lbnQSKC50b2xsd2FyZC5hZG1pbi52MS5EZWxldGVEb2N1bWVudFJlcXVlc3QaKS50b2xsd2FyZC5hZG1pbi52MS5EZWxldGVEb2N1bWVudFJlc3BvbnNlEnQKE1JlcGxhY2VDbGllbnRTZWNyZXQSLS50b2xsd2FyZC5hZG1pbi52MS5SZXBsYWNlQ2xpZW50U2VjcmV0UmVxdWVzdBouLnRvbGx3YXJkLmFkbWluLnYxLlJlcGxhY2VDbGllbnRTZWNyZXRSZXNwb25zZRJfCgxSZXZva2VUb2tlbnMSJi50b2xsd2FyZC5hZG1pbi52MS5SZXZva2VUb2tlbnNSZXF1ZXN0GicudG9sbHdhcmQuYWRtaW4udjEuUmV2b2tlVG9rZW5zUmVzcG9uc2USXwoMTGlzdEludm9pY2VzEiYudG9sbHdhcmQuYWRtaW4udjEuTGlzdEludm9pY2VzUmVxdWVzdBonLnRvbGx3YXJkLmFkbWluLnYxLkxpc3RJbnZvaWNlc1Jlc3BvbnNlElkKCkxpc3RQYXNzZXMSJC50b2xsd2FyZC5hZG1pbi52MS5MaXN0UGFzc2VzUmVxdWVzdBolLnRvbGx3YXJkLmFkbWluLnYxLkxpc3RQYXNzZXNSZXNwb25zZRJZCgpMaXN0QmxvY2tzEiQudG9sbHdhcmQuYWRtaW4udjEuTGlzdEJsb2Nrc1JlcXVlc3QaJS50b2xsd2FyZC5hZG1pbi52MS5MaXN0QmxvY2tzUmVzcG9uc2USUwoIQWRkQmxvY2sSIi50b2xsd2FyZC5hZG1pbi52MS5BZGRCbG9ja1JlcXVlc3QaIy50b2xsd2FyZC5hZG1pbi52MS5BZGRCbG9ja1Jlc3BvbnNlElwKC1JlbW92ZUJsb2NrEiUudG9sbHdhcmQuYWRtaW4udjEuUmVtb3ZlQmxvY2tSZXF1ZXN0GiYudG9sbHdhcmQuYWRtaW4udjEuUmVtb3ZlQmxvY2tSZXNwb25zZRJZCgpMaXN0QWxlcnRzEiQudG9sbHdhcmQuYWRtaW4udjEuTGlzdEFsZXJ0c1JlcXVlc3QaJS50b2xsd2FyZC5hZG1pbi52MS5MaXN0QWxlcnRzUmVzcG9uc2USWwoKV2F0Y2hGbG93cxIkLnRvbGx3YXJkLmFkbWluLnYxLldhdGNoRmxvd3NSZXF1ZXN0GiUudG9sbHdhcmQuYWRtaW4udjEuV2F0Y2hGbG93c1Jlc3BvbnNlMAESaAoPRXhwbGFpbkRlY2lzaW9uEikudG9sbHdhcmQuYWRtaW4udjEuRXhwbGFpbkRlY2lzaW9uUmVxdWVzdBoqLnRvbGx3YXJkLmFkbWluLnYxLkV4cGxhaW5EZWNpc2lvblJlc3BvbnNlElkKClBheVJlZ3Rlc3QSJC50b2xsd2FyZC5hZG1pbi52MS5QYXlSZWd0ZXN0UmVxdWVzdBolLnRvbGx3YXJkLmFkbWluLnYxLlBheVJlZ3Rlc3RSZXNwb25zZRJcCgtNaW5lUmVndGVzdBIlLnRvbGx3YXJkLmFkbWluLnYxLk1pbmVSZWd0ZXN0UmVxdWVzdBomLnRvbGx3YXJkLmFkbWluLnYxLk1pbmVSZWd0ZXN0UmVzcG9uc2ViBnByb3RvMw", [file_google_protobuf_timestamp, file_tollward_detection_v1_alert, file_tollward_document_v1_document, file_tollward_enforcement_v1_block, file_tollward_payment_v1_pass, file_tollward_payment_v1_verifier, file_tollward_sensor_v1_call, file_tollward_sensor_v1_flow]);
+  fileDesc("Ch10b2xsd2FyZC9hZG1pbi92MS9hZG1pbi5wcm90bxIRdG9sbHdhcmQuYWRtaW4udjEiEgoQR2V0U3RhdHVzUmVxdWVzdCJHChFHZXRTdGF0dXNSZXNwb25zZRIyCghzZXJ2aWNlcxgBIAMoCzIgLnRvbGx3YXJkLmFkbWluLnYxLlNlcnZpY2VTdGF0dXMiXQoNU2VydmljZVN0YXR1cxIMCgRuYW1lGAEgASgJEi4KBXN0YXRlGAIgASgOMh8udG9sbHdhcmQuYWRtaW4udjEuU2VydmljZVN0YXRlEg4KBmRldGFpbBgDIAEoCSIvCgxBcHBseVJlcXVlc3QSDAoEeWFtbBgBIAEoCRIRCglmaWxlX25hbWUYAiABKAkiRAoNQXBwbHlSZXNwb25zZRIzCgdhcHBsaWVkGAEgAygLMiIudG9sbHdhcmQuYWRtaW4udjEuQXBwbGllZERvY3VtZW50Im8KD0FwcGxpZWREb2N1bWVudBIMCgRraW5kGAEgASgJEgwKBG5hbWUYAiABKAkSKQoGY2hhbmdlGAMgASgOMhkudG9sbHdhcmQuYWRtaW4udjEuQ2hhbmdlEhUKDWNsaWVudF9zZWNyZXQYBCABKAkiMgoUTGlzdERvY3VtZW50c1JlcXVlc3QSDAoEa2luZBgBIAEoCRIMCgRuYW1lGAIgASgJIlAKFUxpc3REb2N1bWVudHNSZXNwb25zZRI3Cglkb2N1bWVudHMYASADKAsyJC50b2xsd2FyZC5kb2N1bWVudC52MS5TdG9yZWREb2N1bWVudCIzChVEZWxldGVEb2N1bWVudFJlcXVlc3QSDAoEa2luZBgBIAEoCRIMCgRuYW1lGAIgASgJIhgKFkRlbGV0ZURvY3VtZW50UmVzcG9uc2UiLwoaUmVwbGFjZUNsaWVudFNlY3JldFJlcXVlc3QSEQoJY2xpZW50X2lkGAEgASgJIjQKG1JlcGxhY2VDbGllbnRTZWNyZXRSZXNwb25zZRIVCg1jbGllbnRfc2VjcmV0GAEgASgJIpEBChNSZXZva2VUb2tlbnNSZXF1ZXN0Eg8KBXRva2VuGAEgASgJSAASFAoKdG9rZW5faGFzaBgCIAEoCUgAEhMKCWNsaWVudF9pZBgDIAEoCUgAEhQKCmdyYW50X2hhc2gYBSABKAlIABIOCgR1c2VyGAYgASgJSAASDgoGcmVhc29uGAQgASgJQggKBnRhcmdldCInChRSZXZva2VUb2tlbnNSZXNwb25zZRIPCgdyZXZva2VkGAEgASgIIh4KHExpc3RSZWdpc3RlcmVkQ2xpZW50c1JlcXVlc3QiVQodTGlzdFJlZ2lzdGVyZWRDbGllbnRzUmVzcG9uc2USNAoHY2xpZW50cxgBIAMoCzIjLnRvbGx3YXJkLnRva2VuLnYxLlJlZ2lzdGVyZWRDbGllbnQiMgodUmVtb3ZlUmVnaXN0ZXJlZENsaWVudFJlcXVlc3QSEQoJY2xpZW50X2lkGAEgASgJIjEKHlJlbW92ZVJlZ2lzdGVyZWRDbGllbnRSZXNwb25zZRIPCgdyZW1vdmVkGAEgASgIIogBCh9DcmVhdGVJbml0aWFsQWNjZXNzVG9rZW5SZXF1ZXN0EhgKEGxpZmV0aW1lX3NlY29uZHMYASABKA0SDgoGc2NvcGVzGAIgAygJEhAKCGF1ZGllbmNlGAMgAygJEg4KBmdyYW50cxgEIAMoCRIZChFyZWdpc3RyYXRpb25zX21heBgFIAEoDSJhCiBDcmVhdGVJbml0aWFsQWNjZXNzVG9rZW5SZXNwb25zZRINCgV0b2tlbhgBIAEoCRIuCgpleHBpcmVzX2F0GAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCISChBMaXN0VXNlcnNSZXF1ZXN0IjsKEUxpc3RVc2Vyc1Jlc3BvbnNlEiYKBXVzZXJzGAEgAygLMhcudG9sbHdhcmQudG9rZW4udjEuVXNlciIzChFDcmVhdGVVc2VyUmVxdWVzdBIMCgRuYW1lGAEgASgJEhAKCHBhc3N3b3JkGAIgASgJIk0KEkNyZWF0ZVVzZXJSZXNwb25zZRIlCgR1c2VyGAEgASgLMhcudG9sbHdhcmQudG9rZW4udjEuVXNlchIQCghwYXNzd29yZBgCIAEoCSI0ChJTZXRQYXNzd29yZFJlcXVlc3QSDAoEdXNlchgBIAEoCRIQCghwYXNzd29yZBgCIAEoCSInChNTZXRQYXNzd29yZFJlc3BvbnNlEhAKCHBhc3N3b3JkGAEgASgJIjYKFVNldFVzZXJFbmFibGVkUmVxdWVzdBIMCgR1c2VyGAEgASgJEg8KB2VuYWJsZWQYAiABKAgiPwoWU2V0VXNlckVuYWJsZWRSZXNwb25zZRIlCgR1c2VyGAEgASgLMhcudG9sbHdhcmQudG9rZW4udjEuVXNlciIhChFEZWxldGVVc2VyUmVxdWVzdBIMCgR1c2VyGAEgASgJIhQKEkRlbGV0ZVVzZXJSZXNwb25zZSIjChNMaXN0U2Vzc2lvbnNSZXF1ZXN0EgwKBHVzZXIYASABKAkiRAoUTGlzdFNlc3Npb25zUmVzcG9uc2USLAoIc2Vzc2lvbnMYASADKAsyGi50b2xsd2FyZC50b2tlbi52MS5TZXNzaW9uIikKEUVuZFNlc3Npb25SZXF1ZXN0EhQKDHNlc3Npb25faGFzaBgBIAEoCSIjChJFbmRTZXNzaW9uUmVzcG9uc2USDQoFZW5kZWQYASABKAgiNAoRTGlzdEdyYW50c1JlcXVlc3QSDAoEdXNlchgBIAEoCRIRCgljbGllbnRfaWQYAiABKAkiPgoSTGlzdEdyYW50c1Jlc3BvbnNlEigKBmdyYW50cxgBIAMoCzIYLnRvbGx3YXJkLnRva2VuLnYxLkdyYW50IhEKD0xpc3RLZXlzUmVxdWVzdCI/ChBMaXN0S2V5c1Jlc3BvbnNlEisKBGtleXMYASADKAsyHS50b2xsd2FyZC50b2tlbi52MS5TaWduaW5nS2V5IhMKEVJvdGF0ZUtleXNSZXF1ZXN0IkEKElJvdGF0ZUtleXNSZXNwb25zZRIrCgRrZXlzGAEgAygLMh0udG9sbHdhcmQudG9rZW4udjEuU2lnbmluZ0tleSI3ChNMaXN0SW52b2ljZXNSZXF1ZXN0EhEKCWNsaWVudF9pZBgBIAEoCRINCgVsaW1pdBgCIAEoDSJGChRMaXN0SW52b2ljZXNSZXNwb25zZRIuCghpbnZvaWNlcxgBIAMoCzIcLnRvbGx3YXJkLnBheW1lbnQudjEuSW52b2ljZSImChFMaXN0UGFzc2VzUmVxdWVzdBIRCgljbGllbnRfaWQYASABKAkiPwoSTGlzdFBhc3Nlc1Jlc3BvbnNlEikKBnBhc3NlcxgBIAMoCzIZLnRvbGx3YXJkLnBheW1lbnQudjEuUGFzcyITChFMaXN0QmxvY2tzUmVxdWVzdCJEChJMaXN0QmxvY2tzUmVzcG9uc2USLgoGYmxvY2tzGAEgAygLMh4udG9sbHdhcmQuZW5mb3JjZW1lbnQudjEuQmxvY2siRAoPQWRkQmxvY2tSZXF1ZXN0EgwKBGNpZHIYASABKAkSEwoLdHRsX3NlY29uZHMYAiABKA0SDgoGcmVhc29uGAMgASgJIkEKEEFkZEJsb2NrUmVzcG9uc2USLQoFYmxvY2sYASABKAsyHi50b2xsd2FyZC5lbmZvcmNlbWVudC52MS5CbG9jayIiChJSZW1vdmVCbG9ja1JlcXVlc3QSDAoEY2lkchgBIAEoCSImChNSZW1vdmVCbG9ja1Jlc3BvbnNlEg8KB3JlbW92ZWQYASABKAgiTQoRTGlzdEFsZXJ0c1JlcXVlc3QSDQoFbGltaXQYASABKA0SKQoFc2luY2UYAiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIksKEkxpc3RBbGVydHNSZXNwb25zZRI1CghmaW5kaW5ncxgBIAMoCzIjLnRvbGx3YXJkLmFkbWluLnYxLlB1Ymxpc2hlZEZpbmRpbmciigEKEFB1Ymxpc2hlZEZpbmRpbmcSMAoMcHVibGlzaGVkX2F0GAEgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIxCghzZXZlcml0eRgCIAEoDjIfLnRvbGx3YXJkLmRldGVjdGlvbi52MS5TZXZlcml0eRIRCglvY3NmX2pzb24YAyABKAkiIQoRV2F0Y2hGbG93c1JlcXVlc3QSDAoEbm9kZRgBIAEoCSJFChJXYXRjaEZsb3dzUmVzcG9uc2USLwoFYmF0Y2gYASABKAsyIC50b2xsd2FyZC5zZW5zb3IudjEuRmxvd09ic2VydmVkIi0KFkV4cGxhaW5EZWNpc2lvblJlcXVlc3QSEwoLZGVjaXNpb25faWQYASABKAkiSQoXRXhwbGFpbkRlY2lzaW9uUmVzcG9uc2USLgoEY2FsbBgBIAEoCzIgLnRvbGx3YXJkLnNlbnNvci52MS5DYWxsT2JzZXJ2ZWQiIAoRUGF5UmVndGVzdFJlcXVlc3QSCwoDdXJpGAEgASgJIiIKElBheVJlZ3Rlc3RSZXNwb25zZRIMCgR0eGlkGAEgASgJIiQKEk1pbmVSZWd0ZXN0UmVxdWVzdBIOCgZibG9ja3MYASABKA0iJQoTTWluZVJlZ3Rlc3RSZXNwb25zZRIOCgZoZWlnaHQYASABKA0qegoMU2VydmljZVN0YXRlEh0KGVNFUlZJQ0VfU1RBVEVfVU5TUEVDSUZJRUQQABIXChNTRVJWSUNFX1NUQVRFX1JFQURZEAESGwoXU0VSVklDRV9TVEFURV9OT1RfUkVBRFkQAhIVChFTRVJWSUNFX1NUQVRFX09GRhADKl8KBkNoYW5nZRIWChJDSEFOR0VfVU5TUEVDSUZJRUQQABISCg5DSEFOR0VfQ1JFQVRFRBABEhMKD0NIQU5HRV9SRVBMQUNFRBACEhQKEENIQU5HRV9VTkNIQU5HRUQQAzKUFgoMQWRtaW5TZXJ2aWNlElYKCUdldFN0YXR1cxIjLnRvbGx3YXJkLmFkbWluLnYxLkdldFN0YXR1c1JlcXVlc3QaJC50b2xsd2FyZC5hZG1pbi52MS5HZXRTdGF0dXNSZXNwb25zZRJKCgVBcHBseRIfLnRvbGx3YXJkLmFkbWluLnYxLkFwcGx5UmVxdWVzdBogLnRvbGx3YXJkLmFkbWluLnYxLkFwcGx5UmVzcG9uc2USYgoNTGlzdERvY3VtZW50cxInLnRvbGx3YXJkLmFkbWluLnYxLkxpc3REb2N1bWVudHNSZXF1ZXN0GigudG9sbHdhcmQuYWRtaW4udjEuTGlzdERvY3VtZW50c1Jlc3BvbnNlEmUKDkRlbGV0ZURvY3VtZW50EigudG9sbHdhcmQuYWRtaW4udjEuRGVsZXRlRG9jdW1lbnRSZXF1ZXN0GikudG9sbHdhcmQuYWRtaW4udjEuRGVsZXRlRG9jdW1lbnRSZXNwb25zZRJ0ChNSZXBsYWNlQ2xpZW50U2VjcmV0Ei0udG9sbHdhcmQuYWRtaW4udjEuUmVwbGFjZUNsaWVudFNlY3JldFJlcXVlc3QaLi50b2xsd2FyZC5hZG1pbi52MS5SZXBsYWNlQ2xpZW50U2VjcmV0UmVzcG9uc2USegoVTGlzdFJlZ2lzdGVyZWRDbGllbnRzEi8udG9sbHdhcmQuYWRtaW4udjEuTGlzdFJlZ2lzdGVyZWRDbGllbnRzUmVxdWVzdBowLnRvbGx3YXJkLmFkbWluLnYxLkxpc3RSZWdpc3RlcmVkQ2xpZW50c1Jlc3BvbnNlEn0KFlJlbW92ZVJlZ2lzdGVyZWRDbGllbnQSMC50b2xsd2FyZC5hZG1pbi52MS5SZW1vdmVSZWdpc3RlcmVkQ2xpZW50UmVxdWVzdBoxLnRvbGx3YXJkLmFkbWluLnYxLlJlbW92ZVJlZ2lzdGVyZWRDbGllbnRSZXNwb25zZRKDAQoYQ3JlYXRlSW5pdGlhbEFjY2Vzc1Rva2VuEjIudG9sbHdhcmQuYWRtaW4udjEuQ3JlYXRlSW5pdGlhbEFjY2Vzc1Rva2VuUmVxdWVzdBozLnRvbGx3YXJkLmFkbWluLnYxLkNyZWF0ZUluaXRpYWxBY2Nlc3NUb2tlblJlc3BvbnNlEl8KDFJldm9rZVRva2VucxImLnRvbGx3YXJkLmFkbWluLnYxLlJldm9rZVRva2Vuc1JlcXVlc3QaJy50b2xsd2FyZC5hZG1pbi52MS5SZXZva2VUb2tlbnNSZXNwb25zZRJWCglMaXN0VXNlcnMSIy50b2xsd2FyZC5hZG1pbi52MS5MaXN0VXNlcnNSZXF1ZXN0GiQudG9sbHdhcmQuYWRtaW4udjEuTGlzdFVzZXJzUmVzcG9uc2USWQoKQ3JlYXRlVXNlchIkLnRvbGx3YXJkLmFkbWluLnYxLkNyZWF0ZVVzZXJSZXF1ZXN0GiUudG9sbHdhcmQuYWRtaW4udjEuQ3JlYXRlVXNlclJlc3BvbnNlElwKC1NldFBhc3N3b3JkEiUudG9sbHdhcmQuYWRtaW4udjEuU2V0UGFzc3dvcmRSZXF1ZXN0GiYudG9sbHdhcmQuYWRtaW4udjEuU2V0UGFzc3dvcmRSZXNwb25zZRJlCg5TZXRVc2VyRW5hYmxlZBIoLnRvbGx3YXJkLmFkbWluLnYxLlNldFVzZXJFbmFibGVkUmVxdWVzdBopLnRvbGx3YXJkLmFkbWluLnYxLlNldFVzZXJFbmFibGVkUmVzcG9uc2USWQoKRGVsZXRlVXNlchIkLnRvbGx3YXJkLmFkbWluLnYxLkRlbGV0ZVVzZXJSZXF1ZXN0GiUudG9sbHdhcmQuYWRtaW4udjEuRGVsZXRlVXNlclJlc3BvbnNlEl8KDExpc3RTZXNzaW9ucxImLnRvbGx3YXJkLmFkbWluLnYxLkxpc3RTZXNzaW9uc1JlcXVlc3QaJy50b2xsd2FyZC5hZG1pbi52MS5MaXN0U2Vzc2lvbnNSZXNwb25zZRJZCgpFbmRTZXNzaW9uEiQudG9sbHdhcmQuYWRtaW4udjEuRW5kU2Vzc2lvblJlcXVlc3QaJS50b2xsd2FyZC5hZG1pbi52MS5FbmRTZXNzaW9uUmVzcG9uc2USWQoKTGlzdEdyYW50cxIkLnRvbGx3YXJkLmFkbWluLnYxLkxpc3RHcmFudHNSZXF1ZXN0GiUudG9sbHdhcmQuYWRtaW4udjEuTGlzdEdyYW50c1Jlc3BvbnNlElMKCExpc3RLZXlzEiIudG9sbHdhcmQuYWRtaW4udjEuTGlzdEtleXNSZXF1ZXN0GiMudG9sbHdhcmQuYWRtaW4udjEuTGlzdEtleXNSZXNwb25zZRJZCgpSb3RhdGVLZXlzEiQudG9sbHdhcmQuYWRtaW4udjEuUm90YXRlS2V5c1JlcXVlc3QaJS50b2xsd2FyZC5hZG1pbi52MS5Sb3RhdGVLZXlzUmVzcG9uc2USXwoMTGlzdEludm9pY2VzEiYudG9sbHdhcmQuYWRtaW4udjEuTGlzdEludm9pY2VzUmVxdWVzdBonLnRvbGx3YXJkLmFkbWluLnYxLkxpc3RJbnZvaWNlc1Jlc3BvbnNlElkKCkxpc3RQYXNzZXMSJC50b2xsd2FyZC5hZG1pbi52MS5MaXN0UGFzc2VzUmVxdWVzdBolLnRvbGx3YXJkLmFkbWluLnYxLkxpc3RQYXNzZXNSZXNwb25zZRJZCgpMaXN0QmxvY2tzEiQudG9sbHdhcmQuYWRtaW4udjEuTGlzdEJsb2Nrc1JlcXVlc3QaJS50b2xsd2FyZC5hZG1pbi52MS5MaXN0QmxvY2tzUmVzcG9uc2USUwoIQWRkQmxvY2sSIi50b2xsd2FyZC5hZG1pbi52MS5BZGRCbG9ja1JlcXVlc3QaIy50b2xsd2FyZC5hZG1pbi52MS5BZGRCbG9ja1Jlc3BvbnNlElwKC1JlbW92ZUJsb2NrEiUudG9sbHdhcmQuYWRtaW4udjEuUmVtb3ZlQmxvY2tSZXF1ZXN0GiYudG9sbHdhcmQuYWRtaW4udjEuUmVtb3ZlQmxvY2tSZXNwb25zZRJZCgpMaXN0QWxlcnRzEiQudG9sbHdhcmQuYWRtaW4udjEuTGlzdEFsZXJ0c1JlcXVlc3QaJS50b2xsd2FyZC5hZG1pbi52MS5MaXN0QWxlcnRzUmVzcG9uc2USWwoKV2F0Y2hGbG93cxIkLnRvbGx3YXJkLmFkbWluLnYxLldhdGNoRmxvd3NSZXF1ZXN0GiUudG9sbHdhcmQuYWRtaW4udjEuV2F0Y2hGbG93c1Jlc3BvbnNlMAESaAoPRXhwbGFpbkRlY2lzaW9uEikudG9sbHdhcmQuYWRtaW4udjEuRXhwbGFpbkRlY2lzaW9uUmVxdWVzdBoqLnRvbGx3YXJkLmFkbWluLnYxLkV4cGxhaW5EZWNpc2lvblJlc3BvbnNlElkKClBheVJlZ3Rlc3QSJC50b2xsd2FyZC5hZG1pbi52MS5QYXlSZWd0ZXN0UmVxdWVzdBolLnRvbGx3YXJkLmFkbWluLnYxLlBheVJlZ3Rlc3RSZXNwb25zZRJcCgtNaW5lUmVndGVzdBIlLnRvbGx3YXJkLmFkbWluLnYxLk1pbmVSZWd0ZXN0UmVxdWVzdBomLnRvbGx3YXJkLmFkbWluLnYxLk1pbmVSZWd0ZXN0UmVzcG9uc2ViBnByb3RvMw", [file_google_protobuf_timestamp, file_tollward_detection_v1_alert, file_tollward_document_v1_document, file_tollward_enforcement_v1_block, file_tollward_payment_v1_pass, file_tollward_payment_v1_verifier, file_tollward_sensor_v1_call, file_tollward_sensor_v1_flow, file_tollward_token_v1_issuer_admin]);
 
 /**
  * @generated from message tollward.admin.v1.GetStatusRequest
@@ -299,6 +301,22 @@ export type RevokeTokensRequest = Message<"tollward.admin.v1.RevokeTokensRequest
      */
     value: string;
     case: "clientId";
+  } | {
+    /**
+     * SHA-256 of an OAuth grant's id, as events and ListGrants show it.
+     *
+     * @generated from field: string grant_hash = 5;
+     */
+    value: string;
+    case: "grantHash";
+  } | {
+    /**
+     * A person's name or subject: sessions and grants end as well.
+     *
+     * @generated from field: string user = 6;
+     */
+    value: string;
+    case: "user";
   } | { case: undefined; value?: undefined };
 
   /**
@@ -332,6 +350,504 @@ export const RevokeTokensResponseSchema: GenMessage<RevokeTokensResponse> = /*@_
   messageDesc(file_tollward_admin_v1_admin, 13);
 
 /**
+ * @generated from message tollward.admin.v1.ListRegisteredClientsRequest
+ */
+export type ListRegisteredClientsRequest = Message<"tollward.admin.v1.ListRegisteredClientsRequest"> & {
+};
+
+/**
+ * Describes the message tollward.admin.v1.ListRegisteredClientsRequest.
+ * Use `create(ListRegisteredClientsRequestSchema)` to create a new message.
+ */
+export const ListRegisteredClientsRequestSchema: GenMessage<ListRegisteredClientsRequest> = /*@__PURE__*/
+  messageDesc(file_tollward_admin_v1_admin, 14);
+
+/**
+ * @generated from message tollward.admin.v1.ListRegisteredClientsResponse
+ */
+export type ListRegisteredClientsResponse = Message<"tollward.admin.v1.ListRegisteredClientsResponse"> & {
+  /**
+   * @generated from field: repeated tollward.token.v1.RegisteredClient clients = 1;
+   */
+  clients: RegisteredClient[];
+};
+
+/**
+ * Describes the message tollward.admin.v1.ListRegisteredClientsResponse.
+ * Use `create(ListRegisteredClientsResponseSchema)` to create a new message.
+ */
+export const ListRegisteredClientsResponseSchema: GenMessage<ListRegisteredClientsResponse> = /*@__PURE__*/
+  messageDesc(file_tollward_admin_v1_admin, 15);
+
+/**
+ * @generated from message tollward.admin.v1.RemoveRegisteredClientRequest
+ */
+export type RemoveRegisteredClientRequest = Message<"tollward.admin.v1.RemoveRegisteredClientRequest"> & {
+  /**
+   * @generated from field: string client_id = 1;
+   */
+  clientId: string;
+};
+
+/**
+ * Describes the message tollward.admin.v1.RemoveRegisteredClientRequest.
+ * Use `create(RemoveRegisteredClientRequestSchema)` to create a new message.
+ */
+export const RemoveRegisteredClientRequestSchema: GenMessage<RemoveRegisteredClientRequest> = /*@__PURE__*/
+  messageDesc(file_tollward_admin_v1_admin, 16);
+
+/**
+ * @generated from message tollward.admin.v1.RemoveRegisteredClientResponse
+ */
+export type RemoveRegisteredClientResponse = Message<"tollward.admin.v1.RemoveRegisteredClientResponse"> & {
+  /**
+   * False: there was no such client.
+   *
+   * @generated from field: bool removed = 1;
+   */
+  removed: boolean;
+};
+
+/**
+ * Describes the message tollward.admin.v1.RemoveRegisteredClientResponse.
+ * Use `create(RemoveRegisteredClientResponseSchema)` to create a new message.
+ */
+export const RemoveRegisteredClientResponseSchema: GenMessage<RemoveRegisteredClientResponse> = /*@__PURE__*/
+  messageDesc(file_tollward_admin_v1_admin, 17);
+
+/**
+ * @generated from message tollward.admin.v1.CreateInitialAccessTokenRequest
+ */
+export type CreateInitialAccessTokenRequest = Message<"tollward.admin.v1.CreateInitialAccessTokenRequest"> & {
+  /**
+   * @generated from field: uint32 lifetime_seconds = 1;
+   */
+  lifetimeSeconds: number;
+
+  /**
+   * What a client registered with it may have at most.
+   *
+   * @generated from field: repeated string scopes = 2;
+   */
+  scopes: string[];
+
+  /**
+   * @generated from field: repeated string audience = 3;
+   */
+  audience: string[];
+
+  /**
+   * @generated from field: repeated string grants = 4;
+   */
+  grants: string[];
+
+  /**
+   * How many clients may be registered with it; 0: one.
+   *
+   * @generated from field: uint32 registrations_max = 5;
+   */
+  registrationsMax: number;
+};
+
+/**
+ * Describes the message tollward.admin.v1.CreateInitialAccessTokenRequest.
+ * Use `create(CreateInitialAccessTokenRequestSchema)` to create a new message.
+ */
+export const CreateInitialAccessTokenRequestSchema: GenMessage<CreateInitialAccessTokenRequest> = /*@__PURE__*/
+  messageDesc(file_tollward_admin_v1_admin, 18);
+
+/**
+ * @generated from message tollward.admin.v1.CreateInitialAccessTokenResponse
+ */
+export type CreateInitialAccessTokenResponse = Message<"tollward.admin.v1.CreateInitialAccessTokenResponse"> & {
+  /**
+   * Shown this once.
+   *
+   * @generated from field: string token = 1;
+   */
+  token: string;
+
+  /**
+   * @generated from field: google.protobuf.Timestamp expires_at = 2;
+   */
+  expiresAt?: Timestamp | undefined;
+};
+
+/**
+ * Describes the message tollward.admin.v1.CreateInitialAccessTokenResponse.
+ * Use `create(CreateInitialAccessTokenResponseSchema)` to create a new message.
+ */
+export const CreateInitialAccessTokenResponseSchema: GenMessage<CreateInitialAccessTokenResponse> = /*@__PURE__*/
+  messageDesc(file_tollward_admin_v1_admin, 19);
+
+/**
+ * @generated from message tollward.admin.v1.ListUsersRequest
+ */
+export type ListUsersRequest = Message<"tollward.admin.v1.ListUsersRequest"> & {
+};
+
+/**
+ * Describes the message tollward.admin.v1.ListUsersRequest.
+ * Use `create(ListUsersRequestSchema)` to create a new message.
+ */
+export const ListUsersRequestSchema: GenMessage<ListUsersRequest> = /*@__PURE__*/
+  messageDesc(file_tollward_admin_v1_admin, 20);
+
+/**
+ * @generated from message tollward.admin.v1.ListUsersResponse
+ */
+export type ListUsersResponse = Message<"tollward.admin.v1.ListUsersResponse"> & {
+  /**
+   * @generated from field: repeated tollward.token.v1.User users = 1;
+   */
+  users: User[];
+};
+
+/**
+ * Describes the message tollward.admin.v1.ListUsersResponse.
+ * Use `create(ListUsersResponseSchema)` to create a new message.
+ */
+export const ListUsersResponseSchema: GenMessage<ListUsersResponse> = /*@__PURE__*/
+  messageDesc(file_tollward_admin_v1_admin, 21);
+
+/**
+ * @generated from message tollward.admin.v1.CreateUserRequest
+ */
+export type CreateUserRequest = Message<"tollward.admin.v1.CreateUserRequest"> & {
+  /**
+   * @generated from field: string name = 1;
+   */
+  name: string;
+
+  /**
+   * Empty: one is made and shown.
+   *
+   * @generated from field: string password = 2;
+   */
+  password: string;
+};
+
+/**
+ * Describes the message tollward.admin.v1.CreateUserRequest.
+ * Use `create(CreateUserRequestSchema)` to create a new message.
+ */
+export const CreateUserRequestSchema: GenMessage<CreateUserRequest> = /*@__PURE__*/
+  messageDesc(file_tollward_admin_v1_admin, 22);
+
+/**
+ * @generated from message tollward.admin.v1.CreateUserResponse
+ */
+export type CreateUserResponse = Message<"tollward.admin.v1.CreateUserResponse"> & {
+  /**
+   * @generated from field: tollward.token.v1.User user = 1;
+   */
+  user?: User | undefined;
+
+  /**
+   * Set only where it was made; shown this once.
+   *
+   * @generated from field: string password = 2;
+   */
+  password: string;
+};
+
+/**
+ * Describes the message tollward.admin.v1.CreateUserResponse.
+ * Use `create(CreateUserResponseSchema)` to create a new message.
+ */
+export const CreateUserResponseSchema: GenMessage<CreateUserResponse> = /*@__PURE__*/
+  messageDesc(file_tollward_admin_v1_admin, 23);
+
+/**
+ * @generated from message tollward.admin.v1.SetPasswordRequest
+ */
+export type SetPasswordRequest = Message<"tollward.admin.v1.SetPasswordRequest"> & {
+  /**
+   * A person's name or subject, as in all that follow.
+   *
+   * @generated from field: string user = 1;
+   */
+  user: string;
+
+  /**
+   * Empty: one is made and shown.
+   *
+   * @generated from field: string password = 2;
+   */
+  password: string;
+};
+
+/**
+ * Describes the message tollward.admin.v1.SetPasswordRequest.
+ * Use `create(SetPasswordRequestSchema)` to create a new message.
+ */
+export const SetPasswordRequestSchema: GenMessage<SetPasswordRequest> = /*@__PURE__*/
+  messageDesc(file_tollward_admin_v1_admin, 24);
+
+/**
+ * @generated from message tollward.admin.v1.SetPasswordResponse
+ */
+export type SetPasswordResponse = Message<"tollward.admin.v1.SetPasswordResponse"> & {
+  /**
+   * Set only where it was made; shown this once.
+   *
+   * @generated from field: string password = 1;
+   */
+  password: string;
+};
+
+/**
+ * Describes the message tollward.admin.v1.SetPasswordResponse.
+ * Use `create(SetPasswordResponseSchema)` to create a new message.
+ */
+export const SetPasswordResponseSchema: GenMessage<SetPasswordResponse> = /*@__PURE__*/
+  messageDesc(file_tollward_admin_v1_admin, 25);
+
+/**
+ * @generated from message tollward.admin.v1.SetUserEnabledRequest
+ */
+export type SetUserEnabledRequest = Message<"tollward.admin.v1.SetUserEnabledRequest"> & {
+  /**
+   * @generated from field: string user = 1;
+   */
+  user: string;
+
+  /**
+   * @generated from field: bool enabled = 2;
+   */
+  enabled: boolean;
+};
+
+/**
+ * Describes the message tollward.admin.v1.SetUserEnabledRequest.
+ * Use `create(SetUserEnabledRequestSchema)` to create a new message.
+ */
+export const SetUserEnabledRequestSchema: GenMessage<SetUserEnabledRequest> = /*@__PURE__*/
+  messageDesc(file_tollward_admin_v1_admin, 26);
+
+/**
+ * @generated from message tollward.admin.v1.SetUserEnabledResponse
+ */
+export type SetUserEnabledResponse = Message<"tollward.admin.v1.SetUserEnabledResponse"> & {
+  /**
+   * @generated from field: tollward.token.v1.User user = 1;
+   */
+  user?: User | undefined;
+};
+
+/**
+ * Describes the message tollward.admin.v1.SetUserEnabledResponse.
+ * Use `create(SetUserEnabledResponseSchema)` to create a new message.
+ */
+export const SetUserEnabledResponseSchema: GenMessage<SetUserEnabledResponse> = /*@__PURE__*/
+  messageDesc(file_tollward_admin_v1_admin, 27);
+
+/**
+ * @generated from message tollward.admin.v1.DeleteUserRequest
+ */
+export type DeleteUserRequest = Message<"tollward.admin.v1.DeleteUserRequest"> & {
+  /**
+   * @generated from field: string user = 1;
+   */
+  user: string;
+};
+
+/**
+ * Describes the message tollward.admin.v1.DeleteUserRequest.
+ * Use `create(DeleteUserRequestSchema)` to create a new message.
+ */
+export const DeleteUserRequestSchema: GenMessage<DeleteUserRequest> = /*@__PURE__*/
+  messageDesc(file_tollward_admin_v1_admin, 28);
+
+/**
+ * @generated from message tollward.admin.v1.DeleteUserResponse
+ */
+export type DeleteUserResponse = Message<"tollward.admin.v1.DeleteUserResponse"> & {
+};
+
+/**
+ * Describes the message tollward.admin.v1.DeleteUserResponse.
+ * Use `create(DeleteUserResponseSchema)` to create a new message.
+ */
+export const DeleteUserResponseSchema: GenMessage<DeleteUserResponse> = /*@__PURE__*/
+  messageDesc(file_tollward_admin_v1_admin, 29);
+
+/**
+ * @generated from message tollward.admin.v1.ListSessionsRequest
+ */
+export type ListSessionsRequest = Message<"tollward.admin.v1.ListSessionsRequest"> & {
+  /**
+   * Empty: everybody's.
+   *
+   * @generated from field: string user = 1;
+   */
+  user: string;
+};
+
+/**
+ * Describes the message tollward.admin.v1.ListSessionsRequest.
+ * Use `create(ListSessionsRequestSchema)` to create a new message.
+ */
+export const ListSessionsRequestSchema: GenMessage<ListSessionsRequest> = /*@__PURE__*/
+  messageDesc(file_tollward_admin_v1_admin, 30);
+
+/**
+ * @generated from message tollward.admin.v1.ListSessionsResponse
+ */
+export type ListSessionsResponse = Message<"tollward.admin.v1.ListSessionsResponse"> & {
+  /**
+   * @generated from field: repeated tollward.token.v1.Session sessions = 1;
+   */
+  sessions: Session[];
+};
+
+/**
+ * Describes the message tollward.admin.v1.ListSessionsResponse.
+ * Use `create(ListSessionsResponseSchema)` to create a new message.
+ */
+export const ListSessionsResponseSchema: GenMessage<ListSessionsResponse> = /*@__PURE__*/
+  messageDesc(file_tollward_admin_v1_admin, 31);
+
+/**
+ * @generated from message tollward.admin.v1.EndSessionRequest
+ */
+export type EndSessionRequest = Message<"tollward.admin.v1.EndSessionRequest"> & {
+  /**
+   * @generated from field: string session_hash = 1;
+   */
+  sessionHash: string;
+};
+
+/**
+ * Describes the message tollward.admin.v1.EndSessionRequest.
+ * Use `create(EndSessionRequestSchema)` to create a new message.
+ */
+export const EndSessionRequestSchema: GenMessage<EndSessionRequest> = /*@__PURE__*/
+  messageDesc(file_tollward_admin_v1_admin, 32);
+
+/**
+ * @generated from message tollward.admin.v1.EndSessionResponse
+ */
+export type EndSessionResponse = Message<"tollward.admin.v1.EndSessionResponse"> & {
+  /**
+   * False: there was no such session.
+   *
+   * @generated from field: bool ended = 1;
+   */
+  ended: boolean;
+};
+
+/**
+ * Describes the message tollward.admin.v1.EndSessionResponse.
+ * Use `create(EndSessionResponseSchema)` to create a new message.
+ */
+export const EndSessionResponseSchema: GenMessage<EndSessionResponse> = /*@__PURE__*/
+  messageDesc(file_tollward_admin_v1_admin, 33);
+
+/**
+ * @generated from message tollward.admin.v1.ListGrantsRequest
+ */
+export type ListGrantsRequest = Message<"tollward.admin.v1.ListGrantsRequest"> & {
+  /**
+   * Empty: everybody's.
+   *
+   * @generated from field: string user = 1;
+   */
+  user: string;
+
+  /**
+   * Empty: every client's.
+   *
+   * @generated from field: string client_id = 2;
+   */
+  clientId: string;
+};
+
+/**
+ * Describes the message tollward.admin.v1.ListGrantsRequest.
+ * Use `create(ListGrantsRequestSchema)` to create a new message.
+ */
+export const ListGrantsRequestSchema: GenMessage<ListGrantsRequest> = /*@__PURE__*/
+  messageDesc(file_tollward_admin_v1_admin, 34);
+
+/**
+ * @generated from message tollward.admin.v1.ListGrantsResponse
+ */
+export type ListGrantsResponse = Message<"tollward.admin.v1.ListGrantsResponse"> & {
+  /**
+   * @generated from field: repeated tollward.token.v1.Grant grants = 1;
+   */
+  grants: Grant[];
+};
+
+/**
+ * Describes the message tollward.admin.v1.ListGrantsResponse.
+ * Use `create(ListGrantsResponseSchema)` to create a new message.
+ */
+export const ListGrantsResponseSchema: GenMessage<ListGrantsResponse> = /*@__PURE__*/
+  messageDesc(file_tollward_admin_v1_admin, 35);
+
+/**
+ * @generated from message tollward.admin.v1.ListKeysRequest
+ */
+export type ListKeysRequest = Message<"tollward.admin.v1.ListKeysRequest"> & {
+};
+
+/**
+ * Describes the message tollward.admin.v1.ListKeysRequest.
+ * Use `create(ListKeysRequestSchema)` to create a new message.
+ */
+export const ListKeysRequestSchema: GenMessage<ListKeysRequest> = /*@__PURE__*/
+  messageDesc(file_tollward_admin_v1_admin, 36);
+
+/**
+ * @generated from message tollward.admin.v1.ListKeysResponse
+ */
+export type ListKeysResponse = Message<"tollward.admin.v1.ListKeysResponse"> & {
+  /**
+   * @generated from field: repeated tollward.token.v1.SigningKey keys = 1;
+   */
+  keys: SigningKey[];
+};
+
+/**
+ * Describes the message tollward.admin.v1.ListKeysResponse.
+ * Use `create(ListKeysResponseSchema)` to create a new message.
+ */
+export const ListKeysResponseSchema: GenMessage<ListKeysResponse> = /*@__PURE__*/
+  messageDesc(file_tollward_admin_v1_admin, 37);
+
+/**
+ * @generated from message tollward.admin.v1.RotateKeysRequest
+ */
+export type RotateKeysRequest = Message<"tollward.admin.v1.RotateKeysRequest"> & {
+};
+
+/**
+ * Describes the message tollward.admin.v1.RotateKeysRequest.
+ * Use `create(RotateKeysRequestSchema)` to create a new message.
+ */
+export const RotateKeysRequestSchema: GenMessage<RotateKeysRequest> = /*@__PURE__*/
+  messageDesc(file_tollward_admin_v1_admin, 38);
+
+/**
+ * @generated from message tollward.admin.v1.RotateKeysResponse
+ */
+export type RotateKeysResponse = Message<"tollward.admin.v1.RotateKeysResponse"> & {
+  /**
+   * @generated from field: repeated tollward.token.v1.SigningKey keys = 1;
+   */
+  keys: SigningKey[];
+};
+
+/**
+ * Describes the message tollward.admin.v1.RotateKeysResponse.
+ * Use `create(RotateKeysResponseSchema)` to create a new message.
+ */
+export const RotateKeysResponseSchema: GenMessage<RotateKeysResponse> = /*@__PURE__*/
+  messageDesc(file_tollward_admin_v1_admin, 39);
+
+/**
  * @generated from message tollward.admin.v1.ListInvoicesRequest
  */
 export type ListInvoicesRequest = Message<"tollward.admin.v1.ListInvoicesRequest"> & {
@@ -351,7 +867,7 @@ export type ListInvoicesRequest = Message<"tollward.admin.v1.ListInvoicesRequest
  * Use `create(ListInvoicesRequestSchema)` to create a new message.
  */
 export const ListInvoicesRequestSchema: GenMessage<ListInvoicesRequest> = /*@__PURE__*/
-  messageDesc(file_tollward_admin_v1_admin, 14);
+  messageDesc(file_tollward_admin_v1_admin, 40);
 
 /**
  * @generated from message tollward.admin.v1.ListInvoicesResponse
@@ -368,7 +884,7 @@ export type ListInvoicesResponse = Message<"tollward.admin.v1.ListInvoicesRespon
  * Use `create(ListInvoicesResponseSchema)` to create a new message.
  */
 export const ListInvoicesResponseSchema: GenMessage<ListInvoicesResponse> = /*@__PURE__*/
-  messageDesc(file_tollward_admin_v1_admin, 15);
+  messageDesc(file_tollward_admin_v1_admin, 41);
 
 /**
  * @generated from message tollward.admin.v1.ListPassesRequest
@@ -385,7 +901,7 @@ export type ListPassesRequest = Message<"tollward.admin.v1.ListPassesRequest"> &
  * Use `create(ListPassesRequestSchema)` to create a new message.
  */
 export const ListPassesRequestSchema: GenMessage<ListPassesRequest> = /*@__PURE__*/
-  messageDesc(file_tollward_admin_v1_admin, 16);
+  messageDesc(file_tollward_admin_v1_admin, 42);
 
 /**
  * @generated from message tollward.admin.v1.ListPassesResponse
@@ -402,7 +918,7 @@ export type ListPassesResponse = Message<"tollward.admin.v1.ListPassesResponse">
  * Use `create(ListPassesResponseSchema)` to create a new message.
  */
 export const ListPassesResponseSchema: GenMessage<ListPassesResponse> = /*@__PURE__*/
-  messageDesc(file_tollward_admin_v1_admin, 17);
+  messageDesc(file_tollward_admin_v1_admin, 43);
 
 /**
  * @generated from message tollward.admin.v1.ListBlocksRequest
@@ -415,7 +931,7 @@ export type ListBlocksRequest = Message<"tollward.admin.v1.ListBlocksRequest"> &
  * Use `create(ListBlocksRequestSchema)` to create a new message.
  */
 export const ListBlocksRequestSchema: GenMessage<ListBlocksRequest> = /*@__PURE__*/
-  messageDesc(file_tollward_admin_v1_admin, 18);
+  messageDesc(file_tollward_admin_v1_admin, 44);
 
 /**
  * @generated from message tollward.admin.v1.ListBlocksResponse
@@ -432,7 +948,7 @@ export type ListBlocksResponse = Message<"tollward.admin.v1.ListBlocksResponse">
  * Use `create(ListBlocksResponseSchema)` to create a new message.
  */
 export const ListBlocksResponseSchema: GenMessage<ListBlocksResponse> = /*@__PURE__*/
-  messageDesc(file_tollward_admin_v1_admin, 19);
+  messageDesc(file_tollward_admin_v1_admin, 45);
 
 /**
  * @generated from message tollward.admin.v1.AddBlockRequest
@@ -461,7 +977,7 @@ export type AddBlockRequest = Message<"tollward.admin.v1.AddBlockRequest"> & {
  * Use `create(AddBlockRequestSchema)` to create a new message.
  */
 export const AddBlockRequestSchema: GenMessage<AddBlockRequest> = /*@__PURE__*/
-  messageDesc(file_tollward_admin_v1_admin, 20);
+  messageDesc(file_tollward_admin_v1_admin, 46);
 
 /**
  * @generated from message tollward.admin.v1.AddBlockResponse
@@ -478,7 +994,7 @@ export type AddBlockResponse = Message<"tollward.admin.v1.AddBlockResponse"> & {
  * Use `create(AddBlockResponseSchema)` to create a new message.
  */
 export const AddBlockResponseSchema: GenMessage<AddBlockResponse> = /*@__PURE__*/
-  messageDesc(file_tollward_admin_v1_admin, 21);
+  messageDesc(file_tollward_admin_v1_admin, 47);
 
 /**
  * @generated from message tollward.admin.v1.RemoveBlockRequest
@@ -495,7 +1011,7 @@ export type RemoveBlockRequest = Message<"tollward.admin.v1.RemoveBlockRequest">
  * Use `create(RemoveBlockRequestSchema)` to create a new message.
  */
 export const RemoveBlockRequestSchema: GenMessage<RemoveBlockRequest> = /*@__PURE__*/
-  messageDesc(file_tollward_admin_v1_admin, 22);
+  messageDesc(file_tollward_admin_v1_admin, 48);
 
 /**
  * @generated from message tollward.admin.v1.RemoveBlockResponse
@@ -514,7 +1030,7 @@ export type RemoveBlockResponse = Message<"tollward.admin.v1.RemoveBlockResponse
  * Use `create(RemoveBlockResponseSchema)` to create a new message.
  */
 export const RemoveBlockResponseSchema: GenMessage<RemoveBlockResponse> = /*@__PURE__*/
-  messageDesc(file_tollward_admin_v1_admin, 23);
+  messageDesc(file_tollward_admin_v1_admin, 49);
 
 /**
  * @generated from message tollward.admin.v1.ListAlertsRequest
@@ -536,7 +1052,7 @@ export type ListAlertsRequest = Message<"tollward.admin.v1.ListAlertsRequest"> &
  * Use `create(ListAlertsRequestSchema)` to create a new message.
  */
 export const ListAlertsRequestSchema: GenMessage<ListAlertsRequest> = /*@__PURE__*/
-  messageDesc(file_tollward_admin_v1_admin, 24);
+  messageDesc(file_tollward_admin_v1_admin, 50);
 
 /**
  * @generated from message tollward.admin.v1.ListAlertsResponse
@@ -553,7 +1069,7 @@ export type ListAlertsResponse = Message<"tollward.admin.v1.ListAlertsResponse">
  * Use `create(ListAlertsResponseSchema)` to create a new message.
  */
 export const ListAlertsResponseSchema: GenMessage<ListAlertsResponse> = /*@__PURE__*/
-  messageDesc(file_tollward_admin_v1_admin, 25);
+  messageDesc(file_tollward_admin_v1_admin, 51);
 
 /**
  * A finding as SIEMs get it.
@@ -584,7 +1100,7 @@ export type PublishedFinding = Message<"tollward.admin.v1.PublishedFinding"> & {
  * Use `create(PublishedFindingSchema)` to create a new message.
  */
 export const PublishedFindingSchema: GenMessage<PublishedFinding> = /*@__PURE__*/
-  messageDesc(file_tollward_admin_v1_admin, 26);
+  messageDesc(file_tollward_admin_v1_admin, 52);
 
 /**
  * @generated from message tollward.admin.v1.WatchFlowsRequest
@@ -603,7 +1119,7 @@ export type WatchFlowsRequest = Message<"tollward.admin.v1.WatchFlowsRequest"> &
  * Use `create(WatchFlowsRequestSchema)` to create a new message.
  */
 export const WatchFlowsRequestSchema: GenMessage<WatchFlowsRequest> = /*@__PURE__*/
-  messageDesc(file_tollward_admin_v1_admin, 27);
+  messageDesc(file_tollward_admin_v1_admin, 53);
 
 /**
  * @generated from message tollward.admin.v1.WatchFlowsResponse
@@ -620,7 +1136,7 @@ export type WatchFlowsResponse = Message<"tollward.admin.v1.WatchFlowsResponse">
  * Use `create(WatchFlowsResponseSchema)` to create a new message.
  */
 export const WatchFlowsResponseSchema: GenMessage<WatchFlowsResponse> = /*@__PURE__*/
-  messageDesc(file_tollward_admin_v1_admin, 28);
+  messageDesc(file_tollward_admin_v1_admin, 54);
 
 /**
  * @generated from message tollward.admin.v1.ExplainDecisionRequest
@@ -637,7 +1153,7 @@ export type ExplainDecisionRequest = Message<"tollward.admin.v1.ExplainDecisionR
  * Use `create(ExplainDecisionRequestSchema)` to create a new message.
  */
 export const ExplainDecisionRequestSchema: GenMessage<ExplainDecisionRequest> = /*@__PURE__*/
-  messageDesc(file_tollward_admin_v1_admin, 29);
+  messageDesc(file_tollward_admin_v1_admin, 55);
 
 /**
  * @generated from message tollward.admin.v1.ExplainDecisionResponse
@@ -654,7 +1170,7 @@ export type ExplainDecisionResponse = Message<"tollward.admin.v1.ExplainDecision
  * Use `create(ExplainDecisionResponseSchema)` to create a new message.
  */
 export const ExplainDecisionResponseSchema: GenMessage<ExplainDecisionResponse> = /*@__PURE__*/
-  messageDesc(file_tollward_admin_v1_admin, 30);
+  messageDesc(file_tollward_admin_v1_admin, 56);
 
 /**
  * @generated from message tollward.admin.v1.PayRegtestRequest
@@ -673,7 +1189,7 @@ export type PayRegtestRequest = Message<"tollward.admin.v1.PayRegtestRequest"> &
  * Use `create(PayRegtestRequestSchema)` to create a new message.
  */
 export const PayRegtestRequestSchema: GenMessage<PayRegtestRequest> = /*@__PURE__*/
-  messageDesc(file_tollward_admin_v1_admin, 31);
+  messageDesc(file_tollward_admin_v1_admin, 57);
 
 /**
  * @generated from message tollward.admin.v1.PayRegtestResponse
@@ -690,7 +1206,7 @@ export type PayRegtestResponse = Message<"tollward.admin.v1.PayRegtestResponse">
  * Use `create(PayRegtestResponseSchema)` to create a new message.
  */
 export const PayRegtestResponseSchema: GenMessage<PayRegtestResponse> = /*@__PURE__*/
-  messageDesc(file_tollward_admin_v1_admin, 32);
+  messageDesc(file_tollward_admin_v1_admin, 58);
 
 /**
  * @generated from message tollward.admin.v1.MineRegtestRequest
@@ -707,7 +1223,7 @@ export type MineRegtestRequest = Message<"tollward.admin.v1.MineRegtestRequest">
  * Use `create(MineRegtestRequestSchema)` to create a new message.
  */
 export const MineRegtestRequestSchema: GenMessage<MineRegtestRequest> = /*@__PURE__*/
-  messageDesc(file_tollward_admin_v1_admin, 33);
+  messageDesc(file_tollward_admin_v1_admin, 59);
 
 /**
  * @generated from message tollward.admin.v1.MineRegtestResponse
@@ -724,7 +1240,7 @@ export type MineRegtestResponse = Message<"tollward.admin.v1.MineRegtestResponse
  * Use `create(MineRegtestResponseSchema)` to create a new message.
  */
 export const MineRegtestResponseSchema: GenMessage<MineRegtestResponse> = /*@__PURE__*/
-  messageDesc(file_tollward_admin_v1_admin, 34);
+  messageDesc(file_tollward_admin_v1_admin, 60);
 
 /**
  * @generated from enum tollward.admin.v1.ServiceState
@@ -850,12 +1366,132 @@ export const AdminService: GenService<{
     output: typeof ReplaceClientSecretResponseSchema;
   },
   /**
+   * Clients that no document describes: they registered by themselves or with an initial access token.
+   *
+   * @generated from rpc tollward.admin.v1.AdminService.ListRegisteredClients
+   */
+  listRegisteredClients: {
+    methodKind: "unary";
+    input: typeof ListRegisteredClientsRequestSchema;
+    output: typeof ListRegisteredClientsResponseSchema;
+  },
+  /**
+   * @generated from rpc tollward.admin.v1.AdminService.RemoveRegisteredClient
+   */
+  removeRegisteredClient: {
+    methodKind: "unary";
+    input: typeof RemoveRegisteredClientRequestSchema;
+    output: typeof RemoveRegisteredClientResponseSchema;
+  },
+  /**
+   * Lets somebody register clients (RFC 7591, section 3).
+   *
+   * @generated from rpc tollward.admin.v1.AdminService.CreateInitialAccessToken
+   */
+  createInitialAccessToken: {
+    methodKind: "unary";
+    input: typeof CreateInitialAccessTokenRequestSchema;
+    output: typeof CreateInitialAccessTokenResponseSchema;
+  },
+  /**
    * @generated from rpc tollward.admin.v1.AdminService.RevokeTokens
    */
   revokeTokens: {
     methodKind: "unary";
     input: typeof RevokeTokensRequestSchema;
     output: typeof RevokeTokensResponseSchema;
+  },
+  /**
+   * People who can sign in.
+   *
+   * @generated from rpc tollward.admin.v1.AdminService.ListUsers
+   */
+  listUsers: {
+    methodKind: "unary";
+    input: typeof ListUsersRequestSchema;
+    output: typeof ListUsersResponseSchema;
+  },
+  /**
+   * @generated from rpc tollward.admin.v1.AdminService.CreateUser
+   */
+  createUser: {
+    methodKind: "unary";
+    input: typeof CreateUserRequestSchema;
+    output: typeof CreateUserResponseSchema;
+  },
+  /**
+   * Replaces a person's password and ends their sessions, grants and tokens.
+   *
+   * @generated from rpc tollward.admin.v1.AdminService.SetPassword
+   */
+  setPassword: {
+    methodKind: "unary";
+    input: typeof SetPasswordRequestSchema;
+    output: typeof SetPasswordResponseSchema;
+  },
+  /**
+   * Disabling ends sessions, grants and tokens as well.
+   *
+   * @generated from rpc tollward.admin.v1.AdminService.SetUserEnabled
+   */
+  setUserEnabled: {
+    methodKind: "unary";
+    input: typeof SetUserEnabledRequestSchema;
+    output: typeof SetUserEnabledResponseSchema;
+  },
+  /**
+   * @generated from rpc tollward.admin.v1.AdminService.DeleteUser
+   */
+  deleteUser: {
+    methodKind: "unary";
+    input: typeof DeleteUserRequestSchema;
+    output: typeof DeleteUserResponseSchema;
+  },
+  /**
+   * @generated from rpc tollward.admin.v1.AdminService.ListSessions
+   */
+  listSessions: {
+    methodKind: "unary";
+    input: typeof ListSessionsRequestSchema;
+    output: typeof ListSessionsResponseSchema;
+  },
+  /**
+   * @generated from rpc tollward.admin.v1.AdminService.EndSession
+   */
+  endSession: {
+    methodKind: "unary";
+    input: typeof EndSessionRequestSchema;
+    output: typeof EndSessionResponseSchema;
+  },
+  /**
+   * What people let clients do. RevokeTokens ends one.
+   *
+   * @generated from rpc tollward.admin.v1.AdminService.ListGrants
+   */
+  listGrants: {
+    methodKind: "unary";
+    input: typeof ListGrantsRequestSchema;
+    output: typeof ListGrantsResponseSchema;
+  },
+  /**
+   * The ring of keys that sign tokens.
+   *
+   * @generated from rpc tollward.admin.v1.AdminService.ListKeys
+   */
+  listKeys: {
+    methodKind: "unary";
+    input: typeof ListKeysRequestSchema;
+    output: typeof ListKeysResponseSchema;
+  },
+  /**
+   * Publishes new keys; they sign after the time that verifiers need to fetch them.
+   *
+   * @generated from rpc tollward.admin.v1.AdminService.RotateKeys
+   */
+  rotateKeys: {
+    methodKind: "unary";
+    input: typeof RotateKeysRequestSchema;
+    output: typeof RotateKeysResponseSchema;
   },
   /**
    * @generated from rpc tollward.admin.v1.AdminService.ListInvoices

@@ -8,7 +8,6 @@ export interface Paths {
   readonly state: string
   readonly keys: string
   readonly natsSeed: (name: string) => string
-  readonly issuerJwks: string
   readonly issuerSecret: string
   /** Secret of the operator's client, so that its file can be written again when addresses change. */
   readonly operatorSecret: string
@@ -38,7 +37,6 @@ export function pathsIn(state: string): Paths {
     state,
     keys,
     natsSeed: (name) => join(keys, 'nats', `${name}.nk`),
-    issuerJwks: join(keys, 'issuer-jwks.json'),
     issuerSecret: join(keys, 'issuer-secret'),
     operatorSecret: join(keys, 'operator-secret'),
     operatorClient: join(keys, 'operator-client.json'),

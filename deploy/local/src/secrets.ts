@@ -3,7 +3,6 @@ import { chmod, mkdir } from 'node:fs/promises'
 import { createUser, fromSeed } from '@nats-io/nkeys'
 import { ACCESS } from '@tollward/bus'
 import { BIP32Factory } from 'bip32'
-import { calculateJwkThumbprint, exportJWK, generateKeyPair } from 'jose'
 import * as secp256k1 from 'tiny-secp256k1'
 import type { NatsUsers } from './nats-config.ts'
 import { SIEM_API_PREFIX, SIEM_DURABLE } from './nats-config.ts'
@@ -46,7 +45,7 @@ export interface Endpoints {
 
 /**
  * Makes every key and credential of the stack that is not there yet: one NKEY a service, the provisioner's and a SIEM's, the
- * issuer's signing key, the operator's client, the wallet seed behind the invoices' addresses, a local CA and the gateway's
+ * issuer's master secret, the operator's client, the wallet seed behind the invoices' addresses, a local CA and the gateway's
  * certificate. Files of secrets are 0600 in a directory that is 0700.
  */
 export async function ensureKeys(paths: Paths, endpoints: Endpoints): Promise<Keys> {
@@ -59,7 +58,6 @@ export async function ensureKeys(paths: Paths, endpoints: Endpoints): Promise<Ke
     provisioner: await natsUser(paths.natsSeed('provisioner')),
     siem: await natsUser(paths.natsSeed('siem')),
   }
-  await madeOnce(paths.issuerJwks, async () => JSON.stringify({ keys: [await signingKey()] }))
   await madeOnce(paths.issuerSecret, async () => randomBytes(SEED_BYTES).toString('base64url'))
   await operatorClient(paths, endpoints)
   await writeSecret(
@@ -82,12 +80,6 @@ export async function ensureKeys(paths: Paths, endpoints: Endpoints): Promise<Ke
 async function natsUser(path: string): Promise<string> {
   const seed = await madeOnce(path, async () => new TextDecoder().decode(createUser().getSeed()))
   return fromSeed(new TextEncoder().encode(seed)).getPublicKey()
-}
-
-async function signingKey() {
-  const { privateKey } = await generateKeyPair('ES256', { extractable: true })
-  const jwk = await exportJWK(privateKey)
-  return { ...jwk, alg: 'ES256', use: 'sig', kid: await calculateJwkThumbprint(jwk) }
 }
 
 async function operatorClient(paths: Paths, { issuerUrl, adminApi }: Endpoints): Promise<void> {

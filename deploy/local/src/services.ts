@@ -77,7 +77,6 @@ const SETTINGS: Readonly<Record<ServiceName, (facts: Facts) => Record<string, st
   'auth-issuer': ({ paths }) => ({
     TOLLWARD_LISTEN_PORT: String(PORTS.issuer),
     TOLLWARD_ISSUER_URL: localUrl(PORTS.issuer),
-    TOLLWARD_JWKS_FILE: paths.issuerJwks,
     TOLLWARD_MASTER_SECRET_FILE: paths.issuerSecret,
     TOLLWARD_OPERATOR_CLIENT_FILE: paths.operatorClient,
     TOLLWARD_INTROSPECTION_URL: localUrl(PORTS.introspector, '/introspect'),

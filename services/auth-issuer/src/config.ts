@@ -14,8 +14,6 @@ export const ConfigSchema = z.strictObject({
   issuerUrl: z.url({ protocol: /^https?$/ }).refine((text) => URL.canParse(text) && new URL(text).origin === text, {
     error: 'is scheme, host and port only, such as https://auth.example.com',
   }),
-  /** JWKS with the private ES256 keys, not readable by others; the first one signs, all are published. */
-  jwksFile: z.string().min(1),
   /** Secrets that all replicas share, one a line, 32 bytes as base64url, not readable by others; the first one is in use. */
   masterSecretFile: z.string().min(1),
   /** How long a key signs until the next one does. */

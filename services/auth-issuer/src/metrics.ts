@@ -1,4 +1,4 @@
-import { Counter, type Registry } from 'prom-client'
+import { Counter, Gauge, type Registry } from 'prom-client'
 
 /** Error codes of RFC 6749, RFC 7009, RFC 8707 and our own; any other is counted as `other`. */
 const OAUTH_ERRORS = new Set([
@@ -45,6 +45,18 @@ export function issuerMetrics(registry: Registry) {
     revocationsFinished: new Counter({
       name: 'tollward_auth_issuer_revocations_finished_late_total',
       help: 'Revocations whose event had not been acknowledged and was published at the next look at the token.',
+      registers,
+    }),
+    keyChanges: new Counter({
+      name: 'tollward_auth_issuer_key_changes_total',
+      help: 'Changes of the ring of signing keys that this replica announced.',
+      labelNames: ['change'],
+      registers,
+    }),
+    signingSince: new Gauge({
+      name: 'tollward_auth_issuer_signing_key_since_seconds',
+      help: 'Since when the key that signs now has been the one that does, seconds since the epoch.',
+      labelNames: ['algorithm'],
       registers,
     }),
     authentications: new Counter({

@@ -31,7 +31,7 @@ import {
   temporaryDirectory,
 } from '@tollward/testkit'
 import fc from 'fast-check'
-import { createRemoteJWKSet, exportJWK, generateKeyPair, jwtVerify } from 'jose'
+import { createRemoteJWKSet, jwtVerify } from 'jose'
 import * as oauth from 'oauth4webapi'
 import * as openid from 'openid-client'
 import { Registry } from 'prom-client'
@@ -68,10 +68,7 @@ before(async () => {
   await provision(provisioner)
   await provisioner.close()
   const { path } = resources.use(await temporaryDirectory('tollward-issuer-'))
-  const { privateKey } = await generateKeyPair('ES256', { extractable: true })
-  const key = { ...(await exportJWK(privateKey)), alg: 'ES256', use: 'sig' }
   await writeFile(join(path, 'master-secret'), randomBytes(32).toString('base64url'), { mode: 0o600 })
-  await writeFile(join(path, 'jwks.json'), JSON.stringify({ keys: [key] }), { mode: 0o600 })
   const operator = {
     clientId: 'operator',
     secretSha256: tokenHash(OPERATOR_SECRET),
@@ -83,7 +80,6 @@ before(async () => {
   issuerEnv = {
     TOLLWARD_NATS_URL: nats.url,
     TOLLWARD_ISSUER_URL: issuerUrl,
-    TOLLWARD_JWKS_FILE: join(path, 'jwks.json'),
     TOLLWARD_MASTER_SECRET_FILE: join(path, 'master-secret'),
     TOLLWARD_OPERATOR_CLIENT_FILE: join(path, 'operator.json'),
     TOLLWARD_INTROSPECTION_URL: 'http://127.0.0.1:4010/introspect',
@@ -231,7 +227,7 @@ test('discovery advertises exactly what is offered, at the issuer’s address wh
     grant_types_supported: ['client_credentials'],
     response_types_supported: [],
     subject_types_supported: ['public'],
-    id_token_signing_alg_values_supported: ['ES256'],
+    id_token_signing_alg_values_supported: ['ES256', 'EdDSA'],
     token_endpoint_auth_methods_supported: ['client_secret_basic', 'client_secret_post'],
   })
   for (const path of ['/auth', '/auth/x', '/session/end/confirm', '/me', '/request', '/nothing']) {
@@ -243,8 +239,10 @@ test('discovery advertises exactly what is offered, at the issuer’s address wh
 
 test('the published keys have no private part', { skip }, async () => {
   const { keys } = (await (await fetch(`${issuerUrl}/jwks`)).json()) as { keys: Record<string, string>[] }
-  assert.equal(keys.length, 1)
-  assert.deepEqual(Object.keys(keys[0] ?? {}).sort(), ['alg', 'crv', 'kid', 'kty', 'use', 'x', 'y'])
+  assert.deepEqual(
+    keys.map((key) => Object.keys(key).sort().join(' ')),
+    ['alg crv kid kty use x y', 'alg crv kid kty use x'],
+  )
 })
 
 test('a client works from the moment its document and secret exist, and no longer when it is disabled', {

@@ -1,21 +1,24 @@
 import { connectBus } from '@tollward/bus'
-import { IssuerService } from '@tollward/contracts/token'
+import { IssuerService, KeyService } from '@tollward/contracts/token'
 import { aborted, readSecretFile, type ServiceContext } from '@tollward/runtime'
 import { openClients } from './adapters/clients.ts'
-import { readOperatorClient, readSigningKeys } from './adapters/files.ts'
+import { readOperatorClient } from './adapters/files.ts'
 import { listenHttp } from './adapters/http.ts'
+import { currentProvider, keysPart } from './adapters/keys/current-provider.ts'
+import { openKeyRing } from './adapters/keys/key-ring.ts'
+import { keyService } from './adapters/keys/key-service.ts'
 import { readMasterSecret } from './adapters/master-secret.ts'
 import { createProvider } from './adapters/provider.ts'
 import { issuerService } from './adapters/rpc.ts'
 import { openTokens } from './adapters/tokens.ts'
 import type { Config } from './config.ts'
+import { ID_TOKEN_LIFETIME_MAX_SECONDS } from './domain/token.ts'
 import { issuerMetrics } from './metrics.ts'
 
 /** Wires auth-issuer and runs it until the signal is aborted. */
 export async function run({ name, config, log, registry, health, signal }: ServiceContext<Config>): Promise<void> {
   const issuer = config.issuerUrl
   const metrics = issuerMetrics(registry)
-  const keys = await readSigningKeys(config.jwksFile)
   const masterSecret = readMasterSecret(config.masterSecretFile)
   const operator = config.operatorClientFile === undefined ? undefined : readOperatorClient(config.operatorClientFile)
 
@@ -28,22 +31,27 @@ export async function run({ name, config, log, registry, health, signal }: Servi
   })
   health.check('bus', () => (bus.connected ? undefined : 'is not connected'))
 
-  const clients = openClients({ bus, issuer, operator, log })
-  const tokens = openTokens(bus, metrics)
-  const provider = createProvider({
-    issuer,
+  await using keys = await openKeyRing({
     bus,
     masterSecret,
-    introspectionUrl: config.introspectionUrl,
-    keys,
-    clients,
-    tokens,
-    parts: [],
+    rotationIntervalMs: config.keyRotationInterval,
+    maxAgeMs: config.jwksMaxAge,
+    tokenLifetimeMs: ID_TOKEN_LIFETIME_MAX_SECONDS * 1000,
     metrics,
     log,
   })
+  health.check('keys', () => keys.fault())
+  await using _keyRpc = bus.serve(KeyService, keyService(keys))
+
+  const clients = openClients({ bus, issuer, operator, log })
+  const tokens = openTokens(bus, metrics)
+  const { introspectionUrl } = config
+  const { provider, listener } = currentProvider(keys, () => {
+    const parts = [keysPart(keys)]
+    return createProvider({ issuer, bus, masterSecret, introspectionUrl, clients, tokens, parts, metrics, log })
+  })
   await using _rpc = bus.serve(IssuerService, issuerService({ issuer, provider, keys, clients, tokens, metrics }))
-  await using server = await listenHttp(provider.callback(), config.listenHost, config.listenPort)
+  await using server = await listenHttp(listener, config.listenHost, config.listenPort)
 
   health.ready()
   log.info({ issuer, host: config.listenHost, port: server.port }, 'ready')

@@ -46,10 +46,7 @@ before(async () => {
   await provision(provisioner)
   await provisioner.close()
   const { path } = resources.use(await temporaryDirectory('tollward-introspector-'))
-  const pair = await crypto.subtle.generateKey({ name: 'ECDSA', namedCurve: 'P-256' }, true, ['sign', 'verify'])
-  const { kty, crv, x, y, d } = await crypto.subtle.exportKey('jwk', pair.privateKey)
   await writeFile(join(path, 'master-secret'), randomBytes(32).toString('base64url'), { mode: 0o600 })
-  await writeFile(join(path, 'jwks.json'), JSON.stringify({ keys: [{ kty, crv, x, y, d }] }), { mode: 0o600 })
   const [issuerPort, port] = [await freePort(), await freePort()]
   issuerUrl = `http://127.0.0.1:${issuerPort}`
   endpoint = `http://127.0.0.1:${port}/introspect`
@@ -58,7 +55,6 @@ before(async () => {
       TOLLWARD_NATS_URL: nats.url,
       TOLLWARD_ISSUER_URL: issuerUrl,
       TOLLWARD_LISTEN_PORT: String(issuerPort),
-      TOLLWARD_JWKS_FILE: join(path, 'jwks.json'),
       TOLLWARD_MASTER_SECRET_FILE: join(path, 'master-secret'),
       TOLLWARD_INTROSPECTION_URL: endpoint,
       TOLLWARD_HEALTH_PORT: String(await freePort()),

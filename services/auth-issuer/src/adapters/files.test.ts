@@ -3,34 +3,24 @@ import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { test } from 'node:test'
 import { temporaryDirectory } from '@tollward/testkit'
-import { exportJWK, generateKeyPair } from 'jose'
-import { readOperatorClient, readSigningKeys } from './files.ts'
+import { readOperatorClient } from './files.ts'
 
 const refused = (reason: RegExp) => (error: unknown) =>
   error instanceof Error && 'code' in error && error.code === 'failed_precondition' && reason.test(error.message)
 
-test('a key file that others can read, that is damaged, or that holds another kind of key is refused without quoting it', async () => {
+test('an operator’s file that others can read, that is damaged or not there is refused without quoting it', async () => {
   await using directory = await temporaryDirectory()
-  const file = join(directory.path, 'jwks.json')
-  const ec = await exportJWK((await generateKeyPair('ES256', { extractable: true })).privateKey)
-  const rsa = await exportJWK((await generateKeyPair('RS256', { extractable: true })).privateKey)
-  const { d, ...publicOnly } = ec
-  const cases: [string, RegExp][] = [
-    ['{"keys":[{"d":"very-secret"', /is not JSON/],
-    ['{"keys":[]}', /is not as it should be: keys/],
-    [JSON.stringify({ keys: [publicOnly] }), /keys\.0\.d/],
-    [JSON.stringify({ keys: [rsa] }), /keys\.0\.kty/],
-    [JSON.stringify(ec), /keys/],
-  ]
-  for (const [text, reason] of cases) {
-    await writeFile(file, text, { mode: 0o600 })
-    await assert.rejects(readSigningKeys(file), refused(reason))
-    await readSigningKeys(file).catch((error: unknown) => assert.doesNotMatch(String(error), /very-secret/))
-  }
+  const file = join(directory.path, 'operator.json')
+  await writeFile(file, '{"secretSha256":"very-secret"', { mode: 0o600 })
+  assert.throws(() => readOperatorClient(file), refused(/is not JSON/))
+  assert.throws(
+    () => readOperatorClient(file),
+    (error) => !String(error).includes('very-secret'),
+  )
   const open = join(directory.path, 'open.json')
-  await writeFile(open, JSON.stringify({ keys: [ec] }), { mode: 0o644 })
-  await assert.rejects(readSigningKeys(open), refused(/can be read by others/))
-  await assert.rejects(readSigningKeys(join(directory.path, 'absent.json')), refused(/cannot be read/))
+  await writeFile(open, '{}', { mode: 0o644 })
+  assert.throws(() => readOperatorClient(open), refused(/can be read by others/))
+  assert.throws(() => readOperatorClient(join(directory.path, 'absent.json')), refused(/cannot be read/))
 })
 
 test('the operator’s file gives reserved scopes only, and a hash instead of a secret', async () => {

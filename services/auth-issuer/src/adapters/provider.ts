@@ -4,11 +4,11 @@ import { AppError } from '@tollward/errors'
 import { type Client, type Configuration, errors, type KoaContextWithOIDC, Provider } from 'oidc-provider'
 import type { Logger } from 'pino'
 import { type RegisteredClient, refusedScope } from '../domain/client.ts'
+import { idTokenLifetime } from '../domain/token.ts'
 import { errorLabel, type IssuerMetrics } from '../metrics.ts'
 import { REGISTRATION } from './client-metadata.ts'
 import { type Clients, isSecretOf } from './clients.ts'
 import { composedConfiguration, type ProviderPart } from './compose.ts'
-import type { SigningKeys } from './files.ts'
 import type { MasterSecret } from './master-secret.ts'
 import { oidcAdapters } from './oidc-adapter.ts'
 import type { Tokens } from './tokens.ts'
@@ -23,7 +23,7 @@ const BUS_PATIENCE_MS = 1000
 export const GENERATION = 'generation'
 
 /** Scopes of OpenID Connect: they are no API's. */
-const OIDC_SCOPES: ReadonlySet<string> = new Set(['openid', 'offline_access'])
+export const OIDC_SCOPES: ReadonlySet<string> = new Set(['openid', 'offline_access'])
 
 /** Paths that oidc-provider serves for people, of whom there are none without a part that knows them. */
 const FOR_PEOPLE = /^\/(auth|session)(\/|$)/
@@ -47,7 +47,7 @@ const AUTHORIZATION_CODE_LIFETIME_SECONDS = 60
 const INTERACTION_LIFETIME_SECONDS = 15 * 60
 
 /** Since the last request that changed it. */
-const SESSION_LIFETIME_SECONDS = 24 * 60 * 60
+export const SESSION_LIFETIME_SECONDS = 24 * 60 * 60
 
 /** After that a person is asked again, however often the client refreshed. */
 const GRANT_LIFETIME_SECONDS = 365 * 24 * 60 * 60
@@ -57,10 +57,9 @@ export interface ProviderOptions {
   readonly introspectionUrl: string | undefined
   readonly bus: Pick<Bus, 'disconnectedForMs'>
   readonly masterSecret: MasterSecret
-  readonly keys: SigningKeys
   readonly clients: Clients
   readonly tokens: Tokens
-  /** What is offered besides client credentials, refresh and revocation. */
+  /** The keys, and what is offered besides client credentials, refresh and revocation. */
   readonly parts: readonly ProviderPart[]
   readonly metrics: IssuerMetrics
   readonly log: Logger
@@ -115,10 +114,9 @@ export function createProvider(options: ProviderOptions): Provider {
   return provider
 }
 
-function coreConfiguration({ introspectionUrl, masterSecret, keys, clients, tokens }: ProviderOptions): Configuration {
+function coreConfiguration({ introspectionUrl, masterSecret, clients, tokens }: ProviderOptions): Configuration {
   return {
     adapter: oidcAdapters(clients, tokens),
-    jwks: keys.jwks,
     cookies: { keys: masterSecret.deriveAll('cookies').map((key) => key.toString('base64url')) },
     findAccount: () => undefined,
     scopes: [],
@@ -126,7 +124,7 @@ function coreConfiguration({ introspectionUrl, masterSecret, keys, clients, toke
     responseTypes: [],
     clientAuthMethods: ['client_secret_basic', 'client_secret_post'],
     clientDefaults: { id_token_signed_response_alg: 'ES256' },
-    enabledJWA: { idTokenSigningAlgValues: ['ES256'], requestObjectSigningAlgValues: [] },
+    enabledJWA: { idTokenSigningAlgValues: ['ES256', 'EdDSA'], requestObjectSigningAlgValues: [] },
     extraClientMetadata: { properties: [REGISTRATION] },
     extraTokenClaims: (ctx) => ({ [GENERATION]: registrationOf(ctx.oidc.client).generation }),
     formats: { bitsOfOpaqueRandomness: 256 },
@@ -166,7 +164,7 @@ function codeFlowConfiguration(): Configuration {
     expiresWithSession: () => false,
     ttl: {
       AccessToken: (_ctx, _token, client) => registrationOf(client).tokenLifetimeSeconds,
-      IdToken: (_ctx, _token, client) => registrationOf(client).tokenLifetimeSeconds,
+      IdToken: (_ctx, _token, client) => idTokenLifetime(registrationOf(client).tokenLifetimeSeconds),
       RefreshToken: (_ctx, _token, client) => registrationOf(client).refreshLifetimeSeconds,
       ClientCredentials: (_ctx, _token, client) => registrationOf(client).tokenLifetimeSeconds,
       AuthorizationCode: AUTHORIZATION_CODE_LIFETIME_SECONDS,
@@ -215,7 +213,7 @@ function resourceServerOf(ctx: KoaContextWithOIDC, resource: string, client: Reg
 }
 
 /** An audience as a resource indicator: names of APIs need not be URIs, resource indicators must (RFC 8707, section 2). */
-function resourceOf(audience: string): string {
+export function resourceOf(audience: string): string {
   return URL.canParse(audience) && !audience.includes('#')
     ? audience
     : `urn:tollward:audience:${encodeURIComponent(audience)}`

@@ -7,7 +7,7 @@ import type { Provider } from 'oidc-provider'
 import { type IssuedToken, internalClaims, tokenHash, worthOf } from '../domain/token.ts'
 import type { IssuerMetrics } from '../metrics.ts'
 import type { Clients } from './clients.ts'
-import type { SigningKeys } from './files.ts'
+import type { KeyRing } from './keys/key-ring.ts'
 import { GENERATION } from './provider.ts'
 import type { Tokens } from './tokens.ts'
 
@@ -22,8 +22,8 @@ const REASON_LENGTH_MAX = 300
 
 export interface RpcOptions {
   readonly issuer: string
-  readonly provider: Provider
-  readonly keys: SigningKeys
+  readonly provider: () => Provider
+  readonly keys: Pick<KeyRing, 'mint' | 'signIntrospection'>
   readonly clients: Clients
   readonly tokens: Tokens
   readonly metrics: IssuerMetrics
@@ -101,7 +101,7 @@ function parsedAnswer(json: string): unknown {
 
 async function exchange(token: string, { provider, clients, keys, issuer }: RpcOptions) {
   if (token === '' || token.length > TOKEN_LENGTH_MAX) return undefined
-  const issued = await issuedToken(token, provider)
+  const issued = await issuedToken(token, provider())
   if (!issued) return undefined
   const nowSeconds = Math.floor(Date.now() / 1000)
   const worth = worthOf(issued, await clients.find(issued.clientId), nowSeconds)

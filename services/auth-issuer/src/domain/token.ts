@@ -4,6 +4,14 @@ import type { RegisteredClient } from './client.ts'
 /** Life of the JWT that goes upstream: long enough to be cached, short enough that its theft is worth little. */
 export const INTERNAL_TOKEN_LIFETIME_SECONDS = 60
 
+/** A signing key is published for so long after it signed last; an id token is read right after it was issued. */
+export const ID_TOKEN_LIFETIME_MAX_SECONDS = 3600
+
+/** Life of an id token: that of the client's access tokens, as far as the keys allow. */
+export function idTokenLifetime(tokenLifetimeSeconds: number): number {
+  return Math.min(tokenLifetimeSeconds, ID_TOKEN_LIFETIME_MAX_SECONDS)
+}
+
 /** An access token as it was issued. Times are whole seconds since the epoch (RFC 7519, NumericDate). */
 export interface IssuedToken {
   readonly clientId: string

@@ -169,7 +169,8 @@ export const AccountNameSchema: GenMessage<AccountName> = /*@__PURE__*/
   messageDesc(file_tollward_token_v1_stored, 2);
 
 /**
- * A key that signs. Key: its kid.
+ * A key that signs. Key: its algorithm, a dot, and a number that counts the keys of that algorithm, so that of several replicas
+ * that make the next key one can.
  *
  * @generated from message tollward.token.v1.StoredSigningKey
  */
@@ -211,6 +212,8 @@ export type StoredSigningKey = Message<"tollward.token.v1.StoredSigningKey"> & {
   signsFrom?: Timestamp | undefined;
 
   /**
+   * Written when its successor signs, and the events that tell of it are out.
+   *
    * @generated from field: google.protobuf.Timestamp signs_until = 7;
    */
   signsUntil?: Timestamp | undefined;

@@ -159,7 +159,7 @@ const LOOPBACK = new Set(['127.0.0.1', '[::1]', 'localhost'])
 
 /** Compared character by character (RFC 9700, section 2.1). */
 const redirectUri = z
-  .url()
+  .url({ abort: true, error: 'is no absolute URI' })
   .max(2048)
   .refine((text) => !text.includes('#'), { error: 'a redirect URI has no fragment' })
   .refine(

@@ -46,6 +46,11 @@ function errorOf(yaml: string): DocumentError {
   throw new assert.AssertionError({ message: 'the text was taken' })
 }
 
+/** A Client document with this spec beside its grants. */
+function clientText(grants: string[], spec: Record<string, unknown> = {}): string {
+  return `apiVersion: tollward.dev/v1\nkind: Client\nmetadata: { name: shop }\nspec: ${JSON.stringify({ grants, ...spec })}\n`
+}
+
 test('a text gives its documents in order, with defaults filled in', () => {
   const [plan, policy] = parseDocuments(`# two\n---\n${PLAN}---\n${POLICY}---\n`, 'f.yaml')
   assert.ok(plan?.kind === 'Plan' && policy?.kind === 'ApiPolicy')
@@ -193,4 +198,64 @@ test('no text makes the parser throw anything but a DocumentError', () => {
 test('a key of the bucket holds only what NATS allows', () => {
   assert.equal(documentKey('Plan', 'orders'), 'Plan.b3JkZXJz')
   assert.match(documentKey('Plan', 'a:b c*ÿ'), /^[-/_=.a-zA-Z0-9]+$/)
+})
+
+test('a Client’s fields fit together, or each fault says which go with which', () => {
+  const code = { redirectUris: ['https://shop.example/callback'] }
+  const keys = { keys: [{ kty: 'EC', crv: 'P-256', x: 'x', y: 'y' }] }
+  const good: [string[], Record<string, unknown>][] = [
+    [['client_credentials'], {}],
+    [['authorization_code', 'refresh_token'], { ...code, authentication: 'none', senderConstraint: 'dpop' }],
+    [['device_code', 'refresh_token'], { authentication: 'none' }],
+    [['client_credentials', 'token_exchange'], { authentication: 'private_key_jwt', jwks: keys }],
+    [['client_credentials'], { authentication: 'tls_client_auth', certificateSubject: 'CN=shop' }],
+    [
+      ['client_credentials'],
+      { authentication: 'self_signed_tls_client_auth', jwks: keys, senderConstraint: 'certificate' },
+    ],
+  ]
+  for (const [grants, spec] of good) assert.equal(parseDocuments(clientText(grants, spec), 'f.yaml').length, 1)
+
+  const bad: [string[], Record<string, unknown>, RegExp][] = [
+    [['authorization_code'], {}, /redirectUris: are for the grant authorization_code, and it needs one/],
+    [['client_credentials'], code, /redirectUris: are for the grant authorization_code/],
+    [['client_credentials', 'refresh_token'], {}, /grants: refresh_token comes with authorization_code or device_code/],
+    [['client_credentials'], { authentication: 'none' }, /authentication: a client without authentication cannot act/],
+    [['token_exchange'], { authentication: 'none' }, /authentication: a client without authentication cannot act/],
+    [['client_credentials'], { authentication: 'private_key_jwt' }, /jwks: is for private_key_jwt and self_signed/],
+    [['client_credentials'], { authentication: 'self_signed_tls_client_auth' }, /jwks: is for private_key_jwt/],
+    [['client_credentials'], { jwks: keys }, /jwks: is for private_key_jwt and self_signed_tls_client_auth/],
+    [['client_credentials'], { authentication: 'tls_client_auth' }, /certificateSubject: is for tls_client_auth/],
+    [['client_credentials'], { certificateSubject: 'CN=shop' }, /certificateSubject: is for tls_client_auth/],
+    [['client_credentials'], { senderConstraint: 'certificate' }, /senderConstraint: certificate needs authentication/],
+    [['client_credentials'], { scopes: ['tollward.admin'] }, /scopes that begin with "tollward." are the operator's/],
+    [[], {}, /grants: must have at least 1 entry/],
+  ]
+  for (const [grants, spec, fault] of bad) assert.match(faultsOf(clientText(grants, spec)).join('\n'), fault)
+})
+
+test('a redirect URI is https, http to the loopback or of a private scheme, and no fragment', () => {
+  const withUri = (uri: string) => clientText(['authorization_code'], { redirectUris: [uri] })
+  for (const uri of ['https://a.example/cb?x=1', 'http://127.0.0.1/cb', 'http://[::1]:80/', 'com.example.app:/cb']) {
+    assert.equal(parseDocuments(withUri(uri), 'f.yaml').length, 1, uri)
+  }
+  for (const uri of [
+    '',
+    '/cb',
+    'cb',
+    'http://a.example/cb',
+    'https://a.example/#x',
+    'javascript:alert(1)',
+    'app:/cb',
+  ]) {
+    assert.match(faultsOf(withUri(uri)).join('\n'), /spec\.redirectUris\[0\]: /, uri)
+  }
+})
+
+test('a Client’s keys are public ones', () => {
+  const withKey = (key: Record<string, string>) =>
+    clientText(['client_credentials'], { authentication: 'private_key_jwt', jwks: { keys: [key] } })
+  const ec = { kty: 'EC', crv: 'P-256', x: 'x', y: 'y' }
+  assert.match(faultsOf(withKey({ ...ec, d: 'd' })).join(), /is a private key; give its public part/)
+  assert.match(faultsOf(withKey({ kty: 'oct', k: 'k' })).join(), /kty: must be one of EC, OKP, RSA/)
 })

@@ -4,7 +4,7 @@ import { connect, type NatsConnection, nkeyAuthenticator } from '@nats-io/transp
 import type { BucketContract, EventContract } from '@tollward/contracts'
 import type { Logger } from 'pino'
 import type { Registry } from 'prom-client'
-import { type Bucket, type BucketChange, bucketChange, openBucket, protoCodec, rawCodec } from './bucket.ts'
+import { type Bucket, type BucketChange, bucketChange, type Codec, openBucket, protoCodec, rawCodec } from './bucket.ts'
 import {
   type ConsumeOptions,
   consumeDurable,
@@ -101,6 +101,8 @@ export interface Bus extends AsyncDisposable {
   history(stream: string, filter: string, options: HistoryOptions): Promise<StoredLetter[]>
   bucket<Desc extends DescMessage>(contract: BucketContract<Desc>): Bucket<MessageShape<Desc>>
   rawBucket(name: string): Bucket<Uint8Array>
+  /** A bucket whose values have no proto schema. What the codec throws on decoding means that a value is damaged. */
+  codedBucket<T>(name: string, codec: Codec<T>): Bucket<T>
   serve<S extends DescService>(service: S, implementation: Implementation<S>): AsyncDisposable
   client<S extends DescService>(service: S, options?: { readonly timeoutMs?: number }): Client<S>
 }
@@ -226,6 +228,7 @@ class NatsBus implements Bus {
   }
 
   bucket: Bus['bucket'] = (contract) => openBucket(this.#session, contract.name, protoCodec(contract))
+  codedBucket: Bus['codedBucket'] = (name, codec) => openBucket(this.#session, name, codec)
   rawBucket: Bus['rawBucket'] = (name) => openBucket(this.#session, name, rawCodec)
   serve: Bus['serve'] = (service, implementation) => serve(this.#session, service, implementation)
   client: Bus['client'] = (service, options = {}) => client(this.#session, service, options.timeoutMs)

@@ -15,7 +15,7 @@ type Messages = Awaited<ReturnType<PushConsumer['consume']>>
 
 /** A reader's hold on a feed. */
 export interface Following extends AsyncDisposable {
-  /** Milliseconds since the server was last heard on this feed, by a message or a heartbeat. */
+  /** Milliseconds since this reader had everything that the server had for it, known by a message that was the last or a heartbeat. */
   readonly silentForMs: number
 }
 
@@ -53,7 +53,7 @@ class Feed implements Following {
   readonly #reader: FeedReader
   readonly #first = Promise.withResolvers<void>()
   #messages: Messages | undefined
-  #lastHeardMs = performance.now()
+  #currentAtMs = performance.now()
   #generation = 0
   #disposed = false
   #restartTimer: NodeJS.Timeout | undefined
@@ -72,7 +72,7 @@ class Feed implements Following {
   }
 
   get silentForMs(): number {
-    return performance.now() - this.#lastHeardMs
+    return performance.now() - this.#currentAtMs
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -91,6 +91,7 @@ class Feed implements Following {
       let delivered = 0
       let caughtUp = false
       const finishPast = () => {
+        this.#currentAtMs = performance.now()
         if (caughtUp) return
         caughtUp = true
         this.#reader.caughtUp?.()
@@ -98,7 +99,6 @@ class Feed implements Following {
       }
       const receive = (message: JsMsg) => {
         if (!current()) return
-        this.#lastHeardMs = performance.now()
         delivered += 1
         if (message.info.deliverySequence !== delivered) return this.#restart('gap')
         this.#reader.message(message)
@@ -113,7 +113,7 @@ class Feed implements Following {
       // Subscribed before the consumer exists, so that its first message finds a listener.
       const messages = await consumer.consume({ callback: receive })
       this.#messages = messages
-      void this.#watchHeartbeats(messages, current)
+      void this.#watchHeartbeats(messages, current, () => delivered)
       const info = await manager.consumers.add(this.#stream, {
         ...this.#reader.from(),
         name: nuid.next(),
@@ -144,10 +144,13 @@ class Feed implements Following {
     this.#restartTimer = setTimeout(() => void this.#start(), RESTART_DELAY_MS)
   }
 
-  async #watchHeartbeats(messages: Messages, current: () => boolean): Promise<void> {
+  async #watchHeartbeats(messages: Messages, current: () => boolean, delivered: () => number): Promise<void> {
     for await (const status of messages.status()) {
       if (!current()) return
-      if (status.type === 'heartbeat' || status.type === 'flow_control') this.#lastHeardMs = performance.now()
+      if (status.type === 'heartbeat') {
+        if (status.lastConsumerSequence > delivered()) return this.#restart('gap')
+        this.#currentAtMs = performance.now()
+      }
       if (status.type === 'heartbeats_missed' || status.type === 'consumer_deleted') return this.#restart(status.type)
     }
   }

@@ -1,4 +1,4 @@
-export type { Bucket, BucketChange, BucketObserver, Entry, WriteOptions } from './bucket.ts'
+export type { Bucket, BucketChange, BucketObserver, Codec, Entry, WriteOptions } from './bucket.ts'
 export {
   type Bus,
   type BusOptions,

@@ -27,7 +27,7 @@ export function permissionsOf(service: string): Permissions {
   for (const { stream, filter } of access.follows ?? []) addFeed(publish, stream, filter)
   for (const bucket of access.readsBuckets ?? []) addBucketReader(publish, bucket)
   for (const bucket of access.writesBuckets ?? []) publish.add(`$KV.${bucket}.>`)
-  for (const responder of access.calls ?? []) publish.add(`${responder}.v1.rpc.*`)
+  for (const call of access.calls ?? []) publish.add(callSubject(call))
   const subscribe = new Set<string>([`${inboxPrefix(service)}.>`, ...(access.listens ?? [])])
   if (access.serves) subscribe.add(`${service}.v1.rpc.*`)
   return {
@@ -48,6 +48,11 @@ export function durableSubjects(durable: string): readonly string[] {
     `$JS.API.CONSUMER.MSG.NEXT.${stream}.${durable}`,
     `$JS.ACK.${stream}.${durable}.>`,
   ]
+}
+
+function callSubject(call: string): string {
+  const [responder, method = '*'] = call.split('.')
+  return `${responder}.v1.rpc.${method}`
 }
 
 function durableTopology(durable: string) {

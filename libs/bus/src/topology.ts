@@ -125,7 +125,7 @@ export interface Access {
   readonly listens?: readonly string[]
   readonly readsBuckets?: readonly string[]
   readonly writesBuckets?: readonly string[]
-  /** Names of responders. */
+  /** Methods of responders, such as auth-issuer.exchange; a responder's name alone is all of its methods. */
   readonly calls?: readonly string[]
   readonly serves?: true
 }
@@ -135,7 +135,12 @@ const TOKEN_EVENTS = { stream: 'EVENTS', filter: 'tollward.token.v1.>' }
 const DECISION_POINT = {
   follows: [TOKEN_EVENTS],
   readsBuckets: ['documents', 'blocks', 'passes'],
-  calls: ['token-introspector', 'payment-verifier'],
+  calls: [
+    'token-introspector.introspect',
+    'payment-verifier.redeem',
+    'payment-verifier.lease',
+    'payment-verifier.record',
+  ],
 } satisfies Access
 
 /** What each service may do on the bus, and nothing else. Its credential has the service's name. */
@@ -146,14 +151,18 @@ export const ACCESS: Readonly<Record<string, Access>> = {
     writesBuckets: ISSUER_BUCKETS,
     serves: true,
   },
-  'token-introspector': { follows: [TOKEN_EVENTS], calls: ['auth-issuer'], serves: true },
+  'token-introspector': {
+    follows: [TOKEN_EVENTS],
+    calls: ['auth-issuer.exchange', 'auth-issuer.authenticate_client', 'auth-issuer.sign_introspection'],
+    serves: true,
+  },
   'payment-verifier': {
     publishes: ['tollward.payment.v1.>', 'tollward.ledger.v1.>'],
     consumes: ['ledger-announcer', 'pass-announcer'],
     follows: [{ stream: 'LEDGER', filter: 'tollward.ledger.v1.>' }],
     readsBuckets: ['documents', 'passes'],
     writesBuckets: ['passes'],
-    calls: ['token-introspector'],
+    calls: ['token-introspector.introspect'],
     serves: true,
   },
   authorizer: { ...DECISION_POINT, publishes: ['tollward.sensor.v1.call.observed.authorizer'] },

@@ -6,6 +6,7 @@ import { RedeemOutcome } from '@tollward/contracts/payment'
 import { type CallObserved, CallObservedSchema, Outcome } from '@tollward/contracts/sensor'
 import { createLog } from '@tollward/runtime'
 import { eventually, requires } from '@tollward/testkit'
+import { calculateJwkThumbprint, exportJWK, generateKeyPair, SignJWT } from 'jose'
 import { Registry } from 'prom-client'
 import { createDecider, type Decider } from './decider.ts'
 import type { Decision } from './domain/answer.ts'
@@ -21,14 +22,27 @@ metadata: { name: marker }
 spec: { hosts: [marker.example], rules: [{ name: marker, match: { path: /marker }, anonymous: true }] }
 `
 
+const TRIAL = `
+apiVersion: tollward.dev/v1
+kind: ApiPolicy
+metadata: { name: trial }
+spec:
+  hosts: [trial.example]
+  mode: observe
+  rules: [{ name: echo, match: { path: /echo }, require: { token: { scopes: [orders] } } }]
+`
+
 interface Ask {
   host?: string
   path?: string
   method?: string
   token?: string
+  /** Instead of token: a whole Authorization. */
+  authorization?: string
   txid?: string
   from?: string
   headers?: string[]
+  certificate?: () => Uint8Array
 }
 
 describe('decider', { skip }, () => {
@@ -102,6 +116,141 @@ describe('decider', { skip }, () => {
     assert.equal(await reason({ path: '/echo', token: neighbours.issue('disabled-client', ['orders']) }), 'admitted')
   })
 
+  test('the tokens of a revoked grant and of a person who was shut out are refused at once, and no others', async () => {
+    const granted = (grantHash: string, subject: string) =>
+      neighbours.issue('granted-client', ['orders'], { grantHash, subject })
+    const [ofGrant, ofPerson, other] = [granted('g1', 'p1'), granted('g2', 'p2'), granted('g3', 'p3')]
+    for (const token of [ofGrant, ofPerson, other]) assert.equal(await reason({ path: '/echo', token }), 'admitted')
+    const asked = () => neighbours.asked.introspect.filter((token) => token === other).length
+    const before = asked()
+    await neighbours.revokeGrant('g1')
+    await neighbours.revokeSubject('p2')
+    for (const token of [ofGrant, ofPerson]) {
+      await eventually(async () => (await reason({ path: '/echo', token })) === 'token-invalid', {
+        what: 'it is refused',
+      })
+    }
+    assert.equal(await reason({ path: '/echo', token: other }), 'admitted')
+    assert.equal(asked(), before, 'what it does not concern stays known')
+    assert.equal(await reason({ path: '/echo', token: granted('g4', 'p2') }), 'admitted', 'a later grant of the person')
+  })
+
+  test('a token under a revoked grant is refused, whatever the introspector says', async () => {
+    await neighbours.revokeGrant('g9')
+    const marker = neighbours.issue('marker-client', ['orders'])
+    assert.equal(await reason({ path: '/echo', token: marker }), 'admitted')
+    await neighbours.revoke(marker)
+    await eventually(async () => (await reason({ path: '/echo', token: marker })) === 'token-invalid', {
+      what: 'it is heard',
+    })
+    const late = neighbours.issue('granted-client', ['orders'], { grantHash: 'g9', subject: 'p9' })
+    await eventually(async () => (await reason({ path: '/echo', token: late })) === 'token-invalid', {
+      what: 'it is refused',
+    })
+  })
+
+  test('after a change of a client nothing is taken from the introspector’s memory, which may be older', async () => {
+    const token = neighbours.issue('changing-client', ['orders'])
+    assert.equal(await reason({ path: '/echo', token }), 'admitted')
+    // The introspector has not heard of the change yet: only past its memory it says what is true.
+    neighbours.remembered.set(token, neighbours.tokens.get(token) ?? {})
+    neighbours.tokens.set(token, { ...neighbours.tokens.get(token), scopes: [] })
+    await neighbours.changeClient('changing-client')
+    await eventually(async () => (await reason({ path: '/echo', token })) === 'scope-missing', {
+      what: 'the scope is gone',
+    })
+    neighbours.remembered.clear()
+  })
+
+  describe('proof of possession', () => {
+    const URL = 'https://api.example/echo'
+    const boundToKey = (client: string, jkt: string) =>
+      neighbours.issue(client, ['orders'], { confirmation: { method: { case: 'jkt', value: jkt } } })
+
+    test('a token that is bound to a DPoP key counts once with each proof, and upstream gets neither', async () => {
+      const key = await newKey()
+      const token = boundToKey('dpop-client', key.thumbprint)
+      const proof = await key.proof(token, URL)
+      const asked = { path: '/echo', authorization: `DPoP ${token}`, headers: ['DPoP', proof] }
+      const decision = await ask(asked)
+      assert.ok(decision.admitted)
+      assert.equal(new Map(decision.upstream.set).get('authorization'), 'Bearer internal.dpop-client.jwt')
+      assert.ok(decision.upstream.remove.includes('dpop'))
+      const replayed = await ask(asked)
+      assert.ok(!replayed.admitted)
+      assert.equal(replayed.status, 401)
+      assert.match(
+        new Map(replayed.headers).get('www-authenticate') ?? '',
+        /^DPoP .*error="invalid_dpop_proof", .*algs="ES256 EdDSA"$/,
+      )
+    })
+
+    test('a bound token without its key is worth nothing, and an unbound one is no DPoP token', async () => {
+      const [key, thief] = [await newKey(), await newKey()]
+      const [bound, plain] = [boundToKey('robbed-client', key.thumbprint), neighbours.issue('plain-client', ['orders'])]
+      const refusals: [expected: string, asked: Ask][] = [
+        ['proof-missing', { token: bound }],
+        ['proof-missing', { authorization: `DPoP ${bound}` }],
+        ['proof-invalid', { authorization: `DPoP ${bound}`, headers: ['dpop', await thief.proof(bound, URL)] }],
+        ['proof-invalid', { authorization: `DPoP ${bound}`, headers: ['dpop', await key.proof(bound, `${URL}x`)] }],
+        ['proof-invalid', { authorization: `DPoP ${bound}`, headers: ['dpop', await key.proof(plain, URL)] }],
+        ['proof-invalid', { authorization: `DPoP ${bound}`, headers: ['dpop', 'a.b.c', 'dpop', 'a.b.c'] }],
+        ['token-invalid', { authorization: `DPoP ${plain}`, headers: ['dpop', await key.proof(plain, URL)] }],
+      ]
+      for (const [expected, asked] of refusals) {
+        const decision = await ask({ path: '/echo', ...asked })
+        assert.deepEqual(!decision.admitted && [decision.status, decision.reason], [401, expected])
+      }
+      assert.equal(await reason({ path: '/echo', token: plain }), 'admitted')
+    })
+
+    test('a token that is bound to a certificate counts only on a connection with that certificate', async () => {
+      const [own, other] = [Buffer.from('own'), Buffer.from('other')]
+      const value = hash('sha256', own, 'base64url')
+      const token = neighbours.issue('mtls-client', ['orders'], {
+        confirmation: { method: { case: 'x5tS256', value } },
+      })
+      const asked = { path: '/echo', token }
+      assert.equal(await reason({ ...asked, certificate: () => own }), 'admitted')
+      assert.equal(await reason({ ...asked, certificate: () => other }), 'proof-invalid')
+      assert.equal(await reason(asked), 'proof-missing')
+      assert.equal(
+        await reason({ path: '/echo', authorization: `DPoP ${token}`, certificate: () => own }),
+        'token-invalid',
+      )
+    })
+
+    test('a binding of a kind that is not known here is never fulfilled', async () => {
+      const token = neighbours.issue('future-client', ['orders'], { confirmation: {} })
+      const key = await newKey()
+      assert.equal(await reason({ path: '/echo', token }), 'proof-missing')
+      const headers = ['dpop', await key.proof(token, URL)]
+      assert.equal(await reason({ path: '/echo', authorization: `DPoP ${token}`, headers }), 'proof-invalid')
+    })
+
+    test('a policy that only observes lets neither an unproved token of ours nor its proof through', async () => {
+      await neighbours.apply(TRIAL)
+      const key = await newKey()
+      const token = boundToKey('trial-client', key.thumbprint)
+      const asked = {
+        host: 'trial.example',
+        path: '/echo',
+        authorization: `DPoP ${token}`,
+        headers: ['dpop', 'nonsense'],
+      }
+      const decision = await eventually(
+        async () => {
+          const decided = await ask(asked)
+          return decided.admitted && decided
+        },
+        { what: 'the policy is in force' },
+      )
+      assert.ok(decision.upstream.remove.includes('authorization') && decision.upstream.remove.includes('dpop'))
+      const foreign = await ask({ ...asked, authorization: 'DPoP foreign' })
+      assert.ok(foreign.admitted && !foreign.upstream.remove.includes('authorization'))
+    })
+  })
+
   test('one introspection serves all requests that come meanwhile', async () => {
     const token = neighbours.issue('busy-client', ['orders'])
     const decisions = await Promise.all(Array.from({ length: 20 }, () => ask({ path: '/echo', token })))
@@ -126,7 +275,7 @@ describe('decider', { skip }, () => {
       'x-tollward-subject': 'honest-client',
       'x-tollward-scopes': 'orders other',
     })
-    const removed = ['x-tollward-pass', 'x-bitcoin-txid', 'x_tollward_pass', 'x-tollward-anything']
+    const removed = ['dpop', 'x-tollward-pass', 'x-bitcoin-txid', 'x_tollward_pass', 'x-tollward-anything']
     assert.deepEqual([...decision.upstream.remove].sort(), removed.sort())
 
     const anonymous = await ask({ path: '/public', token, headers })
@@ -324,19 +473,43 @@ describe('decider', { skip }, () => {
   })
 })
 
+async function newKey() {
+  const { publicKey, privateKey } = await generateKeyPair('ES256')
+  const jwk = await exportJWK(publicKey)
+  return {
+    thumbprint: await calculateJwkThumbprint(jwk),
+    proof: (token: string, htu: string, htm = 'GET') =>
+      new SignJWT({ htm, htu, ath: hash('sha256', token, 'base64url') })
+        .setJti(crypto.randomUUID())
+        .setIssuedAt()
+        .setProtectedHeader({ alg: 'ES256', typ: 'dpop+jwt', jwk })
+        .sign(privateKey),
+  }
+}
+
 function facts({
   host = 'api.example',
   path = '/public',
   method = 'GET',
   token,
+  authorization = token === undefined ? undefined : `Bearer ${token}`,
   txid,
   from = '192.0.2.1',
   headers = [],
+  certificate,
 }: Ask) {
   const address = parseAddress(from)
   assert.ok(address)
   const list = [...headers]
-  if (token !== undefined) list.push('Authorization', `Bearer ${token}`)
+  if (authorization !== undefined) list.push('Authorization', authorization)
   if (txid !== undefined) list.push('X-Bitcoin-Txid', txid)
-  return { method, host, target: path, address, headers: list }
+  return {
+    method,
+    scheme: 'https',
+    host,
+    target: path,
+    address,
+    headers: list,
+    ...(certificate ? { certificate } : {}),
+  } as const
 }

@@ -10,6 +10,7 @@ import { followBlocks } from './adapters/blocks.ts'
 import { newDecisionId } from './adapters/decision-id.ts'
 import { Documents } from './adapters/documents.ts'
 import { Passes } from './adapters/passes.ts'
+import { openPossession } from './adapters/proofs.ts'
 import { Recorder } from './adapters/recorder.ts'
 import { Tokens } from './adapters/tokens.ts'
 import { admission, type Decision, type Offers, type Rejection, rejection } from './domain/answer.ts'
@@ -52,6 +53,7 @@ export async function createDecider({ bus, log, registry, config }: DeciderOptio
   const documents = new Documents(log, metrics)
   const blocks = new BlockList(guardedAddresses(config.guardedAddresses))
   const tokens = new Tokens(bus, log, metrics)
+  const possession = openPossession()
   const passes = new Passes(bus, `${config.source}-${randomUUID()}`, log, metrics)
   const rateTable = (table: string) => new RateTable(RATE_KEYS_MAX, () => metrics.evictions.inc({ table }))
   const sourceRates = rateTable('source rates')
@@ -70,6 +72,7 @@ export async function createDecider({ bus, log, registry, config }: DeciderOptio
     blocks: () => blocks.size,
     tokens: () => tokens.size,
     passes: () => passes.size,
+    proofs: () => possession.size,
     'source rates': () => sourceRates.size,
     'client rates': () => clientRates.size,
   })
@@ -82,6 +85,7 @@ export async function createDecider({ bus, log, registry, config }: DeciderOptio
     clientRates,
     hashToken: sha256,
     findToken: (token, tokenHash, nowMs) => tokens.find(token, tokenHash, nowMs),
+    prove: (binding, presented) => possession.prove(binding, presented),
     standing: (call, nowMs) => passes.standing(call, nowMs),
     spend: (call, nowMs) => passes.spend(call, nowMs),
     failed: (thrown) => failure(thrown, log, metrics),
@@ -145,6 +149,7 @@ const NOT_JUDGED: Verdict = {
   fields: undefined,
   rule: undefined,
   token: undefined,
+  unproven: false,
   tokenHash: undefined,
   passId: undefined,
 }

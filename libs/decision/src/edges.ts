@@ -23,6 +23,11 @@ export const EDGES = {
     fails: 'open',
     because: 'the oldest source begins anew; refusing new ones would shut out honest ones',
   },
+  'proof table full': {
+    fails: 'closed',
+    because:
+      'a proof that is not remembered could be replayed; the table holds more than one process can verify in its window',
+  },
   'call record': { fails: 'open', because: 'a request must not wait for its record; what is lost is counted' },
 } as const satisfies Record<string, Edge>
 
@@ -56,6 +61,22 @@ export const REFRESH_EVERY_MS = 1000
 export const REVOCATIONS_MAX = 100_000
 /** At start, revocations are read from this long ago; longer than any introspection can be under way or cached elsewhere. */
 export const REVOCATION_MEMORY_MS = 600_000
+/** token-introspector trusts its memory only while it has had every revocation within this time. */
+export const INTROSPECTOR_STALE_AFTER_MS = 3000
+/**
+ * token-introspector may not have heard yet what was heard here: for this long after a revocation or change, an answer about what
+ * it concerns counts only if it comes from the issuer itself. More than INTROSPECTOR_STALE_AFTER_MS and an answer's way here.
+ */
+export const INTROSPECTOR_LAG_MAX_MS = 5000
+/** Questions about one token until there is an answer that no revocation overtook. */
+export const INTROSPECTION_ATTEMPTS_MAX = 4
+
+/** How old a DPoP proof may be by its iat: the time in which a stolen one might be replayed at another process. */
+export const PROOF_AGE_MAX_MS = 60_000
+/** How far a client's clock may be ahead. */
+export const PROOF_AHEAD_MAX_MS = 10_000
+/** Proofs remembered as used; some 60 bytes each. */
+export const PROOFS_MAX = 500_000
 
 /** Sources and clients whose rate is known, each table. */
 export const RATE_KEYS_MAX = 200_000

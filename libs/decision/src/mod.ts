@@ -1,7 +1,11 @@
+export { openPossession, type Possession } from './adapters/proofs.ts'
+export { clientTag, followRevocations, type RevocationKind, tagsOf } from './adapters/revocations.ts'
+export { bindingOf } from './adapters/tokens.ts'
 export { decisionConfig } from './config.ts'
 export { createDecider, type Decider, type DeciderConfig, type DeciderOptions } from './decider.ts'
 export {
   type Admission,
+  challenge,
   DECISION_HEADER,
   type Decision,
   type HeaderField,
@@ -9,6 +13,9 @@ export {
   type Rejection,
 } from './domain/answer.ts'
 export { clientAddress, isTrusted } from './domain/client-address.ts'
-export { HEADER_BYTES_MAX, HEADER_FIELDS_MAX, type HeaderList, TXID_HEADER } from './domain/fields.ts'
+export { HEADER_BYTES_MAX, HEADER_FIELDS_MAX, type HeaderList, readFields, TXID_HEADER } from './domain/fields.ts'
 export type { RequestFacts } from './domain/judge.ts'
 export { problemType, REASONS, type Reason } from './domain/reasons.ts'
+export { RevocableCache } from './domain/revocable-cache.ts'
+export { canonicalUri } from './domain/target.ts'
+export { INTROSPECTOR_STALE_AFTER_MS } from './edges.ts'

@@ -14,8 +14,11 @@ import {
   VerifierService,
 } from '@tollward/contracts/payment'
 import {
+  ClientChangedSchema,
   ClientRevokedSchema,
+  GrantRevokedSchema,
   IntrospectorService,
+  SubjectRevokedSchema,
   type TokenInfoSchema,
   TokenRevokedSchema,
 } from '@tollward/contracts/token'
@@ -68,6 +71,8 @@ export interface Neighbours extends AsyncDisposable {
   readonly bus: Bus
   /** What the introspector knows, by token; it may be changed at any time. */
   readonly tokens: Map<string, TokenAnswer>
+  /** What the introspector says instead, from memory, to those who don't ask past it. */
+  readonly remembered: Map<string, TokenAnswer>
   /** What the verifier says to a txid; NOTHING_OPEN to others. */
   readonly redemptions: Map<string, RedeemAnswer>
   /** Questions that came, oldest first. */
@@ -80,6 +85,10 @@ export interface Neighbours extends AsyncDisposable {
   issue(clientId: string, scopes: readonly string[], answer?: TokenAnswer): string
   revoke(token: string): Promise<void>
   revokeClient(clientId: string): Promise<void>
+  revokeGrant(grantHash: string): Promise<void>
+  revokeSubject(subject: string): Promise<void>
+  /** Only says that it was changed. */
+  changeClient(clientId: string): Promise<void>
   block(cidr: string, ttlMs?: number): Promise<void>
   lift(cidr: string): Promise<void>
   activatePass(clientId: string, plan: string, quotaRequests: number): Promise<string>
@@ -95,14 +104,15 @@ export async function startNeighbours(): Promise<Neighbours> {
   await provisionAll(nats.url)
   const bus = resources.use(await connectTestBus(nats.url, 'admin-api'))
   const tokens: Neighbours['tokens'] = new Map()
+  const remembered: Neighbours['remembered'] = new Map()
   const redemptions: Neighbours['redemptions'] = new Map()
   const asked: Neighbours['asked'] = { introspect: [], redeem: [], lease: [] }
   const givenBack: Neighbours['givenBack'] = new Map()
   const passes = bus.bucket(PASSES)
   const introspector = bus.serve(IntrospectorService, {
-    introspect: async ({ token }) => {
+    introspect: async ({ token, pastCache }) => {
       asked.introspect.push(token)
-      const info = tokens.get(token) ?? { active: false }
+      const info = (pastCache ? undefined : remembered.get(token)) ?? tokens.get(token) ?? { active: false }
       await neighbours.beforeIntrospection()
       return { info: info.active ? withInternalToken(info) : info }
     },
@@ -144,6 +154,7 @@ export async function startNeighbours(): Promise<Neighbours> {
     nats,
     bus,
     tokens,
+    remembered,
     redemptions,
     asked,
     givenBack,
@@ -172,6 +183,20 @@ export async function startNeighbours(): Promise<Neighbours> {
       for (const [token, info] of tokens) if (info.clientId === clientId) tokens.delete(token)
       const event = { clientId, revokedAt: timestampFromMs(Date.now()), reason: 'test' }
       await bus.publish(contract(ClientRevokedSchema), create(ClientRevokedSchema, event))
+    },
+    revokeGrant: async (grantHash) => {
+      for (const [token, info] of tokens) if (info.grantHash === grantHash) tokens.delete(token)
+      const event = { grantHash, revokedAt: timestampFromMs(Date.now()), reason: 'test' }
+      await bus.publish(contract(GrantRevokedSchema), create(GrantRevokedSchema, event))
+    },
+    revokeSubject: async (subject) => {
+      for (const [token, info] of tokens) if (info.subject === subject) tokens.delete(token)
+      const event = { subject, revokedAt: timestampFromMs(Date.now()), reason: 'test' }
+      await bus.publish(contract(SubjectRevokedSchema), create(SubjectRevokedSchema, event))
+    },
+    changeClient: async (clientId) => {
+      const event = { clientId, changedAt: timestampFromMs(Date.now()) }
+      await bus.publish(contract(ClientChangedSchema), create(ClientChangedSchema, event))
     },
     block: async (cidr, ttlMs = 60_000) => {
       const expiresAtMs = Date.now() + ttlMs

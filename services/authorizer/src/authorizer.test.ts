@@ -87,7 +87,7 @@ describe('authorizer', { skip }, () => {
         'x-tollward-subject': 'good-client',
         'x-tollward-scopes': 'orders',
       })
-      assert.deepEqual([...headersToRemove].sort(), ['x-bitcoin-txid', 'x-tollward-future', 'x-tollward-pass'])
+      assert.deepEqual([...headersToRemove].sort(), ['dpop', 'x-bitcoin-txid', 'x-tollward-future', 'x-tollward-pass'])
       for (const option of [...headers, ...responseHeadersToAdd]) {
         assert.equal(option.append, false, 'append is there and false')
         assert.equal(option.appendAction, AppendAction.OVERWRITE_IF_EXISTS_OR_ADD)

@@ -158,7 +158,10 @@ describe('gateway', { skip }, () => {
     assert.equal((await ask('/public')).status, 200)
     const unknown = await ask('/orders')
     assert.equal(unknown.status, 401)
-    assert.equal(unknown.headers['www-authenticate'], 'Bearer realm="tollward"')
+    assert.equal(
+      unknown.headers['www-authenticate'],
+      'Bearer realm="tollward", DPoP realm="tollward", algs="ES256 EdDSA"',
+    )
     assert.equal((await ask('/nowhere')).status, 401)
     const token = neighbours.issue('walker', ['orders'])
     assert.equal((await ask('/nowhere', { token })).status, 403)

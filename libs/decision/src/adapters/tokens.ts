@@ -1,17 +1,20 @@
 import { timestampMs } from '@bufbuild/protobuf/wkt'
 import type { Bus, Client, Following } from '@tollward/bus'
-import { contract } from '@tollward/contracts'
-import { ClientRevokedSchema, IntrospectorService, type TokenInfo, TokenRevokedSchema } from '@tollward/contracts/token'
+import { type Confirmation, IntrospectorService, type TokenInfo } from '@tollward/contracts/token'
 import { AppError } from '@tollward/errors'
 import type { Logger } from 'pino'
 import { identityHeaders } from '../domain/answer.ts'
 import { BoundedMap } from '../domain/bounded-map.ts'
 import type { KnownToken, MaybePromise } from '../domain/judge.ts'
+import type { Binding } from '../domain/possession.ts'
+import { RevocableCache } from '../domain/revocable-cache.ts'
 import {
   CALL_TIMEOUT_MS,
   FEED_STALE_AFTER_MS,
   INTERNAL_TOKEN_LEFT_MIN_MS,
+  INTROSPECTION_ATTEMPTS_MAX,
   INTROSPECTIONS_MAX,
+  INTROSPECTOR_LAG_MAX_MS,
   REFRESH_BEFORE_MS,
   REFRESH_EVERY_MS,
   REVOCATION_MEMORY_MS,
@@ -21,6 +24,7 @@ import {
   WORTHLESS_TOKENS_MAX,
 } from '../edges.ts'
 import type { DecisionMetrics } from '../metrics.ts'
+import { followRevocations, grantTag, tagsOf } from './revocations.ts'
 
 interface CachedToken extends KnownToken {
   readonly expiresAtMs: number
@@ -36,22 +40,22 @@ export class Tokens {
   readonly #introspector: Client<typeof IntrospectorService>
   readonly #metrics: DecisionMetrics
   readonly #log: Logger
-  readonly #known: BoundedMap<string, CachedToken>
+  readonly #known: RevocableCache<CachedToken>
   readonly #worthlessUntilMs: BoundedMap<string, number>
-  readonly #revoked: BoundedMap<string, true>
-  readonly #clientRevokedAtMs: BoundedMap<string, number>
   readonly #asked = new Map<string, Promise<KnownToken | undefined>>()
-  readonly #feeds: Following[] = []
+  #feed: Following | undefined
 
   constructor(bus: Bus, log: Logger, metrics: DecisionMetrics) {
     this.#introspector = bus.client(IntrospectorService, { timeoutMs: CALL_TIMEOUT_MS })
     this.#metrics = metrics
     this.#log = log
     const evicted = (table: string) => () => metrics.evictions.inc({ table })
-    this.#known = new BoundedMap(TOKENS_MAX, evicted('tokens'))
+    this.#known = new RevocableCache({
+      entriesMax: TOKENS_MAX,
+      forgottenMax: REVOCATIONS_MAX,
+      evicted: evicted('tokens'),
+    })
     this.#worthlessUntilMs = new BoundedMap(WORTHLESS_TOKENS_MAX, evicted('worthless tokens'))
-    this.#revoked = new BoundedMap(REVOCATIONS_MAX, evicted('revocations'))
-    this.#clientRevokedAtMs = new BoundedMap(REVOCATIONS_MAX, evicted('client revocations'))
   }
 
   get size(): number {
@@ -60,25 +64,15 @@ export class Tokens {
 
   /** Begins to hear revocations. Resolves when those of the recent past are known. */
   async follow(bus: Bus, nowMs: number): Promise<AsyncDisposable> {
-    const since = { timeMs: nowMs - REVOCATION_MEMORY_MS }
-    await using stack = new AsyncDisposableStack()
-    const tokens = await bus.follow(contract(TokenRevokedSchema), since, ({ tokenHash }) =>
-      this.#onTokenRevoked(tokenHash),
+    this.#feed = await followRevocations(bus, nowMs - REVOCATION_MEMORY_MS, (keyOrTag) =>
+      this.#known.forget(keyOrTag, Date.now()),
     )
-    this.#feeds.push(stack.use(tokens))
-    const clients = await bus.follow(
-      contract(ClientRevokedSchema),
-      since,
-      ({ clientId, revokedAt }, { publishedAtMs }) =>
-        this.#onClientRevoked(clientId, revokedAt ? timestampMs(revokedAt) : publishedAtMs),
-    )
-    this.#feeds.push(stack.use(clients))
-    return stack.move()
+    return this.#feed
   }
 
   /** How long revocations have been out of earshot. */
   get silentForMs(): number {
-    return this.#feeds.reduce((longest, feed) => Math.max(longest, feed.silentForMs), 0)
+    return this.#feed?.silentForMs ?? Number.POSITIVE_INFINITY
   }
 
   /**
@@ -89,8 +83,8 @@ export class Tokens {
     if (this.silentForMs > FEED_STALE_AFTER_MS) {
       throw new AppError('unavailable', 'Revocations of tokens cannot be heard; no token is trusted meanwhile.')
     }
-    const known = this.#known.get(hash)
-    if (known && usable(known, nowMs)) {
+    const known = this.#known.get(hash, nowMs)
+    if (known) {
       if (known.internalExpiresAtMs - nowMs < REFRESH_BEFORE_MS && nowMs >= known.nextRefreshAtMs) {
         known.nextRefreshAtMs = nowMs + REFRESH_EVERY_MS
         this.#refresh(token, hash)
@@ -99,7 +93,7 @@ export class Tokens {
       return known
     }
     const worthlessUntilMs = this.#worthlessUntilMs.get(hash)
-    if (this.#revoked.get(hash) || (worthlessUntilMs !== undefined && worthlessUntilMs > nowMs)) {
+    if (this.#known.wasForgotten(hash) || (worthlessUntilMs !== undefined && worthlessUntilMs > nowMs)) {
       this.#metrics.tokenLookups.inc({ result: 'worthless' })
       return undefined
     }
@@ -124,54 +118,38 @@ export class Tokens {
   }
 
   async #introspect(token: string, hash: string): Promise<KnownToken | undefined> {
-    const { info } = await this.#introspector.introspect({ token })
-    const nowMs = Date.now()
-    const known = info && cachedToken(info, hash)
-    if (!known || known.expiresAtMs <= nowMs || this.#isRevoked(known, info)) {
-      this.#known.delete(hash)
-      this.#worthlessUntilMs.set(hash, nowMs + WORTHLESS_FOR_MS)
-      return undefined
+    let pastCache = false
+    for (let attempt = 0; attempt < INTROSPECTION_ATTEMPTS_MAX; attempt++) {
+      const begun = this.#known.begin()
+      const { info } = await this.#introspector.introspect({ token, pastCache })
+      const nowMs = Date.now()
+      const known = info && cachedToken(info, hash)
+      if (!known || known.expiresAtMs <= nowMs || this.#isRevoked(hash, info)) return this.#worthless(hash, nowMs)
+      if (known.internalExpiresAtMs <= nowMs) throw new AppError('unavailable', 'The internal token came expired.')
+      const tags = tagsOf(info)
+      const mayBeOld = !pastCache && this.#known.wasForgottenSince(tags, nowMs - INTROSPECTOR_LAG_MAX_MS)
+      const usableUntilMs = Math.min(known.expiresAtMs, known.internalExpiresAtMs - INTERNAL_TOKEN_LEFT_MIN_MS)
+      if (!mayBeOld && this.#known.finish(begun, hash, { value: known, tags, usableUntilMs })) return known
+      pastCache = true
     }
-    if (known.internalExpiresAtMs <= nowMs) throw new AppError('unavailable', 'The internal token came expired.')
-    this.#known.set(hash, known)
-    return known
+    throw new AppError('unavailable', 'The token was revoked or changed again and again while it was looked up.')
   }
 
-  #isRevoked({ hash, clientId }: KnownToken, { issuedAt }: TokenInfo): boolean {
-    const clientRevokedAtMs = this.#clientRevokedAtMs.get(clientId)
-    if (this.#revoked.get(hash)) return true
-    return clientRevokedAtMs !== undefined && (!issuedAt || timestampMs(issuedAt) < clientRevokedAtMs)
-  }
-
-  #onTokenRevoked(hash: string): void {
-    this.#revoked.set(hash, true)
+  #worthless(hash: string, nowMs: number): undefined {
     this.#known.delete(hash)
+    this.#worthlessUntilMs.set(hash, nowMs + WORTHLESS_FOR_MS)
   }
 
-  #onClientRevoked(clientId: string, revokedAtMs: number): void {
-    this.#clientRevokedAtMs.set(clientId, Math.max(revokedAtMs, this.#clientRevokedAtMs.get(clientId) ?? 0))
-    // Those issued since are asked about again, which costs one introspection each.
-    for (const [hash, token] of this.#known.entries()) if (token.clientId === clientId) this.#known.delete(hash)
+  /** Tokens and grants end once and for all; clients and people can have new tokens afterwards. */
+  #isRevoked(hash: string, { grantHash }: TokenInfo): boolean {
+    return this.#known.wasForgotten(hash) || (grantHash !== '' && this.#known.wasForgotten(grantTag(grantHash)))
   }
-}
-
-function usable({ expiresAtMs, internalExpiresAtMs }: CachedToken, nowMs: number): boolean {
-  return expiresAtMs > nowMs && internalExpiresAtMs - nowMs > INTERNAL_TOKEN_LEFT_MIN_MS
 }
 
 /** Undefined unless the token is active and everything that makes it usable is there. */
 function cachedToken(info: TokenInfo, hash: string): CachedToken | undefined {
-  const {
-    active,
-    clientId,
-    subject,
-    scopes,
-    audience,
-    selfRegistered,
-    expiresAt,
-    internalToken,
-    internalTokenExpiresAt,
-  } = info
+  const { active, clientId, subject, scopes, audience, selfRegistered } = info
+  const { expiresAt, internalToken, internalTokenExpiresAt } = info
   if (!active || clientId === '' || internalToken === '' || !expiresAt || !internalTokenExpiresAt) return undefined
   return {
     hash,
@@ -179,9 +157,18 @@ function cachedToken(info: TokenInfo, hash: string): CachedToken | undefined {
     scopes: new Set(scopes),
     audience,
     selfRegistered,
+    binding: bindingOf(info.confirmation),
     identity: identityHeaders({ clientId, subject, scopes, internalToken }),
     expiresAtMs: timestampMs(expiresAt),
     internalExpiresAtMs: timestampMs(internalTokenExpiresAt),
     nextRefreshAtMs: 0,
   }
+}
+
+/** What a token is bound to. A confirmation of a method that is not known here binds to what nobody has. */
+export function bindingOf(confirmation: Confirmation | undefined): Binding | undefined {
+  if (!confirmation) return undefined
+  const { method } = confirmation
+  if (method.case === 'x5tS256') return { to: 'certificate', thumbprint: method.value }
+  return { to: 'dpop', thumbprint: method.case === 'jkt' ? method.value : '' }
 }

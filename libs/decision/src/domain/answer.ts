@@ -1,5 +1,5 @@
 import { UNAVAILABLE_RETRY_SECONDS } from '../edges.ts'
-import { type Fields, IDENTITY_PREFIX, TXID_HEADER } from './fields.ts'
+import { type Fields, IDENTITY_PREFIX, PROOF_HEADER, TXID_HEADER } from './fields.ts'
 import type { KnownToken, Refusal, Verdict } from './judge.ts'
 import { problemType, REASONS, type Reason } from './reasons.ts'
 import type { Target } from './target.ts'
@@ -52,10 +52,10 @@ const PASS = `${IDENTITY_PREFIX}pass`
 /** What only we may say of a caller; whatever of it isn't set is removed. */
 export const IDENTITY_HEADERS: readonly string[] = [CLIENT, SUBJECT, SCOPES, PASS]
 
-const REMOVED_WITH_PASS = [TXID_HEADER]
-const REMOVED_WITH_TOKEN = [PASS, TXID_HEADER]
+const REMOVED_WITH_PASS = [TXID_HEADER, PROOF_HEADER]
+const REMOVED_WITH_TOKEN = [PASS, TXID_HEADER, PROOF_HEADER]
 const REMOVED_WITHOUT_TOKEN = [...IDENTITY_HEADERS, TXID_HEADER]
-const REMOVED_FROM_ANONYMOUS = ['authorization', ...REMOVED_WITHOUT_TOKEN]
+const REMOVED_FROM_ANONYMOUS = ['authorization', ...REMOVED_WITHOUT_TOKEN, PROOF_HEADER]
 
 /** The header fields that tell upstream who calls: the internal token in the place of the caller's own, and its claims. */
 export function identityHeaders(token: {
@@ -106,7 +106,7 @@ export function rejection(id: string, refusal: Refusal, offers: Offers): Rejecti
       ['content-type', 'application/problem+json'],
       ['cache-control', 'no-store'],
       [DECISION_HEADER, id],
-      ...challenge(refusal, sentence),
+      ...challenges(refusal),
       ...waiting(refusal),
     ],
     body: JSON.stringify(body),
@@ -120,17 +120,22 @@ function identity(token: KnownToken | undefined, passId: string | undefined): re
 
 function removals(
   set: readonly HeaderField[],
-  { token, passId, observed, refusal }: Verdict,
+  { token, unproven, passId, observed, refusal }: Verdict,
   fields: Fields | undefined,
 ): readonly string[] {
   // A policy that only observes leaves an Authorization alone that isn't ours: the API may have its own yet.
-  const unknown = observed && refusal ? REMOVED_WITHOUT_TOKEN : REMOVED_FROM_ANONYMOUS
+  const unknown = observed && refusal && !unproven ? REMOVED_WITHOUT_TOKEN : REMOVED_FROM_ANONYMOUS
   const known = passId === undefined ? REMOVED_WITH_TOKEN : REMOVED_WITH_PASS
   const always = token ? known : unknown
   const strays = fields?.strays ?? []
   if (strays.length === 0) return always
   const kept = new Set([...always, ...set.map(([name]) => name)])
   return [...always, ...strays.filter((name) => !kept.has(name))]
+}
+
+function challenges(refusal: Refusal): HeaderField[] {
+  const value = challenge(refusal)
+  return value === undefined ? [] : [['www-authenticate', value]]
 }
 
 function payment({ plan, confirmationsMissing }: Refusal, { paymentUrl, priceSats }: Offers) {
@@ -142,17 +147,33 @@ function payment({ plan, confirmationsMissing }: Refusal, { paymentUrl, priceSat
   }
 }
 
-/** RFC 6750, 3. */
-function challenge({ reason, scopes = [] }: Refusal, detail: string): HeaderField[] {
-  const realm = 'Bearer realm="tollward"'
-  if (reason === 'token-missing') return [['www-authenticate', realm]]
-  if (reason === 'token-invalid') {
-    return [['www-authenticate', `${realm}, error="invalid_token", error_description="${quotable(detail)}"`]]
+/** What signs a DPoP proof here. */
+export const PROOF_ALGORITHMS = ['ES256', 'EdDSA'] as const
+
+/**
+ * The challenge (WWW-Authenticate) that goes with a refusal: RFC 6750, 3, and RFC 9449, 7.1. Undefined where none goes with its
+ * reason.
+ */
+export function challenge({ reason, detail, scopes = [], binding }: Refusal): string | undefined {
+  const bearer = 'Bearer realm="tollward"'
+  const dpop = 'DPoP realm="tollward"'
+  const algs = `algs="${PROOF_ALGORITHMS.join(' ')}"`
+  const error = (code: string) => `error="${code}", error_description="${quotable(detail ?? REASONS[reason].detail)}"`
+  switch (reason) {
+    case 'token-missing':
+      return `${bearer}, ${dpop}, ${algs}`
+    case 'token-invalid':
+      return `${bearer}, ${error('invalid_token')}`
+    case 'proof-missing':
+    case 'proof-invalid': {
+      if (binding === 'certificate') return `${bearer}, ${error('invalid_token')}`
+      return `${dpop}, ${error(reason === 'proof-missing' ? 'invalid_token' : 'invalid_dpop_proof')}, ${algs}`
+    }
+    case 'scope-missing':
+      return `${bearer}, error="insufficient_scope", scope="${quotable(scopes.join(' '))}"`
+    default:
+      return undefined
   }
-  if (reason === 'scope-missing') {
-    return [['www-authenticate', `${realm}, error="insufficient_scope", scope="${quotable(scopes.join(' '))}"`]]
-  }
-  return []
 }
 
 /** Retry-After (RFC 9110, 10.2.3), and the RateLimit fields of draft-ietf-httpapi-ratelimit-headers. */

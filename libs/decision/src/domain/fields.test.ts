@@ -3,18 +3,34 @@ import { describe, test } from 'node:test'
 import { HEADER_BYTES_MAX, HEADER_FIELDS_MAX, readFields, singleValue } from './fields.ts'
 
 const TXID = '0A'.repeat(32)
+const NOTHING = { token: undefined, scheme: 'bearer', txid: undefined, proof: undefined, strays: [] } as const
 
 describe('fields of a request', () => {
   test('a token comes from one Authorization of scheme Bearer, in any case', () => {
     for (const name of ['authorization', 'Authorization', 'AUTHORIZATION']) {
-      assert.deepEqual(readFields([name, 'bearer  abc-._~+/=']), { token: 'abc-._~+/=', txid: undefined, strays: [] })
+      assert.deepEqual(readFields([name, 'bearer  abc-._~+/=']), { ...NOTHING, token: 'abc-._~+/=' })
     }
   })
 
   test('another scheme is no token, and Bearer with something else than a token is an empty one', () => {
-    assert.deepEqual(readFields(['authorization', 'Basic YTpi']), { token: undefined, txid: undefined, strays: [] })
+    for (const value of ['Basic YTpi', 'DPoPx t', 'Bearert', '']) {
+      assert.deepEqual(readFields(['authorization', value]), NOTHING)
+    }
     for (const value of ['Bearer', 'Bearer ', 'Bearer a b', 'Bearer "x"', 'Bearer \u00e9']) {
-      assert.deepEqual(readFields(['authorization', value]), { token: '', txid: undefined, strays: [] })
+      assert.deepEqual(readFields(['authorization', value]), { ...NOTHING, token: '' })
+    }
+  })
+
+  test('a DPoP token comes with its one proof, and several proofs or what cannot be one are none', () => {
+    const dpop = { ...NOTHING, token: 't', scheme: 'dpop' } as const
+    assert.deepEqual(readFields(['Authorization', 'DPoP t']), dpop)
+    assert.deepEqual(readFields(['Authorization', 'dpop t', 'DPoP', 'a.b.c']), { ...dpop, proof: 'a.b.c' })
+    for (const proofs of [
+      ['dpop', 'a.b.c', 'DPoP', 'a.b.c'],
+      ['dpop', 'a.b.c, d.e.f'],
+      ['dpop', 'a'.repeat(5000)],
+    ]) {
+      assert.deepEqual(readFields(['authorization', 'DPoP t', ...proofs]), { ...dpop, proof: false })
     }
   })
 

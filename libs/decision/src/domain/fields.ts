@@ -5,8 +5,11 @@ export type HeaderList = readonly string[]
 
 /** What a decision reads from the header fields, and which of them must not reach the API. */
 export interface Fields {
-  /** Of scheme Bearer; undefined where there was no Authorization or one of another scheme, empty where it is no token. */
+  /** Of scheme Bearer or DPoP; undefined where there was no Authorization or one of another scheme, empty where it is no token. */
   readonly token: string | undefined
+  readonly scheme: 'bearer' | 'dpop'
+  /** The DPoP header; false where there was more than one, or one that is longer than any proof. */
+  readonly proof: string | undefined | false
   /** 64 lower-case hexadecimal digits. */
   readonly txid: string | undefined
   /** Names, as sent but in lower case, of fields that claim to be ours. */
@@ -19,20 +22,24 @@ export const HEADER_BYTES_MAX = 32 * 1024
 export const HEADER_FIELDS_MAX = 100
 /** An opaque token has some 40 characters; a JWT as token may have a few thousand. */
 const TOKEN_BYTES_MAX = 4096
+/** A DPoP proof has some 500 characters. */
+const PROOF_BYTES_MAX = 4096
 
 export const IDENTITY_PREFIX = 'x-tollward-'
 export const TXID_HEADER = 'x-bitcoin-txid'
+export const PROOF_HEADER = 'dpop'
 
 const NONE: readonly string[] = []
 
 /**
- * Reads what a decision needs, or says why these fields cannot be decided about. Only scheme Bearer counts as a credential
- * (RFC 6750, 2.1).
+ * Reads what a decision needs, or says why these fields cannot be decided about. Only schemes Bearer (RFC 6750, 2.1)
+ * and DPoP (RFC 9449, 7.1) count as credentials.
  */
 export function readFields(headers: HeaderList): Fields | Fault | 'too-large' {
   if (headers.length > HEADER_FIELDS_MAX * 2) return 'too-large'
   let authorization: string | undefined
   let txid: string | undefined
+  let proof: string | undefined | false
   let strays: string[] | undefined
   let bytes = 0
   for (let index = 0; index < headers.length; index += 2) {
@@ -46,6 +53,9 @@ export function readFields(headers: HeaderList): Fields | Fault | 'too-large' {
     } else if (name === TXID_HEADER) {
       if (txid !== undefined || !/^[0-9A-Fa-f]{64}$/.test(value)) return 'txid-malformed'
       txid = value.toLowerCase()
+    } else if (name === PROOF_HEADER) {
+      const isOne = proof === undefined && value.length <= PROOF_BYTES_MAX && !value.includes(',')
+      proof = isOne ? value : false
     } else if (name === 'connection') {
       if (nominatesOurs(value)) return 'header-connection'
     } else if (isOurs(name)) {
@@ -54,9 +64,8 @@ export function readFields(headers: HeaderList): Fields | Fault | 'too-large' {
     }
   }
   if (bytes > HEADER_BYTES_MAX) return 'too-large'
-  if (authorization === undefined) return { token: undefined, txid, strays: strays ?? NONE }
-  const token = bearer(authorization)
-  return token === false ? 'too-large' : { token, txid, strays: strays ?? NONE }
+  const credential = authorization === undefined ? NO_CREDENTIAL : readCredential(authorization)
+  return credential === 'too-large' ? credential : { ...credential, txid, proof, strays: strays ?? NONE }
 }
 
 /** The one value of a header that rules compare; undefined where it is absent, false where it came more than once. */
@@ -70,11 +79,15 @@ export function singleValue(headers: HeaderList, name: string): string | undefin
   return found
 }
 
-function bearer(authorization: string): string | undefined | false {
-  if (authorization.length > TOKEN_BYTES_MAX) return false
-  if (!/^bearer( |$)/i.test(authorization)) return undefined
-  // RFC 6750, 2.1: b64token. Anything else can't be one of our tokens, and is not worth asking anybody about.
-  return /^bearer +([A-Za-z0-9._~+/-]+=*) *$/i.exec(authorization)?.[1] ?? ''
+const NO_CREDENTIAL = { token: undefined, scheme: 'bearer' } as const
+
+function readCredential(authorization: string): Pick<Fields, 'token' | 'scheme'> | 'too-large' {
+  if (authorization.length > TOKEN_BYTES_MAX) return 'too-large'
+  const [, scheme, rest = ''] = /^(bearer|dpop)(?: (.*))?$/i.exec(authorization) ?? []
+  if (scheme === undefined) return NO_CREDENTIAL
+  // b64token, as both RFCs have it. Anything else can't be one of our tokens, and is not worth asking anybody about.
+  const token = /^ *([A-Za-z0-9._~+/-]+=*) *$/.exec(rest)?.[1] ?? ''
+  return { token, scheme: scheme.length === 'dpop'.length ? 'dpop' : 'bearer' }
 }
 
 /** Some servers read "_" in a name as "-" (CGI variables), so both spellings are ours. */

@@ -24,6 +24,7 @@ const ORDER = [
   'source-limit',
   'token-missing',
   'token-invalid',
+  'proof-invalid',
   'no-rule',
   'rule-denied',
   'self-registered',
@@ -85,6 +86,7 @@ function scene(
     scopes: new Set(wrong.has('scope-missing') ? [] : ['orders']),
     audience: wrong.has('audience-mismatch') ? [] : ['https://api.example'],
     selfRegistered,
+    binding: undefined,
     identity: [],
   }
   const paid: PaymentStanding = { paid: true, passId: 'pass' }
@@ -101,6 +103,7 @@ function scene(
     clientRates,
     hashToken: (text) => `hash of ${text}`,
     findToken: () => answer(wrong.has('token-invalid') ? undefined : known),
+    prove: () => answer(wrong.has('proof-invalid') ? { reason: 'proof-invalid' } : undefined),
     standing: () => answer(standing()),
     spend: () => {
       spent += 1
@@ -110,6 +113,7 @@ function scene(
   }
   const request: RequestFacts = {
     method: 'GET',
+    scheme: 'https',
     host: 'api.example',
     target: wrong.has('malformed-request') ? '//orders' : wrong.has('no-rule') ? '/other' : '/orders',
     address: address(ADDRESS),

@@ -2,13 +2,16 @@ import type { BlockList } from './block-list.ts'
 import { maskedKey } from './block-list.ts'
 import { type Fields, type HeaderList, readFields } from './fields.ts'
 import { type HostPolicies, matchRule, type PolicyIndex, policiesFor, type Rule } from './policy.ts'
+import type { Binding, PossessionFault, Presented } from './possession.ts'
 import type { Limit, RateTable } from './rate.ts'
 import type { Reason } from './reasons.ts'
-import { canonicalTarget, FAULTS, type Fault, type Target } from './target.ts'
+import { canonicalTarget, canonicalUri, FAULTS, type Fault, type Target } from './target.ts'
 
 /** A request as an enforcement point saw it. */
 export interface RequestFacts {
   readonly method: string
+  /** Under which the client asked; undefined where the enforcement point can't tell. */
+  readonly scheme: 'http' | 'https' | undefined
   /** Host or :authority as it came; empty where there was none. */
   readonly host: string
   /** Path and query as they came. */
@@ -16,6 +19,8 @@ export interface RequestFacts {
   /** The client's address, 16 bytes. */
   readonly address: Uint8Array
   readonly headers: HeaderList
+  /** The DER of the certificate whose key the client's TLS connection proved; absent where the enforcement point can't tell. */
+  readonly certificate?: () => Uint8Array | undefined
 }
 
 /** An access token that is active. */
@@ -27,6 +32,8 @@ export interface KnownToken {
   readonly audience: readonly string[]
   /** Its client registered without anybody's leave: it may use what it paid for, and nothing else. */
   readonly selfRegistered: boolean
+  /** The key that whoever presents it must prove to have; undefined: none. */
+  readonly binding: Binding | undefined
   /** What upstream is told of the caller, the internal token with it. */
   readonly identity: readonly (readonly [name: string, value: string])[]
 }
@@ -42,6 +49,8 @@ export interface Refusal {
   /** In the place of the reason's own sentence. */
   readonly detail?: string
   readonly retryAfterSeconds?: number
+  /** With 401 of a token that is bound to a key: to which kind. */
+  readonly binding?: Binding['to']
   /** With 429: whose limit, and which. */
   readonly limited?: { readonly name: string; readonly limit: Limit }
   readonly scopes?: readonly string[]
@@ -58,6 +67,8 @@ export interface World {
   readonly hashToken: (token: string) => string
   /** Undefined: the token is worth nothing. Rejects or throws where that can't be known now. */
   readonly findToken: (token: string, hash: string, nowMs: number) => MaybePromise<KnownToken | undefined>
+  /** Whether whoever presents a token has the key that it is bound to; undefined: yes, or it is bound to none. */
+  readonly prove: (binding: Binding | undefined, presented: Presented) => MaybePromise<PossessionFault | undefined>
   /** Whether the client's pass for the plan is there, or its transaction opens one. Takes nothing from the quota. */
   readonly standing: (call: PaymentCall, nowMs: number) => MaybePromise<PaymentStanding>
   /** Takes one request from the client's pass for the plan. */
@@ -81,6 +92,8 @@ export interface Verdict {
   fields: Fields | undefined
   rule: Rule | undefined
   token: KnownToken | undefined
+  /** The token is one of ours, and its key was not proved. */
+  unproven: boolean
   tokenHash: string | undefined
   passId: string | undefined
 }
@@ -110,6 +123,7 @@ export function judge(request: RequestFacts, world: World, nowMs: number): Maybe
     fields: undefined,
     rule: undefined,
     token: undefined,
+    unproven: false,
     tokenHash: undefined,
     passId: undefined,
   }
@@ -158,19 +172,52 @@ function judgeCaller(
   if (token === '') return refuse(verdict, { reason: 'token-invalid' }, host)
   const hash = world.hashToken(token)
   verdict.tokenHash = hash
+  const failed = (thrown: unknown) => refuse(verdict, world.failed(thrown), host)
   return ask(
     () => world.findToken(token, hash, nowMs),
     (known) => {
       if (!known) return refuse(verdict, { reason: 'token-invalid' }, host)
-      verdict.token = known
-      const { rule } = verdict
-      if (!host || !rule) return refuse(verdict, { reason: 'no-rule' }, host)
-      const hopeless = incurable(rule, known)
-      if (hopeless) return refuse(verdict, hopeless, host)
-      return judgePayment(verdict, rule, known, host, request, world, nowMs)
+      const presented = presentedBy(request, fields, hash)
+      return ask(
+        () => world.prove(known.binding, presented),
+        (fault) => {
+          if (!fault) return judgeKnown(verdict, known, host, request, world, nowMs)
+          verdict.unproven = true
+          return refuse(verdict, fault, host)
+        },
+        failed,
+      )
     },
-    (thrown) => refuse(verdict, world.failed(thrown), host),
+    failed,
   )
+}
+
+function presentedBy(request: RequestFacts, { scheme, proof }: Fields, tokenHash: string): Presented {
+  const { method, host, target, certificate } = request
+  return {
+    tokenHash,
+    scheme,
+    proof,
+    method,
+    uri: () => request.scheme && canonicalUri(`${request.scheme}://${host}${target}`),
+    certificate,
+  }
+}
+
+function judgeKnown(
+  verdict: Verdict,
+  known: KnownToken,
+  host: HostPolicies | undefined,
+  request: RequestFacts,
+  world: World,
+  nowMs: number,
+): MaybePromise<Verdict> {
+  verdict.token = known
+  const { rule } = verdict
+  if (!host || !rule) return refuse(verdict, { reason: 'no-rule' }, host)
+  const hopeless = incurable(rule, known)
+  if (hopeless) return refuse(verdict, hopeless, host)
+  return judgePayment(verdict, rule, known, host, request, world, nowMs)
 }
 
 /** What no payment cures. */

@@ -41,6 +41,16 @@ export const REASONS = {
     title: 'Access token is not valid',
     detail: 'The token is unknown, expired or revoked; get a new one from the issuer.',
   },
+  'proof-missing': {
+    status: 401,
+    title: 'Proof of possession needed',
+    detail: 'The token is bound to a key: send a proof that you have it.',
+  },
+  'proof-invalid': {
+    status: 401,
+    title: 'Proof of possession is not valid',
+    detail: 'The proof is not one of the key that the token is bound to, for this request.',
+  },
   'no-rule': {
     status: 403,
     title: 'Not served',

@@ -74,6 +74,20 @@ export function canonicalTarget(host: string, target: string): Target | Fault {
 }
 
 /**
+ * An http or https URI in the form in which a DPoP proof's htu is compared (RFC 9449, 4.3): scheme, host and port, path;
+ * without query and fragment. Undefined if it is none, or ambiguous.
+ */
+export function canonicalUri(uri: string): string | undefined {
+  const [, scheme, authority = '', path] = /^(https?):\/\/([^/?#]*)([^?#]*)/i.exec(uri) ?? []
+  if (scheme === undefined) return undefined
+  const target = canonicalTarget(authority, path || '/')
+  if (typeof target === 'string') return undefined
+  const secure = scheme.toLowerCase() === 'https'
+  const port = Number(/:(\d+)$/.exec(authority)?.[1] ?? (secure ? 443 : 80))
+  return `${secure ? 'https' : 'http'}://${target.host}:${port}${target.path}`
+}
+
+/**
  * A host as names are compared: lower case, port and one trailing dot removed, IPv6 in RFC 5952 form in brackets. Undefined
  * if it is no host.
  */

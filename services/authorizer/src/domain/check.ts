@@ -37,13 +37,22 @@ export function checkFacts(
   if (!http || http.method === '' || !address) return undefined
   const headers = http.headerMap ? rawHeaders(http.headerMap.headers) : Object.entries(http.headers).flat()
   const forwardedFor = trustedProxies.length === 0 ? [] : valuesOf(headers, 'x-forwarded-for')
+  const pem = attributes.source?.certificate ?? ''
   return {
     method: http.method,
+    scheme: http.scheme === 'http' || http.scheme === 'https' ? http.scheme : undefined,
     host: http.host,
     target: http.path,
     address: clientAddress(address, forwardedFor, trustedProxies),
     headers,
+    certificate: () => certificateOf(pem),
   }
+}
+
+/** The DER of the first certificate of a URL-encoded PEM, as Envoy sends it (include_peer_certificate); undefined if there is none. */
+function certificateOf(pem: string): Uint8Array | undefined {
+  const [, base64] = /^-----BEGIN(?: |%20)CERTIFICATE-----([^-]+)-----END(?: |%20)CERTIFICATE-----/.exec(pem) ?? []
+  return base64 === undefined ? undefined : Buffer.from(decodeURIComponent(base64), 'base64')
 }
 
 /** The decision as Envoy understands it. */

@@ -31,7 +31,7 @@ export interface ForwardAuthAnswer {
 
 /**
  * The request that a proxy asks about, from X-Forwarded-Method, -Host, -Uri and -For, each of which must come exactly once
- * (-For: at least once). 'untrusted': the peer is no configured proxy, and its headers mean nothing.
+ * (-For: at least once), and -Proto, which DPoP proofs are compared with. 'untrusted': the peer is no configured proxy, and its headers mean nothing.
  */
 export function forwardAuthFacts(
   { peer, headers }: ForwardAuthQuestion,
@@ -47,7 +47,15 @@ export function forwardAuthFacts(
   if (otherMethods.length + otherHosts.length + otherTargets.length > 0) return 'incomplete'
   // Without it every client would be the proxy, whose own address may be guarded from blocks.
   if (forwardedFor.length === 0) return 'incomplete'
-  return { method, host, target, address: clientAddress(proxy, forwardedFor, [...askers, ...inFront]), headers }
+  const [scheme, ...otherSchemes] = valuesOf(headers, 'x-forwarded-proto')
+  return {
+    method,
+    scheme: otherSchemes.length === 0 && (scheme === 'http' || scheme === 'https') ? scheme : undefined,
+    host,
+    target,
+    address: clientAddress(proxy, forwardedFor, [...askers, ...inFront]),
+    headers,
+  }
 }
 
 /**

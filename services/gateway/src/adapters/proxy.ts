@@ -1,6 +1,7 @@
 import { IncomingMessage, METHODS, STATUS_CODES } from 'node:http'
 import type { AddressInfo, Socket } from 'node:net'
 import { Transform } from 'node:stream'
+import { TLSSocket } from 'node:tls'
 import replyFrom from '@fastify/reply-from'
 import type { AddressRange } from '@tollward/contracts'
 import { type Admission, type Decider, HEADER_BYTES_MAX, type Reason, type Rejection } from '@tollward/decision'
@@ -39,6 +40,12 @@ const UPSTREAM_CONNECTIONS_MAX = 256
 /** Requests that are under way at the end get this long. */
 const DRAIN_MS = 5000
 
+/**
+ * Any client certificate will do for the connection: the handshake proves its key, and a token that is bound to it names it by
+ * its hash (RFC 8705). Clients without one are served as well.
+ */
+const TLS = { minVersion: 'TLSv1.2', requestCert: true, rejectUnauthorized: false } as const
+
 class BodyTooLarge extends Error {
   override readonly name = 'BodyTooLarge'
 }
@@ -61,7 +68,7 @@ export async function startProxy(options: ProxyOptions): Promise<Proxy> {
     clientErrorHandler: (error: NodeJS.ErrnoException, socket: Socket) => unreadable(options, error, socket),
   } as const
   const server = (
-    tls ? fastify({ ...shared, https: { ...http, ...tls, minVersion: 'TLSv1.2' } }) : fastify({ ...shared, http })
+    tls ? fastify({ ...shared, https: { ...http, ...tls, ...TLS } }) : fastify({ ...shared, http })
   ) as FastifyInstance
   await server.register(replyFrom, {
     base: options.upstreamUrl,
@@ -104,10 +111,12 @@ function route(server: FastifyInstance, options: ProxyOptions): void {
 }
 
 async function answer(options: ProxyOptions, request: FastifyRequest, reply: FastifyReply): Promise<FastifyReply> {
-  const { decider, trustedProxies, bodyBytesMax } = options
+  const { decider, trustedProxies, bodyBytesMax, tls } = options
   const { method, rawHeaders, socket } = request.raw
   const peer = socket.remoteAddress ?? ''
-  const received = { method: method ?? '', target: request.originalUrl, peer, rawHeaders }
+  const scheme = tls ? 'https' : 'http'
+  const certificate = () => (socket instanceof TLSSocket ? socket.getPeerX509Certificate()?.raw : undefined)
+  const received = { method: method ?? '', target: request.originalUrl, peer, scheme, rawHeaders, certificate } as const
   const facts = requestFacts(received, trustedProxies)
   if (!facts) return refuse(reply, decider.refuse('malformed-request'))
   const decision = await decider.decide(facts)

@@ -1,5 +1,5 @@
 import { type AddressRange, parseAddress } from '@tollward/contracts'
-import { type Admission, clientAddress, type RequestFacts } from '@tollward/decision'
+import { type Admission, clientAddress, isTrusted, type RequestFacts } from '@tollward/decision'
 
 type Headers = Readonly<Record<string, string | string[] | undefined>>
 
@@ -9,8 +9,12 @@ export interface ReceivedRequest {
   /** Path and query as they came. */
   readonly target: string
   readonly peer: string
+  /** Of the connection. */
+  readonly scheme: 'http' | 'https'
   /** Name, value, name, value. */
   readonly rawHeaders: readonly string[]
+  /** The DER of the certificate whose key the connection's TLS handshake proved. */
+  readonly certificate: () => Uint8Array | undefined
 }
 
 /**
@@ -36,18 +40,26 @@ export function requestFacts(
   request: ReceivedRequest,
   trustedProxies: readonly AddressRange[],
 ): RequestFacts | undefined {
-  const { method, target, peer, rawHeaders } = request
+  const { method, target, peer, rawHeaders, certificate } = request
   const address = parseAddress(peer)
   if (!address) return undefined
   const hosts = valuesOf(rawHeaders, 'host')
   const forwardedFor = trustedProxies.length === 0 ? [] : valuesOf(rawHeaders, 'x-forwarded-for')
   return {
     method,
+    scheme: isTrusted(address, trustedProxies) ? forwardedScheme(rawHeaders) : request.scheme,
     host: hosts.length === 1 ? (hosts[0] ?? '') : '',
     target,
     address: clientAddress(address, forwardedFor, trustedProxies),
     headers: rawHeaders,
+    certificate,
   }
+}
+
+/** Under which the client asked a proxy in front; undefined where the proxy doesn't say, once. */
+function forwardedScheme(rawHeaders: readonly string[]): 'http' | 'https' | undefined {
+  const [scheme, ...others] = valuesOf(rawHeaders, 'x-forwarded-proto')
+  return others.length === 0 && (scheme === 'http' || scheme === 'https') ? scheme : undefined
 }
 
 /** The header fields with which an admitted request goes to the API. */

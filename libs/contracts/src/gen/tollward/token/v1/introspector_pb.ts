@@ -13,7 +13,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file tollward/token/v1/introspector.proto.
  */
 export const file_tollward_token_v1_introspector: GenFile = /*@__PURE__*/
-  fileDesc("CiR0b2xsd2FyZC90b2tlbi92MS9pbnRyb3NwZWN0b3IucHJvdG8SEXRvbGx3YXJkLnRva2VuLnYxIiIKEUludHJvc3BlY3RSZXF1ZXN0Eg0KBXRva2VuGAEgASgJIkAKEkludHJvc3BlY3RSZXNwb25zZRIqCgRpbmZvGAEgASgLMhwudG9sbHdhcmQudG9rZW4udjEuVG9rZW5JbmZvMooBChNJbnRyb3NwZWN0b3JTZXJ2aWNlElkKCkludHJvc3BlY3QSJC50b2xsd2FyZC50b2tlbi52MS5JbnRyb3NwZWN0UmVxdWVzdBolLnRvbGx3YXJkLnRva2VuLnYxLkludHJvc3BlY3RSZXNwb25zZRoY+scYFAoSdG9rZW4taW50cm9zcGVjdG9yYgZwcm90bzM", [file_tollward_options_v1_options, file_tollward_token_v1_issuer]);
+  fileDesc("CiR0b2xsd2FyZC90b2tlbi92MS9pbnRyb3NwZWN0b3IucHJvdG8SEXRvbGx3YXJkLnRva2VuLnYxIjYKEUludHJvc3BlY3RSZXF1ZXN0Eg0KBXRva2VuGAEgASgJEhIKCnBhc3RfY2FjaGUYAiABKAgiQAoSSW50cm9zcGVjdFJlc3BvbnNlEioKBGluZm8YASABKAsyHC50b2xsd2FyZC50b2tlbi52MS5Ub2tlbkluZm8yigEKE0ludHJvc3BlY3RvclNlcnZpY2USWQoKSW50cm9zcGVjdBIkLnRvbGx3YXJkLnRva2VuLnYxLkludHJvc3BlY3RSZXF1ZXN0GiUudG9sbHdhcmQudG9rZW4udjEuSW50cm9zcGVjdFJlc3BvbnNlGhj6xxgUChJ0b2tlbi1pbnRyb3NwZWN0b3JiBnByb3RvMw", [file_tollward_options_v1_options, file_tollward_token_v1_issuer]);
 
 /**
  * @generated from message tollward.token.v1.IntrospectRequest
@@ -23,6 +23,14 @@ export type IntrospectRequest = Message<"tollward.token.v1.IntrospectRequest"> &
    * @generated from field: string token = 1;
    */
   token: string;
+
+  /**
+   * Ask the source, whatever is remembered: the caller has heard of a revocation or change that may concern this token, and
+   * token-introspector may not have heard of it yet.
+   *
+   * @generated from field: bool past_cache = 2;
+   */
+  pastCache: boolean;
 };
 
 /**

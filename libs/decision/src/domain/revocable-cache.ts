@@ -1,0 +1,129 @@
+/** What an entry of a RevocableCache is. */
+export interface Remembered<T> {
+  readonly value: T
+  /** What it depends on besides its key: when one of them is forgotten, so is the entry. */
+  readonly tags: readonly string[]
+  /** Milliseconds since the epoch. */
+  readonly usableUntilMs: number
+}
+
+export interface RevocableCacheOptions {
+  readonly entriesMax: number
+  /** How many forgotten keys and tags are remembered, so that an answer from before is known to be one. */
+  readonly forgottenMax: number
+  /** Called for each entry that goes because the cache is full. */
+  readonly evicted: () => void
+}
+
+interface Forgotten {
+  readonly order: number
+  readonly atMs: number
+}
+
+const NEVER: Forgotten = { order: 0, atMs: Number.NEGATIVE_INFINITY }
+
+/**
+ * Answers of somebody who knows, kept until they are over or something that they depend on is revoked. Bounded: a new entry
+ * pushes out the oldest. An answer that was asked for before its key or one of its tags was forgotten may be older than that,
+ * and is not taken.
+ */
+export class RevocableCache<T> {
+  readonly #options: RevocableCacheOptions
+  readonly #entries = new Map<string, Remembered<T>>()
+  readonly #keysOfTag = new Map<string, Set<string>>()
+  /** Keys and tags, in the order in which they were forgotten last. */
+  readonly #forgotten = new Map<string, Forgotten>()
+  /** The newest of those that are not remembered any more: anything may have been forgotten then. */
+  #horizon = NEVER
+  #order = 0
+
+  constructor(options: RevocableCacheOptions) {
+    this.#options = options
+  }
+
+  get size(): number {
+    return this.#entries.size
+  }
+
+  /** The entry, if it is there and not over. */
+  get(key: string, nowMs: number): T | undefined {
+    const entry = this.#entries.get(key)
+    if (!entry) return undefined
+    if (entry.usableUntilMs > nowMs) return entry.value
+    this.delete(key)
+    return undefined
+  }
+
+  /** Where in the order of what is forgotten a question begins that is asked now. */
+  begin(): number {
+    return this.#order
+  }
+
+  /** Takes the answer to a question. False: it is outdated, and must not be used. */
+  finish(begun: number, key: string, entry: Remembered<T>): boolean {
+    if (this.#isOutdated(begun, key, entry.tags)) return false
+    this.delete(key)
+    this.#entries.set(key, entry)
+    for (const tag of entry.tags) {
+      const keys = this.#keysOfTag.get(tag)
+      if (keys) keys.add(key)
+      else this.#keysOfTag.set(tag, new Set([key]))
+    }
+    if (this.#entries.size > this.#options.entriesMax) {
+      const [oldest] = this.#entries.keys()
+      if (oldest !== undefined) this.delete(oldest)
+      this.#options.evicted()
+    }
+    return true
+  }
+
+  /** Drops the entry with this key or every entry with this tag, and whatever answer about them is under way. */
+  forget(keyOrTag: string, nowMs: number): void {
+    this.delete(keyOrTag)
+    for (const key of [...(this.#keysOfTag.get(keyOrTag) ?? [])]) this.delete(key)
+    this.#order += 1
+    this.#forgotten.delete(keyOrTag)
+    this.#forgotten.set(keyOrTag, { order: this.#order, atMs: nowMs })
+    if (this.#forgotten.size <= this.#options.forgottenMax) return
+    const [oldest] = this.#forgotten
+    if (!oldest) return
+    this.#forgotten.delete(oldest[0])
+    this.#horizon = oldest[1]
+  }
+
+  /** Whether it is remembered that this was forgotten. */
+  wasForgotten(keyOrTag: string): boolean {
+    return this.#forgotten.has(keyOrTag)
+  }
+
+  /** Whether one of them was, or may have been, forgotten since then. */
+  wasForgottenSince(keysOrTags: readonly string[], sinceMs: number): boolean {
+    if (this.#horizon.atMs >= sinceMs) return true
+    return keysOrTags.some((keyOrTag) => this.#forgottenAt(keyOrTag).atMs >= sinceMs)
+  }
+
+  delete(key: string): void {
+    const entry = this.#entries.get(key)
+    if (!entry) return
+    this.#entries.delete(key)
+    for (const tag of entry.tags) {
+      const keys = this.#keysOfTag.get(tag)
+      keys?.delete(key)
+      if (keys?.size === 0) this.#keysOfTag.delete(tag)
+    }
+  }
+
+  clear(): void {
+    this.#entries.clear()
+    this.#keysOfTag.clear()
+  }
+
+  #isOutdated(begun: number, key: string, tags: readonly string[]): boolean {
+    if (begun < this.#horizon.order || begun < this.#forgottenAt(key).order) return true
+    return tags.some((tag) => begun < this.#forgottenAt(tag).order)
+  }
+
+  #forgottenAt(keyOrTag: string): Forgotten {
+    return this.#forgotten.get(keyOrTag) ?? NEVER
+  }
+}

@@ -4,6 +4,9 @@ import { Counter, Gauge, type Registry } from 'prom-client'
 const OAUTH_ERRORS = new Set([
   'invalid_request',
   'invalid_client',
+  'invalid_client_metadata',
+  'invalid_redirect_uri',
+  'invalid_token',
   'invalid_grant',
   'invalid_scope',
   'invalid_target',
@@ -57,6 +60,35 @@ export function issuerMetrics(registry: Registry) {
       name: 'tollward_auth_issuer_signing_key_since_seconds',
       help: 'Since when the key that signs now has been the one that does, seconds since the epoch.',
       labelNames: ['algorithm'],
+      registers,
+    }),
+    registrations: new Counter({
+      name: 'tollward_auth_issuer_registrations_total',
+      help: 'Registrations of clients and requests to manage them, by what came of them.',
+      labelNames: ['request', 'result'],
+      registers,
+    }),
+    signIns: new Counter({
+      name: 'tollward_auth_issuer_sign_ins_total',
+      help: 'People who tried to sign in, by what came of it.',
+      labelNames: ['result'],
+      registers,
+    }),
+    passwordHashes: new Counter({
+      name: 'tollward_auth_issuer_password_hashes_total',
+      help: 'Passwords hashed, for names that are nobody’s too.',
+      registers,
+    }),
+    consents: new Counter({
+      name: 'tollward_auth_issuer_consents_total',
+      help: 'People who were asked whether a client may act for them, by their decision.',
+      labelNames: ['decision'],
+      registers,
+    }),
+    formsRefused: new Counter({
+      name: 'tollward_auth_issuer_forms_refused_total',
+      help: 'Forms not taken because they came from another site or from no page of ours that is still good.',
+      labelNames: ['reason'],
       registers,
     }),
     authentications: new Counter({

@@ -75,7 +75,7 @@ function welcome({ off }: Stack, seconds: number): string {
 Tollward is ready after ${seconds.toFixed(1)} s. Ctrl-C stops everything.
 
   gateway        ${localUrl(PORTS.gatewayHttp)}  https://localhost:${PORTS.gatewayHttps} (CA: ${relative(process.cwd(), paths.caCertificate)})
-  tokens         ${localUrl(PORTS.issuer)}  discovery: /.well-known/openid-configuration
+  tokens         ${localUrl(PORTS.issuer)}  discovery: /.well-known/openid-configuration; with client certificates: https://127.0.0.1:${PORTS.issuerMtls}
   payments       ${localUrl(PORTS.verifier)}/plans
   ext_authz      127.0.0.1:${PORTS.authorizerGrpc} (gRPC)  ${localUrl(PORTS.authorizerHttp)}/forward-auth
   operators      127.0.0.1:${PORTS.adminApi} (gRPC)  npx --no tollward status
@@ -86,5 +86,6 @@ Try, in another terminal:
   npm run demo                                   the whole loop, step by step
   curl -i ${localUrl(PORTS.gatewayHttp)}/public          anybody may
   curl -i ${localUrl(PORTS.gatewayHttp)}/orders          401: who are you?
+  npx --no tollward users create NAME            somebody who can sign in, with a password
 `
 }

@@ -22,6 +22,9 @@ export interface Paths {
   readonly caCertificate: string
   readonly gatewayKey: string
   readonly gatewayCertificate: string
+  /** Of auth-issuer, for clients with certificates. */
+  readonly issuerKey: string
+  readonly issuerCertificate: string
   readonly natsConfig: string
   readonly natsStore: string
   readonly bitcoin: string
@@ -47,6 +50,8 @@ export function pathsIn(state: string): Paths {
     caCertificate: join(state, 'tls', 'ca.pem'),
     gatewayKey: join(keys, 'gateway.key'),
     gatewayCertificate: join(state, 'tls', 'gateway.pem'),
+    issuerKey: join(keys, 'issuer-tls.key'),
+    issuerCertificate: join(state, 'tls', 'issuer.pem'),
     natsConfig: join(state, 'nats', 'nats.conf'),
     natsStore: join(state, 'nats', 'store'),
     bitcoin: join(state, 'bitcoin'),

@@ -4,6 +4,7 @@ export const PORTS = {
   gatewayHttps: 8443,
   exampleApi: 8081,
   issuer: 4000,
+  issuerMtls: 4001,
   introspector: 4010,
   verifier: 4020,
   authorizerGrpc: 9191,

@@ -45,8 +45,8 @@ export interface Endpoints {
 
 /**
  * Makes every key and credential of the stack that is not there yet: one NKEY a service, the provisioner's and a SIEM's, the
- * issuer's master secret, the operator's client, the wallet seed behind the invoices' addresses, a local CA and the gateway's
- * certificate. Files of secrets are 0600 in a directory that is 0700.
+ * issuer's master secret, the operator's client, the wallet seed behind the invoices' addresses, a local CA and the
+ * certificates of the gateway and the issuer. Files of secrets are 0600 in a directory that is 0700.
  */
 export async function ensureKeys(paths: Paths, endpoints: Endpoints): Promise<Keys> {
   await mkdir(paths.keys, { recursive: true, mode: 0o700 })

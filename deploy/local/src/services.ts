@@ -80,6 +80,13 @@ const SETTINGS: Readonly<Record<ServiceName, (facts: Facts) => Record<string, st
     TOLLWARD_MASTER_SECRET_FILE: paths.issuerSecret,
     TOLLWARD_OPERATOR_CLIENT_FILE: paths.operatorClient,
     TOLLWARD_INTROSPECTION_URL: localUrl(PORTS.introspector, '/introspect'),
+    TOLLWARD_MTLS_LISTEN_PORT: String(PORTS.issuerMtls),
+    TOLLWARD_MTLS_URL: `https://${HOST}:${PORTS.issuerMtls}`,
+    TOLLWARD_MTLS_CERT_FILE: paths.issuerCertificate,
+    TOLLWARD_MTLS_KEY_FILE: paths.issuerKey,
+    TOLLWARD_MTLS_CLIENT_CA_FILE: paths.caCertificate,
+    // Short enough to watch a rotation: a new key signs after twice this time.
+    TOLLWARD_JWKS_MAX_AGE: '2s',
   }),
   'token-introspector': () => ({ TOLLWARD_LISTEN_PORT: String(PORTS.introspector) }),
   'payment-verifier': ({ paths, keys }) => ({

@@ -199,7 +199,7 @@ function keysWith(asked: string[]): Implementation<typeof KeyService> {
 
 function registrationsWith(asked: string[]): Implementation<typeof RegistrationService> {
   return {
-    listRegisteredClients: async () => ({ clients: [{ clientId: 'r1', selfRegistered: true }] }),
+    listRegisteredClients: async () => ({ clients: [{ clientId: 'r1', selfRegistered: true }], leftOut: 3 }),
     removeRegisteredClient: async ({ clientId }) => {
       asked.push(`removeRegisteredClient ${clientId}`)
       return { removed: true }

@@ -163,7 +163,9 @@ test('clients are listed, those of documents and those that registered; secrets 
   skip,
 }, async () => {
   await tollward(['apply', '-f', '-'], { stdin: CLIENT })
-  const [client, registered] = await jsonOf(['clients'])
+  const listed = await tollward(['clients', '-o', 'json'])
+  assert.deepEqual([listed.code, listed.err], [0, 'tollward: 3 older registered clients are left out\n'])
+  const [client, registered] = JSON.parse(listed.out)
   assert.deepEqual([client.name, client.grants, client.scopes], ['shop', ['client_credentials'], ['orders']])
   assert.deepEqual([client.origin, registered.origin, registered.name], ['document', 'self-registered', 'r1'])
   assert.equal(stack.scopes.at(-1), 'tollward.read')

@@ -207,6 +207,7 @@ function registrationsWith(asked: string[]): Implementation<typeof RegistrationS
   return {
     listRegisteredClients: async () => ({
       clients: [{ clientId: 'r1', clientName: 'Stranger', grants: ['client_credentials'], selfRegistered: true }],
+      leftOut: 3,
     }),
     removeRegisteredClient: async ({ clientId }) => {
       asked.push(`removeRegisteredClient ${clientId}`)

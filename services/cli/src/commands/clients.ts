@@ -21,12 +21,13 @@ export function addClientCommands(program: Command, surroundings: Surroundings):
   const clients = program.command('clients').description('OAuth clients; apply makes them, or they register')
   answering(clients, 'list', 'show all', { isDefault: true }).action((options: OutputOptions) =>
     withSession(surroundings, 'tollward.read', async ({ admin, call }) => {
-      const [{ documents }, { clients: registered }] = await Promise.all([
+      const [{ documents }, { clients: registered, leftOut }] = await Promise.all([
         admin.listDocuments({ kind: 'Client' }, call),
         admin.listRegisteredClients({}, call),
       ])
       const rows = [...documents.map(clientRow), ...registered.map(registeredClientRow)]
       surroundings.out(written(rows, COLUMNS, 'no clients', options))
+      if (leftOut > 0) surroundings.err(`tollward: ${leftOut} older registered clients are left out\n`)
     }),
   )
   answering(clients, 'secret', 'replace the secret of a client; its tokens end')

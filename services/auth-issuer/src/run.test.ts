@@ -228,7 +228,9 @@ test('discovery advertises exactly what is offered, at the issuer’s address wh
     response_types_supported: [],
     subject_types_supported: ['public'],
     id_token_signing_alg_values_supported: ['ES256', 'EdDSA'],
-    token_endpoint_auth_methods_supported: ['client_secret_basic', 'client_secret_post'],
+    token_endpoint_auth_methods_supported: ['client_secret_basic', 'client_secret_post', 'private_key_jwt', 'none'],
+    token_endpoint_auth_signing_alg_values_supported: ['ES256', 'EdDSA', 'Ed25519', 'RS256', 'PS256'],
+    dpop_signing_alg_values_supported: ['ES256', 'EdDSA', 'Ed25519'],
   })
   for (const path of ['/auth', '/auth/x', '/session/end/confirm', '/me', '/request', '/nothing']) {
     const response = await fetch(issuerUrl + path, { headers: { accept: 'text/html' } })

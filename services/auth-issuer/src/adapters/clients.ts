@@ -13,12 +13,21 @@ import {
 import { documentKey, readStored } from '@tollward/documents'
 import { AppError } from '@tollward/errors'
 import type { Logger } from 'pino'
-import { fromDocument, fromOperator, isClientId, type OperatorClient, type RegisteredClient } from '../domain/client.ts'
+import {
+  fromDocument,
+  fromOperator,
+  isClientId,
+  type OperatorClient,
+  type RegisteredClient,
+  usesSecret,
+} from '../domain/client.ts'
 
 const SECRET_FORMAT = 1
 
 /** RFC 6749, section 10.10 asks for 128 bits at least. So many make a plain hash as good as a slow one. */
 const SECRET_BYTES = 32
+
+const NO_SECRET = new Uint8Array()
 
 const GENERATION_BYTES = 16
 
@@ -27,11 +36,14 @@ const WRITE_ATTEMPTS_MAX = 5
 
 /** Clients: what their documents say, and the state that only this service has. */
 export interface Clients {
-  /** The client as it stands at this moment; undefined: unknown, disabled, or without a secret. */
+  /** The client as it stands at this moment; undefined: unknown, disabled, or without the secret that it needs. */
   find(clientId: string): Promise<RegisteredClient | undefined>
   /** Whether this is the client's secret. Takes the same time for any wrong one. */
   authenticate(clientId: string, secret: string): Promise<boolean>
-  /** Makes a new secret and ends the tokens of the old one. Empty: there is one already and `onlyIfMissing` was asked. */
+  /**
+   * Makes a new secret and ends the tokens of the old one. Empty: there is one already and `onlyIfMissing` was asked, or the
+   * client authenticates otherwise; then a secret that it had before ends.
+   */
   replaceSecret(clientId: string, onlyIfMissing: boolean): Promise<string>
   /** Ends every token that the client has. False: it never had one. */
   endTokens(clientId: string, reason: string): Promise<boolean>
@@ -107,6 +119,14 @@ export function openClients({
     }
   }
 
+  /** A client without secret has a state too, for its generation: made when it is first looked for. */
+  const firstState = async (clientId: string) => {
+    await change(clientId, (entry) => (entry ? undefined : { secretHash: NO_SECRET }))
+    const made = await secrets.get(keyOf(clientId))
+    if (!made) throw new AppError('unavailable', 'This client is being deleted; try again in a second.')
+    return made
+  }
+
   const announce = async (clientId: string, reason: string) => {
     const revokedAt = timestampFromMs(Date.now())
     await bus.publish(clientRevoked, create(ClientRevokedSchema, { clientId, revokedAt, reason }))
@@ -120,7 +140,12 @@ export function openClients({
       }
       if (!isClientId(clientId)) return registrations?.find(clientId)
       const [found, entry] = await Promise.all([document(clientId), secrets.get(keyOf(clientId))])
-      if (!found || !entry) return undefined
+      if (!found) return undefined
+      if (!usesSecret(found.spec)) {
+        const { generation } = readable(entry ?? (await firstState(clientId)))
+        return fromDocument(found, issuer, { hash: '', generation })
+      }
+      if (!entry) return undefined
       const { secretHash, generation } = readable(entry)
       if (secretHash.length === 0) return undefined
       return fromDocument(found, issuer, { hash: Buffer.from(secretHash).toString('hex'), generation })
@@ -135,8 +160,16 @@ export function openClients({
       if (operator?.clientId === clientId) {
         throw new AppError('failed_precondition', "The operator's secret is in its file; make a new file instead.")
       }
-      if (!(await document(clientId))) {
+      const found = await document(clientId)
+      if (!found) {
         throw new AppError('not_found', `There is no enabled Client document "${clientId}"; apply one first.`)
+      }
+      if (!usesSecret(found.spec)) {
+        const ended = await change(clientId, (entry) =>
+          entry && readable(entry).secretHash.length > 0 ? { secretHash: NO_SECRET } : undefined,
+        )
+        if (ended) await announce(clientId, 'authenticates without a secret now')
+        return ''
       }
       const secret = randomBytes(SECRET_BYTES).toString('base64url')
       const changed = await change(clientId, (entry) =>
@@ -152,7 +185,7 @@ export function openClients({
     endTokens: async (clientId, reason) => {
       const changed = await change(clientId, (entry) => {
         if (entry) return { secretHash: readable(entry).secretHash }
-        return operator?.clientId === clientId ? { secretHash: new Uint8Array() } : undefined
+        return operator?.clientId === clientId ? { secretHash: NO_SECRET } : undefined
       })
       if (!changed) return false
       await announce(clientId, reason)

@@ -26,7 +26,7 @@ export const GENERATION = 'generation'
 export const OIDC_SCOPES: ReadonlySet<string> = new Set(['openid', 'offline_access'])
 
 /** Paths that oidc-provider serves for people, of whom there are none without a part that knows them. */
-const FOR_PEOPLE = /^\/(auth|session)(\/|$)/
+const FOR_PEOPLE = /^\/(auth|request|session)(\/|$)/
 
 /** Members of the discovery document that say nothing where there are no people. */
 const OF_PEOPLE = [
@@ -34,6 +34,7 @@ const OF_PEOPLE = [
   'authorization_response_iss_parameter_supported',
   'claims_supported',
   'code_challenge_methods_supported',
+  'pushed_authorization_request_endpoint',
   'response_modes_supported',
   'scopes_supported',
 ]
@@ -122,7 +123,6 @@ function coreConfiguration({ introspectionUrl, masterSecret, clients, tokens }: 
     scopes: [],
     claims: {},
     responseTypes: [],
-    clientAuthMethods: ['client_secret_basic', 'client_secret_post'],
     clientDefaults: { id_token_signed_response_alg: 'ES256' },
     enabledJWA: { idTokenSigningAlgValues: ['ES256', 'EdDSA'], requestObjectSigningAlgValues: [] },
     extraClientMetadata: { properties: [REGISTRATION] },
@@ -144,8 +144,6 @@ function coreConfiguration({ introspectionUrl, masterSecret, clients, tokens }: 
         useGrantedResource: (ctx, source) => asksForApi(scopesOf(ctx) ?? source.scopes),
       },
       devInteractions: { enabled: false },
-      dPoP: { enabled: false },
-      pushedAuthorizationRequests: { enabled: false },
       rpInitiatedLogout: { enabled: false },
       userinfo: { enabled: false },
     },

@@ -51,6 +51,11 @@ export function isClientId(text: string): boolean {
   return CLIENT_ID.test(text)
 }
 
+/** Whether a client authenticates by a secret, which it is then given. */
+export function usesSecret({ authentication }: Pick<RegisteredClient, 'authentication'>): boolean {
+  return authentication === 'client_secret_basic' || authentication === 'client_secret_post'
+}
+
 /** Whether a scope opens Tollward's administration. */
 function isReservedScope(scope: string): boolean {
   return scope.startsWith(RESERVED_SCOPE_PREFIX)

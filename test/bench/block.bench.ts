@@ -11,6 +11,8 @@ import { type BpfMap, blockTarget, LAYOUT_VERSION, openPinnedMap, removePins } f
 import { freePort, networkNamespace, requires, startNatsServer, startService } from '@tollward/testkit'
 import { pino } from 'pino'
 import { Registry } from 'prom-client'
+import { publishAndReceive } from './bare-nats.ts'
+import { percentile } from './latencies.ts'
 
 /** One line of the table; milliseconds. */
 export interface Row {
@@ -24,7 +26,6 @@ const WARM_UP = 100
 /** What is promised of the slowest hundredth. */
 const P99_MAX_MS = 20
 const BLOCK_MS = 600_000
-const SUBJECT = 'bench.bare'
 /** Rounds of a thousand datagrams, each to another port; between two rounds the sender breathes. */
 const FLOOD = `const [, host] = process.argv
 const socket = require('dgram').createSocket('udp4')
@@ -121,18 +122,6 @@ async function measure({ sender, receiver, map, blocks }: Bench, writes: number,
   return latencies
 }
 
-async function publishAndReceive(sender: NatsConnection, receiver: NatsConnection): Promise<number> {
-  const { promise, resolve } = Promise.withResolvers<number>()
-  const subscription = receiver.subscribe(SUBJECT, { max: 1, callback: () => resolve(performance.now()) })
-  // The subscription is on the server once this has gone there and back.
-  await receiver.flush()
-  const beganMs = performance.now()
-  sender.publish(SUBJECT, 'a decision')
-  const receivedMs = await promise
-  subscription.unsubscribe()
-  return receivedMs - beganMs
-}
-
 /** One of 10.0.0.0/8 each. */
 function rangeOf(index: number): AddressRange {
   const address = Buffer.from('00000000000000000000ffff0a000000', 'hex')
@@ -151,9 +140,4 @@ function rowsOf(cable: string, { bareMs, acknowledgedMs, appliedMs }: Latencies)
 function row(cable: string, what: string, values: readonly number[]): Row {
   const maxMs = percentile(values, 1)
   return { cable, what, count: values.length, p50Ms: percentile(values, 0.5), p99Ms: percentile(values, 0.99), maxMs }
-}
-
-function percentile(values: readonly number[], share: number): number {
-  const sorted = values.toSorted((a, b) => a - b)
-  return Math.round((sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * share))] ?? 0) * 1000) / 1000
 }

@@ -6,6 +6,7 @@ import { Client, credentials } from '@grpc/grpc-js'
 import { Authorization, CheckRequestSchema, CheckResponseSchema } from '@tollward/contracts/envoy'
 import { EXAMPLE_DOCUMENTS, startNeighbours } from '@tollward/decision/testing'
 import { eventually, freePort, startProcess, startService } from '@tollward/testkit'
+import { median, rounded } from './latencies.ts'
 
 /** One line of a benchmark's table. */
 export interface Row {
@@ -81,14 +82,6 @@ function row(what: string, rounds: readonly number[][], bareRounds: readonly num
   const shares = rounds.map((latencies, round) => latencies.length / (bareRounds[round]?.length ?? 1))
   const perSecond = Math.round(median(rounds.map((latencies) => latencies.length)) / (MEASURE_MS / 1000))
   return { what, perSecond, p50Ms: at(0.5), p99Ms: at(0.99), share: rounded(median(shares)) }
-}
-
-function median(values: readonly number[]): number {
-  return values.toSorted((a, b) => a - b)[Math.floor(values.length / 2)] ?? 0
-}
-
-function rounded(value: number): number {
-  return Math.round(value * 1000) / 1000
 }
 
 /** A question as Envoy asks it with encode_raw_headers, of REQUEST_BYTES bytes. */

@@ -1,0 +1,16 @@
+import { execFileSync } from 'node:child_process'
+import { availableParallelism } from 'node:os'
+import process from 'node:process'
+
+/** Where the servers run that are measured; the generator of load runs on the other. */
+export const SERVER_CORE = 0
+export const GENERATOR_CORE = 1
+
+/**
+ * Binds this process, and so every program that it starts from now on, to one core. Where there is only one, nothing can be
+ * kept apart.
+ */
+export function moveTo(core: number): void {
+  if (availableParallelism() < 2 && core > 0) return
+  execFileSync('taskset', ['--all-tasks', '--cpu-list', '--pid', String(core), String(process.pid)])
+}

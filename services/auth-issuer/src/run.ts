@@ -1,19 +1,29 @@
 import { connectBus } from '@tollward/bus'
-import { IssuerService, KeyService } from '@tollward/contracts/token'
+import { GrantService, IssuerService, KeyService, RegistrationService, UserService } from '@tollward/contracts/token'
 import { aborted, readSecretFile, type ServiceContext } from '@tollward/runtime'
 import { clientAuthenticationPart } from './adapters/client-authentication.ts'
 import { openClients } from './adapters/clients.ts'
 import { dpopPart, openReplays } from './adapters/dpop.ts'
 import { readOperatorClient } from './adapters/files.ts'
+import { grantService } from './adapters/grant-service.ts'
 import { listenHttp, listenHttps } from './adapters/http.ts'
 import { currentProvider, keysPart } from './adapters/keys/current-provider.ts'
 import { openKeyRing } from './adapters/keys/key-ring.ts'
 import { keyService } from './adapters/keys/key-service.ts'
 import { readMasterSecret } from './adapters/master-secret.ts'
 import { mtlsPart, readMtls } from './adapters/mtls.ts'
+import { openAccounts } from './adapters/people/accounts.ts'
+import { openAttempts } from './adapters/people/attempts.ts'
+import { peoplePart } from './adapters/people/part.ts'
+import { openPasswords } from './adapters/people/passwords.ts'
+import { userService } from './adapters/people/user-service.ts'
 import { createProvider } from './adapters/provider.ts'
+import { openInitialTokens } from './adapters/registration/initial-tokens.ts'
+import { registrationPart } from './adapters/registration/part.ts'
+import { openRegistrations } from './adapters/registration/registrations.ts'
+import { registrationService } from './adapters/registration/service.ts'
 import { issuerService } from './adapters/rpc.ts'
-import { openTokens } from './adapters/tokens.ts'
+import { openStores } from './adapters/stores.ts'
 import type { Config } from './config.ts'
 import { ID_TOKEN_LIFETIME_MAX_SECONDS } from './domain/token.ts'
 import { issuerMetrics } from './metrics.ts'
@@ -47,15 +57,41 @@ export async function run({ name, config, log, registry, health, signal }: Servi
   health.check('keys', () => keys.fault())
   await using _keyRpc = bus.serve(KeyService, keyService(keys))
 
-  const clients = openClients({ bus, issuer, operator, log })
-  const tokens = openTokens(bus, metrics)
+  const { selfRegistration, trustedProxies } = config
+  const selfRegisteredMax = selfRegistration?.clientsMax ?? 0
+  await using registrations = await openRegistrations({ bus, issuer, selfRegisteredMax, metrics })
+  const initialTokens = openInitialTokens(bus)
+  await using _registrationRpc = bus.serve(RegistrationService, registrationService({ registrations, initialTokens }))
+  const attempts = openAttempts({ bus, masterSecret })
+
+  const clients = openClients({ bus, issuer, operator, registrations, log })
+  const accounts = openAccounts({ bus, passwords: openPasswords(metrics), metrics })
+  const stores = openStores({ bus, masterSecret, clients, accounts, metrics })
   const { introspectionUrl } = config
   const replays = openReplays(bus)
-  const { provider, listener } = currentProvider(keys, () => {
-    const parts = [keysPart(keys), clientAuthenticationPart(issuer), dpopPart(masterSecret, replays), mtlsPart(mtls)]
-    return createProvider({ issuer, bus, masterSecret, introspectionUrl, clients, tokens, parts, metrics, log })
+  const { listener } = currentProvider(keys, () => {
+    const parts = [
+      keysPart(keys),
+      clientAuthenticationPart(issuer),
+      dpopPart(masterSecret, replays),
+      mtlsPart(mtls),
+      registrationPart({
+        issuer,
+        registrations,
+        initialTokens,
+        selfRegistration,
+        attempts,
+        trustedProxies,
+        metrics,
+        log,
+      }),
+      peoplePart({ issuer, stores, accounts, attempts, trustedProxies, metrics, log }),
+    ]
+    return createProvider({ issuer, introspectionUrl, stores, parts, metrics, log })
   })
-  await using _rpc = bus.serve(IssuerService, issuerService({ issuer, provider, keys, clients, tokens, metrics }))
+  await using _rpc = bus.serve(IssuerService, issuerService({ issuer, keys, stores, accounts, metrics }))
+  await using _grantRpc = bus.serve(GrantService, grantService(stores))
+  await using _userRpc = bus.serve(UserService, userService(accounts))
   await using server = await listenHttp(listener, config.listenHost, config.listenPort)
   await using _mtlsServer = mtls && (await listenHttps(listener, mtls, config.listenHost, config.mtlsListenPort))
 

@@ -3,14 +3,14 @@ import { create } from '@bufbuild/protobuf'
 import { timestampFromMs } from '@bufbuild/protobuf/wkt'
 import type { Bus, Entry } from '@tollward/bus'
 import { bucketContract, contract } from '@tollward/contracts'
-import { StoredDocumentSchema } from '@tollward/contracts/document'
+import { type StoredDocument, StoredDocumentSchema } from '@tollward/contracts/document'
 import {
   ClientChangedSchema,
   ClientRevokedSchema,
   type ClientSecret,
   ClientSecretSchema,
 } from '@tollward/contracts/token'
-import { documentKey, readStored } from '@tollward/documents'
+import { type Client, documentKey, readStored } from '@tollward/documents'
 import { AppError } from '@tollward/errors'
 import type { Logger } from 'pino'
 import {
@@ -38,8 +38,8 @@ const WRITE_ATTEMPTS_MAX = 5
 export interface Clients {
   /** The client as it stands at this moment; undefined: unknown, disabled, or without the secret that it needs. */
   find(clientId: string): Promise<RegisteredClient | undefined>
-  /** Whether this is the client's secret. Takes the same time for any wrong one. */
-  authenticate(clientId: string, secret: string): Promise<boolean>
+  /** The client if this is its secret. Takes the same time for any wrong one. */
+  authenticate(clientId: string, secret: string): Promise<RegisteredClient | undefined>
   /**
    * Makes a new secret and ends the tokens of the old one. Empty: there is one already and `onlyIfMissing` was asked, or the
    * client authenticates otherwise; then a secret that it had before ends.
@@ -56,6 +56,8 @@ export interface Clients {
 /** Clients that registered themselves; asked for ids that no document can have. */
 export interface Registrations {
   find(clientId: string): Promise<RegisteredClient | undefined>
+  /** Resolves when the bus has acknowledged the event. False: there is no such client. */
+  endTokens(clientId: string, reason: string): Promise<boolean>
 }
 
 const documentsContract = bucketContract(StoredDocumentSchema)
@@ -80,16 +82,31 @@ export function openClients({
   const documents = bus.bucket(documentsContract)
   const secrets = bus.bucket(secretsContract)
 
-  const document = async (clientId: string) => {
-    if (!isClientId(clientId)) return undefined
-    const stored = await documents.get(documentKey('Client', clientId))
-    if (!stored) return undefined
-    const reading = readStored(stored.value)
+  /** Documents as they were read last: parsing one takes longer than all the rest of a request. */
+  const parsed = new Map<string, { revision: number; document: Client | undefined }>()
+
+  const parse = (clientId: string, stored: StoredDocument): Client | undefined => {
+    const reading = readStored(stored)
     if ('fault' in reading) {
       log.error({ clientId, fault: reading.fault }, 'client document cannot be read; the client is refused')
       return undefined
     }
     return reading.document.kind === 'Client' && !reading.document.spec.disabled ? reading.document : undefined
+  }
+
+  const document = async (clientId: string): Promise<Client | undefined> => {
+    if (!isClientId(clientId)) return undefined
+    const stored = await documents.get(documentKey('Client', clientId))
+    if (!stored) {
+      parsed.delete(clientId)
+      return undefined
+    }
+    const { revision } = stored
+    const known = parsed.get(clientId)
+    if (known?.revision === revision) return known.document
+    const found = parse(clientId, stored.value)
+    parsed.set(clientId, { revision, document: found })
+    return found
   }
 
   /** Writes a client's state unless somebody else did meanwhile: then `next` decides again. Undefined: nothing to write. */
@@ -153,7 +170,7 @@ export function openClients({
 
     authenticate: async (clientId, secret) => {
       const client = await clients.find(clientId)
-      return client !== undefined && isSecretOf(client.secretHash, secret)
+      return client !== undefined && isSecretOf(client.secretHash, secret) ? client : undefined
     },
 
     replaceSecret: async (clientId, onlyIfMissing) => {
@@ -183,6 +200,9 @@ export function openClients({
     },
 
     endTokens: async (clientId, reason) => {
+      if (operator?.clientId !== clientId && !isClientId(clientId)) {
+        return (await registrations?.endTokens(clientId, reason)) ?? false
+      }
       const changed = await change(clientId, (entry) => {
         if (entry) return { secretHash: readable(entry).secretHash }
         return operator?.clientId === clientId ? { secretHash: NO_SECRET } : undefined

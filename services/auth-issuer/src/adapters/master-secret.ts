@@ -12,6 +12,8 @@ const PURPOSES = {
   dpopNonces: 'dpop-nonces',
   /** Successors of refresh tokens, so that a rotation can be finished by whoever is asked again. */
   refreshSuccessors: 'refresh-successors',
+  /** What is kept of a browser's way through sign-in and of device codes, so that what is kept is of no use alone. */
+  records: 'records',
   /** Private signing keys at rest. */
   signingKeys: 'signing-keys',
   /** Names that people tried to sign in with, and sources, in keys and events. */

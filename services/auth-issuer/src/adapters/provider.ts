@@ -1,17 +1,16 @@
 import type { EventEmitter } from 'node:events'
-import type { Bus } from '@tollward/bus'
 import { AppError } from '@tollward/errors'
 import { type Client, type Configuration, errors, type KoaContextWithOIDC, Provider } from 'oidc-provider'
 import type { Logger } from 'pino'
+import { resourceOf } from '../domain/audience.ts'
 import { type RegisteredClient, refusedScope } from '../domain/client.ts'
 import { idTokenLifetime } from '../domain/token.ts'
 import { errorLabel, type IssuerMetrics } from '../metrics.ts'
 import { REGISTRATION } from './client-metadata.ts'
-import { type Clients, isSecretOf } from './clients.ts'
+import { isSecretOf } from './clients.ts'
 import { composedConfiguration, type ProviderPart } from './compose.ts'
-import type { MasterSecret } from './master-secret.ts'
-import { oidcAdapters } from './oidc-adapter.ts'
-import type { Tokens } from './tokens.ts'
+import { installIds, oidcAdapters } from './oidc-adapter.ts'
+import type { Stores } from './stores.ts'
 
 /** A token request is a few hundred bytes; a client assertion may have some thousand. */
 export const BODY_BYTES_MAX = 16_384
@@ -56,10 +55,7 @@ const GRANT_LIFETIME_SECONDS = 365 * 24 * 60 * 60
 export interface ProviderOptions {
   readonly issuer: string
   readonly introspectionUrl: string | undefined
-  readonly bus: Pick<Bus, 'disconnectedForMs'>
-  readonly masterSecret: MasterSecret
-  readonly clients: Clients
-  readonly tokens: Tokens
+  readonly stores: Stores
   /** The keys, and what is offered besides client credentials, refresh and revocation. */
   readonly parts: readonly ProviderPart[]
   readonly metrics: IssuerMetrics
@@ -68,7 +64,8 @@ export interface ProviderOptions {
 
 /** The OAuth server: oidc-provider with exactly the flows that are offered. */
 export function createProvider(options: ProviderOptions): Provider {
-  const { issuer, bus, parts, metrics, log } = options
+  const { issuer, stores, parts, metrics, log } = options
+  const { bus } = stores
   const people = parts.some(({ configuration }) => configuration?.findAccount !== undefined)
   const core = { configuration: { ...coreConfiguration(options), ...(people ? codeFlowConfiguration() : {}) } }
   const provider = new Provider(issuer, composedConfiguration([core, ...parts]))
@@ -98,6 +95,7 @@ export function createProvider(options: ProviderOptions): Provider {
     if (ctx.path.startsWith('/.well-known/') && ctx.status === 200)
       hide(ctx.body, people ? NOT_OFFERED : [...NOT_OFFERED, ...OF_PEOPLE])
   })
+  installIds(provider)
   for (const { install } of parts) install?.(provider)
   provider.on('server_error', (ctx: KoaContextWithOIDC, error: Error) => {
     const unavailable = error instanceof AppError && error.meaning.http >= 503
@@ -115,10 +113,10 @@ export function createProvider(options: ProviderOptions): Provider {
   return provider
 }
 
-function coreConfiguration({ introspectionUrl, masterSecret, clients, tokens }: ProviderOptions): Configuration {
+function coreConfiguration({ introspectionUrl, stores }: ProviderOptions): Configuration {
   return {
-    adapter: oidcAdapters(clients, tokens),
-    cookies: { keys: masterSecret.deriveAll('cookies').map((key) => key.toString('base64url')) },
+    adapter: oidcAdapters(stores),
+    cookies: { keys: stores.masterSecret.deriveAll('cookies').map((key) => key.toString('base64url')) },
     findAccount: () => undefined,
     scopes: [],
     claims: {},
@@ -208,13 +206,6 @@ function resourceServerOf(ctx: KoaContextWithOIDC, resource: string, client: Reg
     throw described(new errors.InvalidTarget(), 'this client may not have tokens for the requested resource')
   }
   return { scope: client.scopes.join(' '), audience, accessTokenFormat: 'opaque' as const }
-}
-
-/** An audience as a resource indicator: names of APIs need not be URIs, resource indicators must (RFC 8707, section 2). */
-export function resourceOf(audience: string): string {
-  return URL.canParse(audience) && !audience.includes('#')
-    ? audience
-    : `urn:tollward:audience:${encodeURIComponent(audience)}`
 }
 
 function described(error: errors.InvalidTarget, description: string): errors.InvalidTarget {

@@ -1,7 +1,13 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import fc from 'fast-check'
-import { INTERNAL_TOKEN_LIFETIME_SECONDS, type IssuedToken, internalClaims, type TokenHolder, worthOf } from './token.ts'
+import {
+  INTERNAL_TOKEN_LIFETIME_SECONDS,
+  type IssuedToken,
+  internalClaims,
+  type TokenHolder,
+  worthOf,
+} from './token.ts'
 
 const NOW = 1_800_000_000
 
@@ -47,7 +53,12 @@ test('a token is never worth more than it was issued with nor than its client ma
 test('an internal token lives 60 seconds at most and never longer than its access token', () => {
   fc.assert(
     fc.property(tokens, (token) => {
-      const { iat, exp } = internalClaims(token, 'https://issuer.test', 'j', NOW)
+      const { iat, exp } = internalClaims(token, {
+        issuer: 'https://issuer.test',
+        jti: 'j',
+        origin: 'o',
+        nowSeconds: NOW,
+      })
       assert.equal(iat, NOW)
       assert.equal(exp, Math.min(NOW + INTERNAL_TOKEN_LIFETIME_SECONDS, token.expiresAtSeconds))
     }),

@@ -21,7 +21,13 @@ export interface IssuedToken {
   readonly issuedAtSeconds: number
   readonly expiresAtSeconds: number
   readonly generation: string
+  /** Id of the OAuth grant that it was issued under; undefined: the client acts for itself. */
+  readonly grantId?: string | undefined
+  readonly confirmation?: Confirmation | undefined
 }
+
+/** RFC 7800 "cnf": the token is worth something only together with a proof of possession. */
+export type Confirmation = { readonly jkt: string } | { readonly 'x5t#S256': string }
 
 /** Claims of the internal token (RFC 9068, section 2.2). */
 export interface InternalClaims {
@@ -33,6 +39,9 @@ export interface InternalClaims {
   readonly iat: number
   readonly exp: number
   readonly jti: string
+  /** SHA-256 of the access token that it stands for, lower-case hexadecimal: it is worth nothing once that is. */
+  readonly origin: string
+  readonly cnf?: Confirmation
 }
 
 /** SHA-256 of a token, lower-case hexadecimal: the only name of a token in keys, events and logs. */
@@ -60,8 +69,28 @@ export function worthOf(
   return { ...token, audience, scopes: token.scopes.filter((scope) => client.scopes.includes(scope)) }
 }
 
+/** What is left of a token's worth in an internal token that was made for it, by its verified claims. Undefined: nothing. */
+export function narrowed(
+  token: IssuedToken,
+  { scope, aud, exp }: { scope?: unknown; aud?: unknown; exp?: number | undefined },
+): IssuedToken | undefined {
+  const names = [aud].flat()
+  const audience = token.audience.filter((name) => names.includes(name))
+  if (audience.length === 0 || exp === undefined) return undefined
+  const scopes = typeof scope === 'string' ? scope.split(' ') : []
+  return {
+    ...token,
+    audience,
+    scopes: token.scopes.filter((name) => scopes.includes(name)),
+    expiresAtSeconds: Math.min(token.expiresAtSeconds, exp),
+  }
+}
+
 /** The claims of the internal token for an access token: never more, never longer. */
-export function internalClaims(token: IssuedToken, issuer: string, jti: string, nowSeconds: number): InternalClaims {
+export function internalClaims(
+  token: IssuedToken,
+  { issuer, jti, origin, nowSeconds }: { issuer: string; jti: string; origin: string; nowSeconds: number },
+): InternalClaims {
   const [audience] = token.audience
   return {
     iss: issuer,
@@ -72,5 +101,7 @@ export function internalClaims(token: IssuedToken, issuer: string, jti: string, 
     iat: nowSeconds,
     exp: Math.min(nowSeconds + INTERNAL_TOKEN_LIFETIME_SECONDS, token.expiresAtSeconds),
     jti,
+    origin,
+    ...(token.confirmation === undefined ? {} : { cnf: token.confirmation }),
   }
 }

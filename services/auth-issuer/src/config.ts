@@ -1,9 +1,34 @@
+import { decisionConfig } from '@tollward/decision'
 import { duration, durationMs } from '@tollward/documents'
 import { baseConfig, port } from '@tollward/runtime'
 import { z } from 'zod'
+import { TermsSchema } from './domain/registration.ts'
 
 /** Written as in documents, such as 30d; milliseconds in code. */
 const durationInMs = duration.transform(durationMs)
+
+const SelfRegistrationSchema = z.strictObject({
+  /** What clients that registered themselves may have, and what their tokens are for. */
+  scopes: TermsSchema.shape.scopes,
+  audience: TermsSchema.shape.audience,
+  /** From one IPv4 address or one /64 of IPv6. */
+  registrationsPerSourceAndHour: z.int().min(1).max(1000).default(10),
+  /** How many of them there may be. */
+  clientsMax: z.int().min(1).max(50_000).default(10_000),
+})
+
+/** A JSON object in an environment variable. */
+const selfRegistration = z.string().transform((text, context) => {
+  try {
+    const result = SelfRegistrationSchema.safeParse(JSON.parse(text))
+    if (result.success) return result.data
+    for (const { path, message } of result.error.issues) context.addIssue({ code: 'custom', path, message })
+  } catch (error) {
+    if (!(error instanceof SyntaxError)) throw error
+    context.addIssue({ code: 'custom', message: 'is not JSON' })
+  }
+  return z.NEVER
+})
 
 /** Configuration of auth-issuer, from TOLLWARD_* variables. */
 export const ConfigSchema = z.strictObject({
@@ -37,8 +62,12 @@ export const ConfigSchema = z.strictObject({
   mtlsClientCaFile: z.string().min(1).optional(),
   /** Credential of the operator, not readable by others; without it nobody can administer by token. */
   operatorClientFile: z.string().min(1).optional(),
+  /** JSON: lets anybody register clients that may do nothing but buy a pass and use it; without it nobody can. */
+  selfRegistration: selfRegistration.optional(),
   /** Where token-introspector is reached; advertised if given. */
   introspectionUrl: z.url({ protocol: /^https?$/ }).optional(),
+  /** Proxies in front whose X-Forwarded-For tells where a request comes from. None: its connection's peer does. */
+  trustedProxies: decisionConfig.trustedProxies,
 })
 
 export type Config = z.output<typeof ConfigSchema>

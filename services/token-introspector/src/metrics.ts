@@ -10,30 +10,26 @@ export function introspectorMetrics(registry: Registry) {
       labelNames: ['from'],
       registers,
     }),
+    authentications: new Counter({
+      name: 'tollward_token_introspector_authentications_total',
+      help: 'Clients that authenticated themselves over HTTP, by who knew of them.',
+      labelNames: ['from'],
+      registers,
+    }),
     outdatedFills: new Counter({
       name: 'tollward_token_introspector_outdated_fills_total',
-      help: 'Answers of the issuer thrown away because a revocation arrived while they were under way.',
+      help: 'Answers of the issuer thrown away because a revocation or change arrived while they were under way.',
       registers,
     }),
     revocations: new Counter({
       name: 'tollward_token_introspector_revocations_total',
-      help: 'Revocations heard from the issuer.',
+      help: 'Revocations and changes heard from the issuer.',
       labelNames: ['of'],
       registers,
     }),
     evictions: new Counter({
       name: 'tollward_token_introspector_evictions_total',
-      help: 'Entries that had to go because the cache was full.',
-      registers,
-    }),
-    entries: new Gauge({
-      name: 'tollward_token_introspector_cache_entries',
-      help: 'Tokens in the cache.',
-      registers,
-    }),
-    feedSilence: new Gauge({
-      name: 'tollward_token_introspector_feed_silence_seconds',
-      help: 'Time since the bus was last heard on the revocation feed; beyond 3 the cache is not used.',
+      help: 'Entries that had to go because a cache was full.',
       registers,
     }),
     answers: new Counter({
@@ -43,6 +39,30 @@ export function introspectorMetrics(registry: Registry) {
       registers,
     }),
   }
+}
+
+/** What is read when metrics are. */
+export function gaugeState(
+  registry: Registry,
+  state: { readonly entries: () => number; readonly feedSilentForMs: () => number },
+): void {
+  const registers = [registry]
+  new Gauge({
+    name: 'tollward_token_introspector_cache_entries',
+    help: 'Tokens in the cache.',
+    registers,
+    collect() {
+      this.set(state.entries())
+    },
+  })
+  new Gauge({
+    name: 'tollward_token_introspector_feed_silence_seconds',
+    help: 'Since when a revocation may have been missed; beyond 3 the cache is not used.',
+    registers,
+    collect() {
+      this.set(state.feedSilentForMs() / 1000)
+    },
+  })
 }
 
 export type IntrospectorMetrics = ReturnType<typeof introspectorMetrics>

@@ -10,6 +10,7 @@ import { type Bus, type Client, connectBus, provision } from '@tollward/bus'
 import { bucketContract } from '@tollward/contracts'
 import { StoredDocumentSchema } from '@tollward/contracts/document'
 import { IntrospectorService, IssuerService, TokenInfoSchema } from '@tollward/contracts/token'
+import { INTROSPECTOR_STALE_AFTER_MS } from '@tollward/decision'
 import { AppError } from '@tollward/errors'
 import { createLog } from '@tollward/runtime'
 import {
@@ -20,6 +21,7 @@ import {
   type Service,
   startNatsServer,
   startService,
+  startTcpProxy,
   temporaryDirectory,
 } from '@tollward/testkit'
 import fc from 'fast-check'
@@ -64,6 +66,7 @@ before(async () => {
     await startService('token-introspector', {
       TOLLWARD_NATS_URL: nats.url,
       TOLLWARD_LISTEN_PORT: String(port),
+      TOLLWARD_ISSUER_URL: issuerUrl,
       TOLLWARD_HEALTH_PORT: String(await freePort()),
     }),
   )
@@ -75,13 +78,17 @@ before(async () => {
 
 after(() => resources.disposeAsync())
 
-async function register(name: string, audience: string[] = []): Promise<string> {
-  const spec = { grants: ['client_credentials'], scopes: ['orders'], audience }
+async function register(name: string, audience: string[] = [], introspects: string[] = []): Promise<string> {
+  await document(name, audience, introspects)
+  return (await issuerRpc.replaceClientSecret({ clientId: name })).clientSecret
+}
+
+async function document(name: string, audience: string[], introspects: string[]): Promise<void> {
+  const spec = { grants: ['client_credentials'], scopes: ['orders'], audience, introspects }
   const yaml = JSON.stringify({ apiVersion: 'tollward.dev/v1', kind: 'Client', metadata: { name }, spec })
   const value = create(StoredDocumentSchema, { format: 1, kind: 'Client', name, yaml })
   const key = `Client.${Buffer.from(name).toString('base64url')}`
   await bus.bucket(bucketContract(StoredDocumentSchema)).put(key, value)
-  return (await issuerRpc.replaceClientSecret({ clientId: name })).clientSecret
 }
 
 const basic = (clientId: string, secret: string) => ({
@@ -98,10 +105,10 @@ async function tokenOf(clientId: string, secret: string): Promise<string> {
   return ((await response.json()) as { access_token: string }).access_token
 }
 
-async function introspect(clientId: string, secret: string, token: string) {
+async function introspect(clientId: string, secret: string, token: string, headers: Record<string, string> = {}) {
   const response = await fetch(endpoint, {
     method: 'POST',
-    headers: basic(clientId, secret),
+    headers: { ...basic(clientId, secret), ...headers },
     body: new URLSearchParams({ token }),
   })
   return { status: response.status, headers: response.headers, text: await response.text() }
@@ -119,6 +126,7 @@ test('oauth4webapi introspects by discovery, and the answer has what RFC 7662 na
   const { iat, exp, ...answer } = await oauth.processIntrospectionResponse(server, client, response)
   assert.deepEqual(answer, {
     active: true,
+    iss: issuerUrl,
     client_id: 'conforming',
     sub: 'conforming',
     scope: 'orders',
@@ -126,12 +134,76 @@ test('oauth4webapi introspects by discovery, and the answer has what RFC 7662 na
     token_type: 'Bearer',
   })
   assert.equal((exp ?? 0) - (iat ?? 0), 600)
+  const post = await oauth.introspectionRequest(server, client, oauth.ClientSecretPost(secret), token, insecure)
+  assert.equal((await oauth.processIntrospectionResponse(server, client, post)).active, true)
+})
+
+test('whoever asks for it gets the answer as a JWT that the issuer signed for it alone', { skip }, async () => {
+  const secret = await register('signed', ['orders-api'])
+  const token = await tokenOf('signed', secret)
+  const insecure = { [oauth.allowInsecureRequests]: true }
+  const url = new URL(issuerUrl)
+  const server = await oauth.processDiscoveryResponse(url, await oauth.discoveryRequest(url, insecure))
+  const client = { client_id: 'signed', introspection_signed_response_alg: 'ES256' }
+  const ask = async (about: string) => {
+    const options = { ...insecure, requestJwt: true }
+    const response = await oauth.introspectionRequest(server, client, oauth.ClientSecretBasic(secret), about, options)
+    assert.equal(response.headers.get('content-type'), 'application/token-introspection+jwt')
+    const answer = await oauth.processIntrospectionResponse(server, client, response)
+    await oauth.validateApplicationLevelSignature(server, response, insecure)
+    return answer
+  }
+  const { active, aud, client_id } = await ask(token)
+  assert.deepEqual({ active, aud, client_id }, { active: true, aud: 'orders-api', client_id: 'signed' })
+  assert.deepEqual(await ask('U'.repeat(43)), { active: false })
+  const anything = await introspect('signed', secret, token, { accept: '*/*' })
+  assert.match(anything.headers.get('content-type') ?? '', /^application\/json/)
+})
+
+test('an internal token is told of over HTTP, to those who may know, and lets nobody in', { skip }, async () => {
+  const [owner, stranger] = [await register('inside', ['orders-api']), await register('outside')]
+  const token = await tokenOf('inside', owner)
+  const internal = (await rpc.introspect({ token })).info?.internalToken ?? ''
+  const known = JSON.parse((await introspect('inside', owner, internal)).text) as { active: boolean; sub: string }
+  assert.deepEqual([known.active, known.sub], [true, 'inside'])
+  assert.equal((await introspect('outside', stranger, internal)).text, '{"active":false}')
+  for (const pastCache of [false, true]) {
+    assert.deepEqual((await rpc.introspect({ token: internal, pastCache })).info, create(TokenInfoSchema))
+  }
+  await issuerRpc.revoke({ target: { case: 'token', value: token } })
+  assert.equal((await introspect('inside', owner, internal)).text, '{"active":false}')
+})
+
+test('a caller who authenticated is known while the issuer is away, and not once its secret was replaced', {
+  skip,
+}, async () => {
+  const secret = await register('regular')
+  const token = await tokenOf('regular', secret)
+  assert.equal((await introspect('regular', secret, token)).status, 200)
+  await issuer.stop()
+  assert.equal((await introspect('regular', secret, token)).status, 200)
+  assert.equal((await introspect('regular', `${secret}x`, token)).status, 503, 'other credentials are not known')
+  await issuer.start()
+  const { clientSecret } = await issuerRpc.replaceClientSecret({ clientId: 'regular' })
+  const refused = async () => (await introspect('regular', secret, token)).status === 401
+  await eventually(refused, { what: 'the old secret is forgotten', timeoutMs: 2000, intervalMs: 1 })
+  assert.equal((await introspect('regular', clientSecret, token)).text, '{"active":false}')
+})
+
+test('a caller whose document was changed may ask about what it says now', { skip }, async () => {
+  const [owner, api] = [await register('seller', ['till-api']), await register('till', [], [])]
+  const token = await tokenOf('seller', owner)
+  assert.equal((await introspect('till', api, token)).text, '{"active":false}')
+  await document('till', [], ['till-api'])
+  await issuerRpc.noteClientChange({ clientId: 'till' })
+  const told = async () => (JSON.parse((await introspect('till', api, token)).text) as { active: boolean }).active
+  await eventually(told, { what: 'the change is heard', timeoutMs: 2000, intervalMs: 1 })
 })
 
 test('only the token’s client and its resource server are told anything', { skip }, async () => {
   const [owner, api, stranger] = [
     await register('owner', ['stock-api']),
-    await register('stock-api'),
+    await register('stock-api', [], ['stock-api']),
     await register('stranger', ['stock-api']),
   ]
   const token = await tokenOf('owner', owner)
@@ -216,6 +288,8 @@ test('malformed requests get a JSON error and never a stack trace or a server er
     return (await fetch(endpoint, method === 'GET' ? { method, headers } : { method, headers, body })).status
   }
   assert.equal(await ask('token=a&token=b'), 400)
+  assert.equal(await ask('token=a&client_secret=s&client_id=fuzzer'), 400)
+  assert.equal(await ask('token=a&client_id=other'), 400)
   assert.equal(await ask('token='), 400)
   assert.equal(await ask(`token=${'x'.repeat(BODY_BYTES_MAX)}`), 413)
   assert.equal(await ask('', 'GET'), 405)
@@ -237,6 +311,42 @@ test('a revocation that happened while the process was frozen counts once it goe
     timeoutMs: 2000,
     intervalMs: 1,
   })
+})
+
+test('cut off from revocations, nothing is active any more within 3 seconds, and what was missed counts afterwards', {
+  skip,
+}, async () => {
+  await using proxy = await startTcpProxy(nats.port)
+  const port = await freePort()
+  await using replica = await startService('token-introspector', {
+    TOLLWARD_NATS_URL: `nats://127.0.0.1:${proxy.port}`,
+    TOLLWARD_LISTEN_PORT: String(port),
+    TOLLWARD_HEALTH_PORT: String(await freePort()),
+  })
+  const secret = await register('cut-off')
+  const token = await tokenOf('cut-off', secret)
+  const ask = async () => {
+    const url = `http://127.0.0.1:${port}/introspect`
+    const body = new URLSearchParams({ token })
+    return (await fetch(url, { method: 'POST', headers: basic('cut-off', secret), body })).text()
+  }
+  assert.match(await ask(), /"active":true/)
+  proxy.pause()
+  const cutAtMs = performance.now()
+  await issuerRpc.revoke({ target: { case: 'token', value: token } })
+  let activeAtMs = cutAtMs
+  const refused = async () => {
+    const askedAtMs = performance.now()
+    const isActive = (await ask()).includes('"active":true')
+    if (isActive) activeAtMs = askedAtMs
+    return !isActive
+  }
+  await eventually(refused, { what: 'it is not active any more', timeoutMs: 8000, intervalMs: 5 })
+  assert(activeAtMs - cutAtMs <= INTROSPECTOR_STALE_AFTER_MS, `active ${activeAtMs - cutAtMs} ms after the cut`)
+  proxy.resume()
+  const ready = async () => (await fetch(`${replica.healthUrl}/healthz/ready`)).ok
+  await eventually(ready, { what: 'the replica hears again', timeoutMs: 15_000 })
+  assert.equal(await ask(), '{"active":false}')
 })
 
 test('without the bus nothing is active; when it is back, revocations that were missed count', { skip }, async () => {

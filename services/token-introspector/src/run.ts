@@ -1,19 +1,18 @@
 import { connectBus } from '@tollward/bus'
-import { contract } from '@tollward/contracts'
-import { ClientRevokedSchema, IntrospectorService, IssuerService, TokenRevokedSchema } from '@tollward/contracts/token'
+import { IntrospectorService, IssuerService } from '@tollward/contracts/token'
+import { followRevocations, INTROSPECTOR_STALE_AFTER_MS } from '@tollward/decision'
 import { aborted, readSecretFile, type ServiceContext } from '@tollward/runtime'
-import { createHttp } from './adapters/http.ts'
-import { FEED_SILENCE_MAX_MS, openLookup } from './adapters/lookup.ts'
+import { openCallers } from './adapters/callers.ts'
+import { listenHttp } from './adapters/http.ts'
+import { openLookup } from './adapters/lookup.ts'
 import type { Config } from './config.ts'
-import { introspectorMetrics } from './metrics.ts'
+import { gaugeState, introspectorMetrics } from './metrics.ts'
 
 /**
  * The longest that an answer of the issuer can be in the cache: the life of an internal token. Revocations from before that
  * are known to the issuer, and an empty cache has nothing from before it was started.
  */
 const ENTRY_LIFE_MAX_MS = 60_000
-
-const FEED_CHECK_INTERVAL_MS = 1000
 
 /** Wires token-introspector and runs it until the signal is aborted. */
 export async function run({ name, config, log, registry, health, signal }: ServiceContext<Config>): Promise<void> {
@@ -28,33 +27,28 @@ export async function run({ name, config, log, registry, health, signal }: Servi
   health.check('bus', () => (bus.connected ? undefined : 'is not connected'))
 
   const issuer = bus.client(IssuerService)
-  const feedSilentForMs = () => Math.max(...feeds.map(({ silentForMs }) => silentForMs))
+  const feedSilentForMs = () => feed.silentForMs
   const lookup = openLookup({ issuer, feedSilentForMs, metrics })
-  const since = { timeMs: Date.now() - ENTRY_LIFE_MAX_MS }
-  await using tokenFeed = await bus.follow(contract(TokenRevokedSchema), since, ({ tokenHash }) =>
-    lookup.tokenRevoked(tokenHash),
-  )
-  await using clientFeed = await bus.follow(contract(ClientRevokedSchema), since, ({ clientId }) =>
-    lookup.clientRevoked(clientId),
-  )
-  const feeds = [tokenFeed, clientFeed]
+  const callers = openCallers({ issuer, feedSilentForMs, metrics })
+  await using feed = await followRevocations(bus, Date.now() - ENTRY_LIFE_MAX_MS, (keyOrTag, kind) => {
+    metrics.revocations.inc({ of: kind })
+    lookup.forget(keyOrTag)
+    callers.forget(keyOrTag)
+  })
+  gaugeState(registry, { entries: () => lookup.size, feedSilentForMs })
   health.check('revocation feed', () => {
     const silentForMs = feedSilentForMs()
-    return silentForMs > FEED_SILENCE_MAX_MS ? `silent for ${Math.round(silentForMs / 1000)} s` : undefined
+    return silentForMs > INTROSPECTOR_STALE_AFTER_MS ? `silent for ${Math.round(silentForMs / 1000)} s` : undefined
   })
-  const feedCheck = setInterval(() => lookup.checkFeed(), FEED_CHECK_INTERVAL_MS)
-  await using _feedCheck = { [Symbol.asyncDispose]: async () => clearInterval(feedCheck) }
 
   await using _rpc = bus.serve(IntrospectorService, {
-    introspect: async ({ token }) => ({ info: await lookup.introspect(token) }),
+    introspect: async ({ token, pastCache }) => ({ info: await lookup.introspect(token, { pastCache }) }),
   })
-  const authenticate = async (credentials: { clientId: string; clientSecret: string }) =>
-    (await issuer.authenticateClient(credentials)).authenticated
-  const http = createHttp({ lookup, authenticate, metrics, log })
-  await using _http = { [Symbol.asyncDispose]: () => http.close() }
-  await http.listen({ host: config.listenHost, port: config.listenPort })
+  const { issuerUrl, listenHost, listenPort } = config
+  const http = { lookup, callers, issuer, issuerUrl, metrics, log }
+  await using server = await listenHttp(http, listenHost, listenPort)
 
   health.ready()
-  log.info({ host: config.listenHost, port: config.listenPort }, 'ready')
+  log.info({ host: listenHost, port: server.port }, 'ready')
   await aborted(signal)
 }

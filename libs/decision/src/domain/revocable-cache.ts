@@ -59,9 +59,15 @@ export class RevocableCache<T> {
     return this.#order
   }
 
+  /** Whether an answer may be older than something that it depends on. */
+  isOutdated(begun: number, key: string, tags: readonly string[]): boolean {
+    if (begun < this.#horizon.order || begun < this.#forgottenAt(key).order) return true
+    return tags.some((tag) => begun < this.#forgottenAt(tag).order)
+  }
+
   /** Takes the answer to a question. False: it is outdated, and must not be used. */
   finish(begun: number, key: string, entry: Remembered<T>): boolean {
-    if (this.#isOutdated(begun, key, entry.tags)) return false
+    if (this.isOutdated(begun, key, entry.tags)) return false
     this.delete(key)
     this.#entries.set(key, entry)
     for (const tag of entry.tags) {
@@ -116,11 +122,6 @@ export class RevocableCache<T> {
   clear(): void {
     this.#entries.clear()
     this.#keysOfTag.clear()
-  }
-
-  #isOutdated(begun: number, key: string, tags: readonly string[]): boolean {
-    if (begun < this.#horizon.order || begun < this.#forgottenAt(key).order) return true
-    return tags.some((tag) => begun < this.#forgottenAt(tag).order)
   }
 
   #forgottenAt(keyOrTag: string): Forgotten {

@@ -3,38 +3,39 @@ import { create } from '@bufbuild/protobuf'
 import { timestampMs } from '@bufbuild/protobuf/wkt'
 import type { Client } from '@tollward/bus'
 import { type IssuerService, type TokenInfo, TokenInfoSchema } from '@tollward/contracts/token'
+import { INTROSPECTOR_STALE_AFTER_MS, RevocableCache, tagsOf } from '@tollward/decision'
 import { AppError } from '@tollward/errors'
-import { isTokenShaped } from '../domain/introspection.ts'
-import { type CachedToken, TokenCache } from '../domain/token-cache.ts'
+import { isJwtShaped, isTokenShaped } from '../domain/introspection.ts'
+import { usableUntilMs } from '../domain/usable.ts'
 import type { IntrospectorMetrics } from '../metrics.ts'
 
 /** About 2 KB each with its internal token: 40 MB. */
 const CACHE_ENTRIES_MAX = 20_000
 
-/**
- * A revocation feed on which the bus was not heard for this long (it speaks every second) may have missed a revocation. Then
- * the cache is not used: the issuer is asked, and if it does not answer there is no answer. This edge fails closed.
- */
-export const FEED_SILENCE_MAX_MS = 3000
+/** Revocations and changes remembered, so that an answer from before is known to be one: 10 MB. */
+const FORGOTTEN_MAX = 50_000
 
 /** Questions to the issuer for one answer that no revocation overtook. More than one overtaking is very rare. */
 const FILL_ATTEMPTS_MAX = 4
 
-interface Entry extends CachedToken {
-  readonly info: TokenInfo
-}
-
-/** What tokens are worth, from a cache that revocations keep honest. */
+/** What tokens are worth, from a cache that revocations keep honest. Inactive tokens are not kept: an attacker has as many as he likes. */
 export interface Lookup {
-  /** Never answers `active` from an answer that is older than a revocation heard since. AppError where the issuer is not reached. */
-  introspect(token: string): Promise<TokenInfo>
-  tokenRevoked(tokenHash: string): void
-  clientRevoked(clientId: string): void
-  /** Empties the cache if the feed is silent: what it missed comes late, and until then no entry can be trusted. */
-  checkFeed(): void
+  readonly size: number
+  /**
+   * What an access token is worth. Never answers `active` from an answer that is older than a revocation heard since; `pastCache`: nor
+   * from one that was asked for before this question. AppError where the issuer is not reached.
+   */
+  introspect(token: string, options?: { readonly pastCache?: boolean }): TokenInfo | Promise<TokenInfo>
+  /** As introspect, and of internal tokens as well, which nobody may present to be let in; these are not remembered. */
+  introspectAny(token: string): TokenInfo | Promise<TokenInfo>
+  /** Forgets what depends on the token with this hash, or on this tag. */
+  forget(keyOrTag: string): void
 }
 
-/** Opens the lookup. `feedSilentForMs` is how long ago the bus was heard on the revocation feed. */
+/**
+ * Opens the lookup. `feedSilentForMs` is since when a revocation may have been missed: past INTROSPECTOR_STALE_AFTER_MS the cache is
+ * not used, the issuer is asked, and if it does not answer there is no answer. This edge fails closed.
+ */
 export function openLookup({
   issuer,
   feedSilentForMs,
@@ -46,90 +47,89 @@ export function openLookup({
   metrics: IntrospectorMetrics
   capacity?: number
 }): Lookup {
-  const cache = new TokenCache<Entry>(capacity, () => metrics.evictions.inc())
+  const evicted = () => metrics.evictions.inc()
+  const cache = new RevocableCache<TokenInfo>({ entriesMax: capacity, forgottenMax: FORGOTTEN_MAX, evicted })
   const running = new Map<string, Promise<TokenInfo>>()
-  const silent = () => feedSilentForMs() > FEED_SILENCE_MAX_MS
-  const gauge = () => metrics.entries.set(cache.size)
+  const count = lookupCounters(metrics)
 
-  const ask = async (token: string): Promise<TokenInfo> => {
-    const { info } = await issuer.exchange({ token })
-    return info ?? create(TokenInfoSchema)
-  }
-
-  const fill = async (token: string, tokenHash: string): Promise<TokenInfo> => {
+  /** Asks until there is an answer that no revocation overtook. */
+  const ask = async (token: string, acceptInternal: boolean): Promise<TokenInfo> => {
+    const tokenHash = hash('sha256', token, 'hex')
     for (let attempt = 0; attempt < FILL_ATTEMPTS_MAX; attempt++) {
-      const begun = cache.begin(tokenHash)
-      let info: TokenInfo
-      try {
-        info = await ask(token)
-      } catch (error) {
-        cache.abandon(begun)
-        throw error
-      }
-      if (silent()) {
-        cache.abandon(begun)
-        return info
-      }
-      if (cache.finish(begun, entryOf(info), Date.now())) {
-        gauge()
-        return info
-      }
+      const begun = cache.begin()
+      const { info = create(TokenInfoSchema) } = await issuer.exchange({ token, acceptInternal })
+      if (!info.active) return info
+      const tags = tagsOf(info)
+      // An internal token depends on the one that it was made for, which its answer names.
+      const isCurrent = acceptInternal
+        ? !cache.isOutdated(begun, info.tokenHash, tags)
+        : cache.finish(begun, tokenHash, { value: info, tags, usableUntilMs: usableUntilMs(lifeOf(info)) })
+      if (isCurrent) return info
       metrics.outdatedFills.inc()
     }
     throw new AppError('unavailable', 'The token was revoked again and again while it was looked up; try again.')
   }
 
-  return {
-    introspect: (token) => {
-      if (!isTokenShaped(token)) {
-        metrics.lookups.inc({ from: 'shape' })
-        return Promise.resolve(create(TokenInfoSchema))
-      }
-      if (silent()) {
-        metrics.lookups.inc({ from: 'issuer, past the cache' })
-        return ask(token)
+  const askOnce = (key: string, token: string, acceptInternal: boolean): Promise<TokenInfo> => {
+    const shared = running.get(key)
+    count[shared ? 'shared' : 'issuer']()
+    if (shared) return shared
+    const asked = ask(token, acceptInternal).finally(() => running.delete(key))
+    running.set(key, asked)
+    return asked
+  }
+
+  const shapeless = () => {
+    count.shape()
+    return create(TokenInfoSchema)
+  }
+
+  const lookup: Lookup = {
+    get size() {
+      return cache.size
+    },
+
+    introspect: (token, { pastCache = false } = {}) => {
+      if (!isTokenShaped(token)) return shapeless()
+      if (pastCache || feedSilentForMs() > INTROSPECTOR_STALE_AFTER_MS) {
+        count.pastCache()
+        return ask(token, false)
       }
       const tokenHash = hash('sha256', token, 'hex')
       const known = cache.get(tokenHash, Date.now())
-      if (known) {
-        metrics.lookups.inc({ from: 'cache' })
-        return Promise.resolve(known.info)
-      }
-      const shared = running.get(tokenHash)
-      metrics.lookups.inc({ from: shared ? 'issuer, asked already' : 'issuer' })
-      if (shared) return shared
-      const asked = fill(token, tokenHash).finally(() => running.delete(tokenHash))
-      running.set(tokenHash, asked)
-      return asked
+      if (!known) return askOnce(tokenHash, token, false)
+      count.cache()
+      return known
     },
 
-    tokenRevoked: (tokenHash) => {
-      metrics.revocations.inc({ of: 'token' })
-      cache.revokeToken(tokenHash)
-      gauge()
+    introspectAny: (token) => {
+      if (!isJwtShaped(token)) return lookup.introspect(token)
+      return isTokenShaped(token) ? askOnce(`internal ${hash('sha256', token, 'hex')}`, token, true) : shapeless()
     },
 
-    clientRevoked: (clientId) => {
-      metrics.revocations.inc({ of: 'client' })
-      cache.revokeClient(clientId)
-      gauge()
-    },
+    forget: (keyOrTag) => cache.forget(keyOrTag, Date.now()),
+  }
+  return lookup
+}
 
-    checkFeed: () => {
-      metrics.feedSilence.set(feedSilentForMs() / 1000)
-      if (!silent()) return
-      cache.clear()
-      gauge()
-    },
+/** Counting is on the way of every question, so its counters are looked up once, here. */
+function lookupCounters({ lookups }: IntrospectorMetrics) {
+  const counter = (from: string) => {
+    const child = lookups.labels({ from })
+    return () => child.inc()
+  }
+  return {
+    cache: counter('cache'),
+    issuer: counter('issuer'),
+    shared: counter('issuer, asked already'),
+    pastCache: counter('issuer, past the cache'),
+    shape: counter('shape'),
   }
 }
 
-function entryOf(info: TokenInfo): Entry | undefined {
-  if (!info.active || !info.expiresAt || !info.internalTokenExpiresAt) return undefined
+function lifeOf({ expiresAt, internalTokenExpiresAt }: TokenInfo) {
   return {
-    info,
-    clientId: info.clientId,
-    expiresAtMs: timestampMs(info.expiresAt),
-    internalTokenExpiresAtMs: timestampMs(info.internalTokenExpiresAt),
+    expiresAtMs: expiresAt ? timestampMs(expiresAt) : 0,
+    internalTokenExpiresAtMs: internalTokenExpiresAt ? timestampMs(internalTokenExpiresAt) : 0,
   }
 }

@@ -1,0 +1,69 @@
+import { createHmac, randomBytes } from 'node:crypto'
+import type { Client } from '@tollward/bus'
+import type { IssuerService } from '@tollward/contracts/token'
+import { clientTag, INTROSPECTOR_STALE_AFTER_MS, RevocableCache } from '@tollward/decision'
+import type { ClientCredentials } from '../domain/credentials.ts'
+import type { Caller } from '../domain/introspection.ts'
+import type { IntrospectorMetrics } from '../metrics.ts'
+
+/** Whoever introspects does so often; a replaced secret or a changed document is heard of long before this is over. */
+const CALLER_LIFE_MS = 30_000
+
+/** Resource servers are few; replaced secrets go with their clients. */
+const CALLERS_MAX = 10_000
+
+const FORGOTTEN_MAX = 10_000
+
+const KEY_BYTES = 32
+
+/** Clients that authenticated themselves a moment ago. */
+export interface Callers {
+  /** Undefined: these are no client's credentials. AppError where the issuer is not reached. */
+  authenticate(credentials: ClientCredentials): Caller | undefined | Promise<Caller | undefined>
+  /** Forgets what depends on this tag. */
+  forget(tag: string): void
+}
+
+/**
+ * Opens them. Right credentials are remembered by a keyed hash whose key this process alone has; wrong ones are asked about each time.
+ * As with tokens, nothing is remembered while revocations may be missed.
+ */
+export function openCallers({
+  issuer,
+  feedSilentForMs,
+  metrics,
+}: {
+  issuer: Pick<Client<typeof IssuerService>, 'authenticateClient'>
+  feedSilentForMs: () => number
+  metrics: IntrospectorMetrics
+}): Callers {
+  const hashKey = randomBytes(KEY_BYTES)
+  const evicted = () => metrics.evictions.inc()
+  const cache = new RevocableCache<Caller>({ entriesMax: CALLERS_MAX, forgottenMax: FORGOTTEN_MAX, evicted })
+  const fromCache = metrics.authentications.labels({ from: 'cache' })
+  const fromIssuer = metrics.authentications.labels({ from: 'issuer' })
+
+  const ask = async (credentials: ClientCredentials, key: string): Promise<Caller | undefined> => {
+    fromIssuer.inc()
+    const { clientId } = credentials
+    const begun = cache.begin()
+    const { authenticated, introspects } = await issuer.authenticateClient(credentials)
+    if (!authenticated) return undefined
+    const caller = { clientId, introspects }
+    // Where the client was revoked or changed meanwhile this answer is as good as one a moment ago, but the next question asks again.
+    cache.finish(begun, key, { value: caller, tags: [clientTag(clientId)], usableUntilMs: Date.now() + CALLER_LIFE_MS })
+    return caller
+  }
+
+  return {
+    authenticate: (credentials) => {
+      const { clientId, clientSecret } = credentials
+      const key = createHmac('sha256', hashKey).update(`${clientId.length}:${clientId}${clientSecret}`).digest('base64')
+      const known = feedSilentForMs() > INTROSPECTOR_STALE_AFTER_MS ? undefined : cache.get(key, Date.now())
+      if (!known) return ask(credentials, key)
+      fromCache.inc()
+      return known
+    },
+    forget: (tag) => cache.forget(tag, Date.now()),
+  }
+}

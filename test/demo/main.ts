@@ -1,5 +1,6 @@
 // npm run demo: the main job as a tour on the running stack. Each step shows its evidence; the first that is not as said ends it.
 import { AssertionError } from 'node:assert/strict'
+import { identify } from './identity.ts'
 import { payAndCall } from './pay.ts'
 import { attackAndBlock } from './protect.ts'
 import { Tour } from './tour.ts'
@@ -10,6 +11,7 @@ const tour = new Tour()
 try {
   const { customer, isSensorOn } = await getKnown(tour)
   const stranger = await payAndCall(tour, customer)
+  await identify(tour, customer)
   await attackAndBlock(tour, { customer, stranger, isSensorOn })
   process.stdout.write(
     `\nThe loop is closed: known, paid, within policy, not blocked. ${((performance.now() - startMs) / 1000).toFixed(1)} s\n`,

@@ -69,7 +69,7 @@ function shortened(body: string): string {
   // Tokens and secrets are cut even here: people paste what they see.
   const line = body
     .replaceAll(/\s+/g, ' ')
-    .replace(/("access_token":".{8})[^"]+/, '$1…')
+    .replaceAll(/("(?:access_token|client_secret|registration_access_token)":".{8})[^"]+/g, '$1…')
     .trim()
   return `\n       ${line.length > BODY_SHOWN_CHARACTERS ? `${line.slice(0, BODY_SHOWN_CHARACTERS)}…` : line}`
 }

@@ -56,18 +56,28 @@ export class Customer {
 
   /** OAuth 2 client credentials (RFC 6749, 4.4). */
   async getToken(): Promise<string> {
-    const { status, body } = await this.#send(`${LOCAL.issuer}/token`, {
+    const { status, body } = await this.#post(`${LOCAL.issuer}/token`, { grant_type: 'client_credentials' })
+    assert.equal(status, 200, `the issuer gave no token: ${body}`)
+    const { access_token } = JSON.parse(body) as { access_token: string }
+    this.#token = access_token
+    return access_token
+  }
+
+  /** Ends its token (RFC 7009). */
+  giveUp(revocationEndpoint: string): Promise<Answer> {
+    return this.#post(revocationEndpoint, { token: this.#token })
+  }
+
+  /** A form, with the client's credential. */
+  #post(url: string, form: Readonly<Record<string, string>>): Promise<Answer> {
+    return this.#send(url, {
       method: 'POST',
       headers: {
         authorization: `Basic ${Buffer.from(`${this.clientId}:${this.#secret}`).toString('base64')}`,
         'content-type': 'application/x-www-form-urlencoded',
       },
-      body: 'grant_type=client_credentials',
+      body: new URLSearchParams(form).toString(),
     })
-    assert.equal(status, 200, `the issuer gave no token: ${body}`)
-    const { access_token } = JSON.parse(body) as { access_token: string }
-    this.#token = access_token
-    return access_token
   }
 
   /** Asks for an invoice; a 402 never makes one by itself. */

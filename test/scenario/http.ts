@@ -1,4 +1,4 @@
-import { request as httpRequest, type IncomingHttpHeaders } from 'node:http'
+import { type Agent, request as httpRequest, type IncomingHttpHeaders } from 'node:http'
 
 const REQUEST_TIMEOUT_MS = 10_000
 
@@ -14,16 +14,18 @@ export interface Request {
   readonly body?: string
   /** Address of this machine to send from. */
   readonly from?: string
+  /** Keeps connections; without it the request gets one of its own. */
+  readonly agent?: Agent
   readonly timeoutMs?: number
 }
 
-/** One request on a connection of its own. Rejects if there is no answer. */
+/** One request. Rejects if there is no answer. */
 export function send(url: string, options: Request = {}): Promise<Answer> {
-  const { method = 'GET', headers = {}, body, from, timeoutMs = REQUEST_TIMEOUT_MS } = options
+  const { method = 'GET', headers = {}, body, from, agent = false, timeoutMs = REQUEST_TIMEOUT_MS } = options
   return new Promise((resolve, reject) => {
     const outgoing = httpRequest(
       url,
-      { method, headers, agent: false, timeout: timeoutMs, ...(from === undefined ? {} : { localAddress: from }) },
+      { method, headers, agent, timeout: timeoutMs, ...(from === undefined ? {} : { localAddress: from }) },
       (incoming) => {
         const chunks: Buffer[] = []
         incoming.on('data', (chunk: Buffer) => chunks.push(chunk))

@@ -72,6 +72,14 @@ export function exampleApi(paths: Paths): Program {
   }
 }
 
+/** What strangers may register for: the scope of the example API, and tokens for the issuer as those of its own clients. */
+const SELF_REGISTRATION = {
+  scopes: ['orders'],
+  audience: [localUrl(PORTS.issuer)],
+  // Everybody here comes from one address.
+  registrationsPerSourceAndHour: 100,
+}
+
 /** What each service is told beyond what all are. */
 const SETTINGS: Readonly<Record<ServiceName, (facts: Facts) => Record<string, string>>> = {
   'auth-issuer': ({ paths }) => ({
@@ -85,6 +93,7 @@ const SETTINGS: Readonly<Record<ServiceName, (facts: Facts) => Record<string, st
     TOLLWARD_MTLS_CERT_FILE: paths.issuerCertificate,
     TOLLWARD_MTLS_KEY_FILE: paths.issuerKey,
     TOLLWARD_MTLS_CLIENT_CA_FILE: paths.caCertificate,
+    TOLLWARD_SELF_REGISTRATION: JSON.stringify(SELF_REGISTRATION),
     // Short enough to watch a rotation: a new key signs after twice this time.
     TOLLWARD_JWKS_MAX_AGE: '2s',
   }),

@@ -24,20 +24,6 @@ export const GENERATION = 'generation'
 /** Scopes of OpenID Connect: they are no API's. */
 export const OIDC_SCOPES: ReadonlySet<string> = new Set(['openid', 'offline_access'])
 
-/** Paths that oidc-provider serves for people, of whom there are none without a part that knows them. */
-const FOR_PEOPLE = /^\/(auth|request|session)(\/|$)/
-
-/** Members of the discovery document that say nothing where there are no people. */
-const OF_PEOPLE = [
-  'authorization_endpoint',
-  'authorization_response_iss_parameter_supported',
-  'claims_supported',
-  'code_challenge_methods_supported',
-  'pushed_authorization_request_endpoint',
-  'response_modes_supported',
-  'scopes_supported',
-]
-
 /** Members of the discovery document that belong to features that are not offered. */
 const NOT_OFFERED = ['claim_types_supported', 'claims_parameter_supported', 'request_uri_parameter_supported']
 
@@ -66,9 +52,8 @@ export interface ProviderOptions {
 export function createProvider(options: ProviderOptions): Provider {
   const { issuer, stores, parts, metrics, log } = options
   const { bus } = stores
-  const people = parts.some(({ configuration }) => configuration?.findAccount !== undefined)
-  const core = { configuration: { ...coreConfiguration(options), ...(people ? codeFlowConfiguration() : {}) } }
-  const provider = new Provider(issuer, composedConfiguration([core, ...parts]))
+  const core = [coreConfiguration(options), codeFlowConfiguration()].map((configuration) => ({ configuration }))
+  const provider = new Provider(issuer, composedConfiguration([...core, ...parts]))
   // Our "secrets" are hashes: see metadataOf.
   provider.Client.prototype.compareClientSecret = function (this: Client, secret: string) {
     return isSecretOf(registrationOf(this).secretHash, secret)
@@ -88,12 +73,11 @@ export function createProvider(options: ProviderOptions): Provider {
       metrics.refused.inc({ error: 'temporarily_unavailable' })
       return answerUnavailable(ctx)
     }
-    if (people || !FOR_PEOPLE.test(ctx.path)) await next()
+    await next()
     if (ctx.status === 404 && !ctx.body) {
       answer(ctx, 404, 'not_found', 'Endpoints are listed in /.well-known/openid-configuration.')
     }
-    if (ctx.path.startsWith('/.well-known/') && ctx.status === 200)
-      hide(ctx.body, people ? NOT_OFFERED : [...NOT_OFFERED, ...OF_PEOPLE])
+    if (ctx.path.startsWith('/.well-known/') && ctx.status === 200) hideNotOffered(ctx.body)
   })
   installIds(provider)
   for (const { install } of parts) install?.(provider)
@@ -117,20 +101,15 @@ function coreConfiguration({ introspectionUrl, stores }: ProviderOptions): Confi
   return {
     adapter: oidcAdapters(stores),
     cookies: { keys: stores.masterSecret.deriveAll('cookies').map((key) => key.toString('base64url')) },
-    findAccount: () => undefined,
-    scopes: [],
-    claims: {},
-    responseTypes: [],
     clientDefaults: { id_token_signed_response_alg: 'ES256' },
     enabledJWA: { idTokenSigningAlgValues: ['ES256', 'EdDSA'], requestObjectSigningAlgValues: [] },
     extraClientMetadata: { properties: [REGISTRATION] },
     extraTokenClaims: (ctx) => ({ [GENERATION]: registrationOf(ctx.oidc.client).generation }),
     formats: { bitsOfOpaqueRandomness: 256 },
     ttl: { ClientCredentials: (_ctx, _token, client) => registrationOf(client).tokenLifetimeSeconds },
-    clientBasedCORS: () => false,
-    renderError: (ctx, out) => {
-      ctx.body = out
-    },
+    // A client that runs in a browser is served where it has itself sent to.
+    clientBasedCORS: (_ctx, origin, client) =>
+      registrationOf(client).redirectUris.some((uri) => originOf(uri) === origin),
     ...(introspectionUrl === undefined ? {} : { discovery: { introspection_endpoint: introspectionUrl } }),
     features: {
       clientCredentials: { enabled: true },
@@ -142,13 +121,11 @@ function coreConfiguration({ introspectionUrl, stores }: ProviderOptions): Confi
         useGrantedResource: (ctx, source) => asksForApi(scopesOf(ctx) ?? source.scopes),
       },
       devInteractions: { enabled: false },
-      rpInitiatedLogout: { enabled: false },
-      userinfo: { enabled: false },
     },
   }
 }
 
-/** What is added where people sign in: the code flow (PKCE always), its refresh tokens and userinfo. */
+/** What concerns people: the code flow (PKCE always), refresh tokens, sessions. */
 function codeFlowConfiguration(): Configuration {
   return {
     responseTypes: ['code'],
@@ -162,7 +139,6 @@ function codeFlowConfiguration(): Configuration {
       AccessToken: (_ctx, _token, client) => registrationOf(client).tokenLifetimeSeconds,
       IdToken: (_ctx, _token, client) => idTokenLifetime(registrationOf(client).tokenLifetimeSeconds),
       RefreshToken: (_ctx, _token, client) => registrationOf(client).refreshLifetimeSeconds,
-      ClientCredentials: (_ctx, _token, client) => registrationOf(client).tokenLifetimeSeconds,
       AuthorizationCode: AUTHORIZATION_CODE_LIFETIME_SECONDS,
       Interaction: INTERACTION_LIFETIME_SECONDS,
       Session: SESSION_LIFETIME_SECONDS,
@@ -195,9 +171,10 @@ function defaultResourceOf(ctx: KoaContextWithOIDC, client: RegisteredClient): s
 function resourceServerOf(ctx: KoaContextWithOIDC, resource: string, client: RegisteredClient) {
   const { params } = ctx.oidc
   if (!params) throw new errors.InvalidRequest('parameters are missing')
-  // RFC 6749, section 3.3: without `scope` the default is everything that the client may have.
-  params.scope ??= client.scopes.join(' ') || undefined
-  const forPerson = params.grant_type !== 'client_credentials'
+  const { grant_type: grantType } = params
+  const forPerson = grantType !== 'client_credentials'
+  // RFC 6749, section 3.3: without `scope` the default is everything that the client may have. A code or refresh token has its own.
+  if (!forPerson || grantType === undefined) params.scope ??= client.scopes.join(' ') || undefined
   const requested = [...ctx.oidc.requestParamScopes].filter((scope) => !(forPerson && OIDC_SCOPES.has(scope)))
   const refused = refusedScope(client, requested)
   if (refused !== undefined) throw new errors.InvalidScope('requested scope is not allowed', refused)
@@ -234,7 +211,11 @@ function answerUnavailable(ctx: Pick<KoaContextWithOIDC, 'status' | 'body' | 'se
   answer(ctx, 503, 'temporarily_unavailable', 'Tokens cannot be reached at the moment; try again in a second.')
 }
 
-function hide(document: unknown, members: readonly string[]): void {
+function originOf(uri: string): string | undefined {
+  return URL.parse(uri)?.origin
+}
+
+function hideNotOffered(document: unknown): void {
   if (typeof document !== 'object' || document === null) return
-  for (const member of members) Reflect.deleteProperty(document, member)
+  for (const member of NOT_OFFERED) Reflect.deleteProperty(document, member)
 }

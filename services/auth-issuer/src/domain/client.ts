@@ -1,4 +1,4 @@
-import { type Client, durationMs, RESERVED_SCOPE_PREFIX } from '@tollward/documents'
+import { type Client, durationMs } from '@tollward/documents'
 
 /** What the operator's tokens are for, and nobody else's. */
 const OPERATOR_AUDIENCE = 'urn:tollward:admin'
@@ -56,11 +56,6 @@ export function usesSecret({ authentication }: Pick<RegisteredClient, 'authentic
   return authentication === 'client_secret_basic' || authentication === 'client_secret_post'
 }
 
-/** Whether a scope opens Tollward's administration. */
-function isReservedScope(scope: string): boolean {
-  return scope.startsWith(RESERVED_SCOPE_PREFIX)
-}
-
 /**
  * Registers the client of a document. Where the document names no audience its tokens are for the issuer itself, since an
  * internal token needs one (RFC 9068, section 3).
@@ -76,7 +71,7 @@ export function fromDocument(
     grants: spec.grants,
     redirectUris: spec.redirectUris,
     postLogoutRedirectUris: spec.postLogoutRedirectUris,
-    scopes: spec.scopes.filter((scope) => !isReservedScope(scope)),
+    scopes: spec.scopes,
     audience: spec.audience.length === 0 ? [issuer] : spec.audience,
     authentication: spec.authentication,
     jwks: spec.jwks,

@@ -39,6 +39,11 @@ export function issuerMetrics(registry: Registry) {
       labelNames: ['result'],
       registers,
     }),
+    exchanged: new Counter({
+      name: 'tollward_auth_issuer_tokens_exchanged_total',
+      help: 'Internal tokens handed out by token exchange.',
+      registers,
+    }),
     revocations: new Counter({
       name: 'tollward_auth_issuer_revocations_total',
       help: 'Revocations whose event the bus acknowledged.',

@@ -24,6 +24,7 @@ import { openRegistrations } from './adapters/registration/registrations.ts'
 import { registrationService } from './adapters/registration/service.ts'
 import { issuerService } from './adapters/rpc.ts'
 import { openStores } from './adapters/stores.ts'
+import { tokenExchangePart } from './adapters/token-exchange.ts'
 import type { Config } from './config.ts'
 import { ID_TOKEN_LIFETIME_MAX_SECONDS } from './domain/token.ts'
 import { issuerMetrics } from './metrics.ts'
@@ -72,6 +73,7 @@ export async function run({ name, config, log, registry, health, signal }: Servi
   const { listener } = currentProvider(keys, () => {
     const parts = [
       keysPart(keys),
+      tokenExchangePart({ issuer, keys, stores, metrics }),
       clientAuthenticationPart(issuer),
       dpopPart(masterSecret, replays),
       mtlsPart(mtls),

@@ -42,8 +42,8 @@ export interface Exchange {
   lookUp(token: string): Promise<LiveToken | undefined>
   /** The same for an internal token of ours: never more than it says, and nothing once its origin is worth nothing. */
   lookUpInternal(token: string): Promise<LiveToken | undefined>
-  /** Makes an internal token for what `worth` says. */
-  mint(hash: string, worth: IssuedToken): Promise<{ token: string; claims: InternalClaims }>
+  /** Makes an internal token for what `worth` says; `actor` is the client that passes it on. */
+  mint(hash: string, worth: IssuedToken, actor?: string): Promise<{ token: string; claims: InternalClaims }>
 }
 
 export function openExchange({ issuer, keys, stores }: ExchangeOptions): Exchange {
@@ -77,10 +77,10 @@ export function openExchange({ issuer, keys, stores }: ExchangeOptions): Exchang
       return worth && { ...live, worth }
     },
 
-    mint: async (hash, worth) => {
+    mint: async (hash, worth, actor) => {
       const jti = randomBytes(JTI_BYTES).toString('base64url')
       const nowSeconds = Math.floor(Date.now() / 1000)
-      const claims = internalClaims(worth, { issuer, jti, origin: hash, nowSeconds })
+      const claims = internalClaims(worth, { issuer, jti, origin: hash, actor, nowSeconds })
       return { token: await keys.mint(claims), claims }
     },
   }

@@ -2,12 +2,11 @@ import assert from 'node:assert/strict'
 import { randomBytes } from 'node:crypto'
 import { test } from 'node:test'
 import fc from 'fast-check'
-import { isClientId } from './client.ts'
+import { isClientId, usesSecret } from './client.ts'
 import {
   IDLE_LIFETIME_MS,
   isRegistrationId,
   metadataOfRegistration,
-  needsSecret,
   putOffLapse,
   registrationId,
   registrationRate,
@@ -123,7 +122,7 @@ test('names are plain text of at most 100 characters', () => {
 test('keys are sent, never fetched, and never private', () => {
   const key = { kty: 'EC', crv: 'P-256', x: 'x', y: 'y' }
   const signs = { token_endpoint_auth_method: 'private_key_jwt' }
-  assert.equal(needsSecret(registered({ ...signs, jwks: { keys: [key] } })), false)
+  assert.equal(usesSecret(registered({ ...signs, jwks: { keys: [key] } })), false)
   const uri = refused({ ...signs, jwks_uri: 'http://169.254.169.254/' })
   assert.match(uri.description, /^jwks_uri: is not fetched here/)
   assert.match(refused({ ...signs, jwks: { keys: [{ ...key, d: 'd' }] } }).description, /private key/)

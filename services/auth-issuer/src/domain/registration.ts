@@ -211,11 +211,6 @@ export function metadataOfRegistration({ clientId, spec, registeredAtMs }: Regis
   })
 }
 
-/** Whether the client authenticates with a secret that is made for it. */
-export function needsSecret({ authentication }: Spec): boolean {
-  return authentication === 'client_secret_basic' || authentication === 'client_secret_post'
-}
-
 function faultOf(issues: readonly z.core.$ZodIssue[]): MetadataFault {
   const told = issues.slice(0, FAULTS_MAX).map(({ path: [field, ...rest], message }) => {
     const name = String(field ?? 'metadata')

@@ -42,6 +42,8 @@ export interface InternalClaims {
   /** SHA-256 of the access token that it stands for, lower-case hexadecimal: it is worth nothing once that is. */
   readonly origin: string
   readonly cnf?: Confirmation
+  /** Who passes it on in the name of its subject (RFC 8693, section 4.1). */
+  readonly act?: { readonly sub: string }
 }
 
 /** SHA-256 of a token, lower-case hexadecimal: the only name of a token in keys, events and logs. */
@@ -89,7 +91,13 @@ export function narrowed(
 /** The claims of the internal token for an access token: never more, never longer. */
 export function internalClaims(
   token: IssuedToken,
-  { issuer, jti, origin, nowSeconds }: { issuer: string; jti: string; origin: string; nowSeconds: number },
+  {
+    issuer,
+    jti,
+    origin,
+    actor,
+    nowSeconds,
+  }: { issuer: string; jti: string; origin: string; actor?: string | undefined; nowSeconds: number },
 ): InternalClaims {
   const [audience] = token.audience
   return {
@@ -103,5 +111,6 @@ export function internalClaims(
     jti,
     origin,
     ...(token.confirmation === undefined ? {} : { cnf: token.confirmation }),
+    ...(actor === undefined ? {} : { act: { sub: actor } }),
   }
 }

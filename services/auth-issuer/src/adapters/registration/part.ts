@@ -3,10 +3,9 @@ import type { AddressRange } from '@tollward/contracts'
 import { AppError } from '@tollward/errors'
 import { errors, type KoaContextWithOIDC, type Provider } from 'oidc-provider'
 import type { Logger } from 'pino'
-import type { RegisteredClient } from '../../domain/client.ts'
+import { type RegisteredClient, usesSecret } from '../../domain/client.ts'
 import {
   metadataOfRegistration,
-  needsSecret,
   type Registration,
   registrationRate,
   type Spec,
@@ -214,7 +213,7 @@ function specWithin(body: Record<string, unknown>, terms: Terms): Spec {
 
 /** Judges a client as oidc-provider will when it is used, keys and all. */
 function assertUsable(provider: Provider, spec: Spec, { issuer }: RegistrationOptions): void {
-  const secret = { hash: needsSecret(spec) ? tokenHash('') : '', generation: '' }
+  const secret = { hash: usesSecret(spec) ? tokenHash('') : '', generation: '' }
   const client = clientOf({ clientId: newClientId(), spec, terms: NO_TERMS }, issuer, secret)
   try {
     Reflect.construct(provider.Client, [metadataOf(client)])

@@ -13,10 +13,9 @@ import {
 } from '@tollward/contracts/token'
 import { API_VERSION, ClientSchema } from '@tollward/documents'
 import { AppError } from '@tollward/errors'
-import { fromDocument, type RegisteredClient } from '../../domain/client.ts'
+import { fromDocument, type RegisteredClient, usesSecret } from '../../domain/client.ts'
 import {
   isRegistrationId,
-  needsSecret,
   putOffLapse,
   type Registration,
   registrationId,
@@ -201,7 +200,7 @@ export async function openRegistrations({
     },
 
     update: async ({ entry, clientId, terms, registeredAtMs, spec: before }, spec) => {
-      const kept = needsSecret(spec) && needsSecret(before)
+      const kept = usesSecret(spec) && usesSecret(before)
       const made = newSecrets(spec)
       const shown = kept ? { ...made, clientSecret: '' } : made
       const value = create(StoredClientSchema, {
@@ -281,7 +280,7 @@ export function clientOf(
 
 function newSecrets(spec: Spec): ShownSecrets {
   const secret = () => randomBytes(SECRET_BYTES).toString('base64url')
-  return { clientSecret: needsSecret(spec) ? secret() : '', registrationToken: secret() }
+  return { clientSecret: usesSecret(spec) ? secret() : '', registrationToken: secret() }
 }
 
 function newGeneration(): string {

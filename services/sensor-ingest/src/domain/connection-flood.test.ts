@@ -106,6 +106,42 @@ test('a flood is found within its bound: connections / (rate - leak) seconds, at
   )
 })
 
+test('a flood is found whatever order its connections come in, as in a drain of seconds after a pause of the sensor', () => {
+  const spanMs = 4000
+  const times = Array.from({ length: 6000 }, (_, index) => (index * spanMs) / 6000)
+  const perMessage = 300
+  fc.assert(
+    fc.property(fc.array(fc.nat(), { minLength: times.length, maxLength: times.length }), (order) => {
+      const shuffled = times
+        .map((timeMs, index) => ({ timeMs, rank: order[index] ?? 0 }))
+        .sort((a, b) => a.rank - b.rank)
+        .map(({ timeMs }) => timeMs)
+      const detector = new ConnectionFloodDetector()
+      const messages = Array.from({ length: times.length / perMessage }, (_, index) =>
+        shuffled.slice(index * perMessage, (index + 1) * perMessage).sort((a, b) => a - b),
+      )
+      assert(messages.some((message) => detector.observe(attempts(message), defaults) !== undefined))
+    }),
+    { numRuns: 5 },
+  )
+})
+
+test('a source within the setting is no flood in whatever order its connections come', () => {
+  const orders = fc.record({
+    timesMs: fc.array(fc.nat(5000), { maxLength: 300, size: 'max' }),
+    seed: fc.infiniteStream(fc.nat()),
+  })
+  fc.assert(
+    fc.property(orders, ({ timesMs, seed }) => {
+      const detector = new ConnectionFloodDetector()
+      const within = withinSetting(timesMs, settings)
+      const order = new Map(within.map((timeMs) => [timeMs, seed.next().value]))
+      const shuffled = [...within].sort((a, b) => (order.get(a) ?? 0) - (order.get(b) ?? 0))
+      for (const timeMs of shuffled) assert.equal(detector.observe(attempts([timeMs]), settings), undefined)
+    }),
+  )
+})
+
 test('memory is bounded whatever sources come, and what was let go is counted', () => {
   const detector = new ConnectionFloodDetector(100)
   for (let index = 0; index < 5000; index++)

@@ -67,6 +67,11 @@ export function issuerMetrics(registry: Registry) {
       labelNames: ['algorithm'],
       registers,
     }),
+    selfRegistered: new Gauge({
+      name: 'tollward_auth_issuer_self_registered_clients',
+      help: 'Clients that have registered themselves without leave, and have not lapsed.',
+      registers,
+    }),
     registrations: new Counter({
       name: 'tollward_auth_issuer_registrations_total',
       help: 'Registrations of clients and requests to manage them, by what came of them.',

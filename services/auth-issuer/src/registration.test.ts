@@ -1,8 +1,10 @@
 import assert from 'node:assert/strict'
-import { randomBytes } from 'node:crypto'
+import { hash, randomBytes } from 'node:crypto'
 import { readdir, readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { after, before, test } from 'node:test'
+import { create } from '@bufbuild/protobuf'
+import { timestampFromMs } from '@bufbuild/protobuf/wkt'
 import { connect } from '@nats-io/transport-node'
 import { type Bus, type Client, connectBus, provision } from '@tollward/bus'
 import { bucketContract, contract } from '@tollward/contracts'
@@ -177,6 +179,10 @@ async function initialToken(terms: Parameters<typeof registrations.createInitial
   return token
 }
 
+function keyOf(clientId: string): string {
+  return hash('sha256', clientId, 'base64url')
+}
+
 test('without leave nobody registers: no token, a wrong one, one that is used up or over', { skip }, async () => {
   const none = await register({}, { base: closedUrl })
   assert.equal(none.status, 401)
@@ -258,6 +264,8 @@ test('a self-registered client gets tokens that say so, and nothing but what the
     [true, true, ['orders'], ['https://api.example']],
   )
   assert.equal((await tokenRequest(client.client_id, client.client_secret, { scope: 'tollward.admin' })).status, 400)
+  const asked = { clientId: client.client_id, clientSecret: client.client_secret }
+  assert.equal((await rpc.authenticateClient(asked)).authenticated, false, 'it may ask nothing of other services')
   const excessive = [
     { grant_types: ['authorization_code'], redirect_uris: ['https://a.example/'] },
     { grant_types: ['urn:ietf:params:oauth:grant-type:token-exchange'] },
@@ -428,6 +436,23 @@ test('an operator ends a registered client or its tokens alone', { skip }, async
   assert.equal((await registrations.removeRegisteredClient({ clientId: 'shop' })).removed, false)
 })
 
+test('an end that nobody was told of is told, and a deletion finished, at the next look', { skip }, async () => {
+  const told: string[] = []
+  await using _ends = await bus.follow(contract(ClientRevokedSchema), 'now', ({ clientId }) => told.push(clientId))
+  const bucket = bus.bucket(bucketContract(StoredClientSchema))
+  for (const deleted of [false, true]) {
+    const client = await registered()
+    const key = keyOf(client.client_id)
+    const entry = await bucket.get(key)
+    assert(entry)
+    const unannouncedEndAt = timestampFromMs(Date.now())
+    await bucket.update(key, create(StoredClientSchema, { ...entry.value, unannouncedEndAt, deleted }), entry.revision)
+    assert.equal((await tokenRequest(client.client_id, client.client_secret)).status, deleted ? 401 : 200)
+    await eventually(() => told.includes(client.client_id), { what: 'the end is announced' })
+    assert.equal((await bucket.get(key)) === undefined, deleted)
+  }
+})
+
 test('a client may authenticate with keys of its own; then it gets no secret, and bad keys are refused', {
   skip,
 }, async () => {
@@ -449,8 +474,7 @@ test('a self-registered client lapses soon if it is never used, and long after i
   const bucket = bus.bucket(bucketContract(StoredClientSchema))
   const client = await registered()
   const lapsesIn = async () => {
-    const key = Buffer.from(tokenHash(client.client_id), 'hex').toString('base64url')
-    return ((await bucket.get(key))?.expiresAtMs ?? 0) - Date.now()
+    return ((await bucket.get(keyOf(client.client_id)))?.expiresAtMs ?? 0) - Date.now()
   }
   const unused = await lapsesIn()
   assert(unused <= UNUSED_LIFETIME_MS && unused > UNUSED_LIFETIME_MS - 60_000, String(unused))

@@ -37,7 +37,9 @@ export function issuerService(options: RpcOptions): Implementation<typeof Issuer
     },
 
     authenticateClient: async ({ clientId, clientSecret }) => {
-      const authenticated = await clients.authenticate(clientId, clientSecret)
+      const client = await clients.authenticate(clientId, clientSecret)
+      // Who registered itself has nothing to ask other services.
+      const authenticated = client?.selfRegistered ? undefined : client
       metrics.authentications.inc({ result: authenticated ? 'right' : 'wrong' })
       return { authenticated: authenticated !== undefined, introspects: [...(authenticated?.introspects ?? [])] }
     },

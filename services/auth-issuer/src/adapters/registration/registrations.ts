@@ -84,7 +84,7 @@ export async function openRegistrations({
   metrics: IssuerMetrics
 }): Promise<Registrations & AsyncDisposable> {
   const clients = bus.bucket(clientsContract)
-  const roster = await openRoster(clients)
+  const roster = await openRoster(clients, metrics)
 
   const announceEnd = async (entry: Entry<StoredClient>): Promise<Entry<StoredClient>> => {
     const { clientId, generation, unannouncedEndAt, unannouncedEndReason: reason, deleted } = entry.value

@@ -1,6 +1,7 @@
 import type { Bucket, Entry } from '@tollward/bus'
 import type { StoredClient } from '@tollward/contracts/token'
 import { AppError } from '@tollward/errors'
+import type { IssuerMetrics } from '../../metrics.ts'
 
 /** What was written is heard within milliseconds; a roster that is deaf for longer lets nobody in. */
 const HEARD_WITHIN_MS = 3000
@@ -16,12 +17,13 @@ export interface Roster extends AsyncDisposable {
 }
 
 /** Follows the bucket until disposed. */
-export async function openRoster(clients: Bucket<StoredClient>): Promise<Roster> {
+export async function openRoster(clients: Bucket<StoredClient>, { selfRegistered }: IssuerMetrics): Promise<Roster> {
   const members = new Set<string>()
   const waiting = new Map<string, (size: number) => void>()
   const count = (key: string, entry: Entry<StoredClient> | undefined) => {
     if (entry?.value.terms?.selfRegistered && !entry.value.deleted) members.add(key)
     else members.delete(key)
+    selfRegistered.set(members.size)
   }
   const following = await clients.follow({
     snapshot: (entries) => {

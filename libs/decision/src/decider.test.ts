@@ -6,11 +6,10 @@ import { RedeemOutcome } from '@tollward/contracts/payment'
 import { type CallObserved, CallObservedSchema, Outcome } from '@tollward/contracts/sensor'
 import { createLog } from '@tollward/runtime'
 import { eventually, requires } from '@tollward/testkit'
-import { calculateJwkThumbprint, exportJWK, generateKeyPair, SignJWT } from 'jose'
 import { Registry } from 'prom-client'
 import { createDecider, type Decider } from './decider.ts'
 import type { Decision } from './domain/answer.ts'
-import { connectTestBus, EXAMPLE_DOCUMENTS, type Neighbours, startNeighbours } from './testing.ts'
+import { connectTestBus, EXAMPLE_DOCUMENTS, type Neighbours, newProofKey, startNeighbours } from './testing.ts'
 
 const skip = await requires({ tools: ['nats-server'] })
 const TXID = 'ab'.repeat(32)
@@ -168,7 +167,7 @@ describe('decider', { skip }, () => {
       neighbours.issue(client, ['orders'], { confirmation: { method: { case: 'jkt', value: jkt } } })
 
     test('a token that is bound to a DPoP key counts once with each proof, and upstream gets neither', async () => {
-      const key = await newKey()
+      const key = await newProofKey()
       const token = boundToKey('dpop-client', key.thumbprint)
       const proof = await key.proof(token, URL)
       const asked = { path: '/echo', authorization: `DPoP ${token}`, headers: ['DPoP', proof] }
@@ -186,7 +185,7 @@ describe('decider', { skip }, () => {
     })
 
     test('a bound token without its key is worth nothing, and an unbound one is no DPoP token', async () => {
-      const [key, thief] = [await newKey(), await newKey()]
+      const [key, thief] = [await newProofKey(), await newProofKey()]
       const [bound, plain] = [boundToKey('robbed-client', key.thumbprint), neighbours.issue('plain-client', ['orders'])]
       const refusals: [expected: string, asked: Ask][] = [
         ['proof-missing', { token: bound }],
@@ -222,7 +221,7 @@ describe('decider', { skip }, () => {
 
     test('a binding of a kind that is not known here is never fulfilled', async () => {
       const token = neighbours.issue('future-client', ['orders'], { confirmation: {} })
-      const key = await newKey()
+      const key = await newProofKey()
       assert.equal(await reason({ path: '/echo', token }), 'proof-missing')
       const headers = ['dpop', await key.proof(token, URL)]
       assert.equal(await reason({ path: '/echo', authorization: `DPoP ${token}`, headers }), 'proof-invalid')
@@ -230,7 +229,7 @@ describe('decider', { skip }, () => {
 
     test('a policy that only observes lets neither an unproved token of ours nor its proof through', async () => {
       await neighbours.apply(TRIAL)
-      const key = await newKey()
+      const key = await newProofKey()
       const token = boundToKey('trial-client', key.thumbprint)
       const asked = {
         host: 'trial.example',
@@ -472,20 +471,6 @@ describe('decider', { skip }, () => {
     assert.equal(await reason({ path: '/public' }), 'admitted')
   })
 })
-
-async function newKey() {
-  const { publicKey, privateKey } = await generateKeyPair('ES256')
-  const jwk = await exportJWK(publicKey)
-  return {
-    thumbprint: await calculateJwkThumbprint(jwk),
-    proof: (token: string, htu: string, htm = 'GET') =>
-      new SignJWT({ htm, htu, ath: hash('sha256', token, 'base64url') })
-        .setJti(crypto.randomUUID())
-        .setIssuedAt()
-        .setProtectedHeader({ alg: 'ES256', typ: 'dpop+jwt', jwk })
-        .sign(privateKey),
-  }
-}
 
 function facts({
   host = 'api.example',

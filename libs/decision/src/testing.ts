@@ -25,6 +25,7 @@ import {
 import { documentKey, parseSources, STORED_FORMAT } from '@tollward/documents'
 import { createLog } from '@tollward/runtime'
 import { type NatsServer, startNatsServer } from '@tollward/testkit'
+import { calculateJwkThumbprint, exportJWK, generateKeyPair, SignJWT } from 'jose'
 import { Registry } from 'prom-client'
 
 /*
@@ -221,6 +222,29 @@ export async function startNeighbours(): Promise<Neighbours> {
     [Symbol.asyncDispose]: () => owned.disposeAsync(),
   }
   return neighbours
+}
+
+/** A client's DPoP key. */
+export interface ProofKey {
+  /** What a token that is bound to it names. */
+  readonly thumbprint: string
+  /** A proof for one request with this token. */
+  proof(token: string, htu: string, htm?: string): Promise<string>
+}
+
+/** Makes a DPoP key. */
+export async function newProofKey(): Promise<ProofKey> {
+  const { publicKey, privateKey } = await generateKeyPair('ES256')
+  const jwk = await exportJWK(publicKey)
+  return {
+    thumbprint: await calculateJwkThumbprint(jwk),
+    proof: (token, htu, htm = 'GET') =>
+      new SignJWT({ htm, htu, ath: hash('sha256', token, 'base64url') })
+        .setJti(randomUUID())
+        .setIssuedAt()
+        .setProtectedHeader({ alg: 'ES256', typ: 'dpop+jwt', jwk })
+        .sign(privateKey),
+  }
 }
 
 /** Connects as a service, with a log that says nothing and metrics of its own. */

@@ -3,9 +3,11 @@ import { nodeClient, parseAccountKey } from '@tollward/bitcoin'
 import { connectBus } from '@tollward/bus'
 import { VerifierService } from '@tollward/contracts/payment'
 import { IntrospectorService } from '@tollward/contracts/token'
+import { openPossession } from '@tollward/decision'
 import { AppError } from '@tollward/errors'
 import { aborted, readSecretFile, type ServiceContext } from '@tollward/runtime'
 import { announce } from './adapters/announcer.ts'
+import { callerCheck } from './adapters/caller.ts'
 import { Chain } from './adapters/chain.ts'
 import { createHttp } from './adapters/http.ts'
 import { LedgerBook } from './adapters/ledger.ts'
@@ -53,13 +55,14 @@ export async function run({ name, config, log, registry, health, signal }: Servi
   for (const announcer of await announce(bus, book)) resources.use(announcer)
   resources.use(bus.serve(VerifierService, verifier({ book, chain, passes, metrics, network, nodeSilentMaxMs })))
   const introspector = bus.client(IntrospectorService)
+  const authenticate = callerCheck({ introspector, possession: openPossession(), publicUrl })
   const http = createHttp({
     book,
     chain,
     passes,
     plans,
     account,
-    introspector,
+    authenticate,
     metrics,
     log,
     publicUrl,

@@ -1,32 +1,27 @@
 import { randomUUID } from 'node:crypto'
 import type { AccountKey } from '@tollward/bitcoin'
 import { formatPaymentUri } from '@tollward/bitcoin'
-import type { Client } from '@tollward/bus'
-import type { IntrospectorService, TokenInfo } from '@tollward/contracts/token'
+import type { TokenInfo } from '@tollward/contracts/token'
 import { durationMs, type Plan } from '@tollward/documents'
-import { AppError, toAppError } from '@tollward/errors'
+import { AppError } from '@tollward/errors'
 import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest } from 'fastify'
 import type { Logger } from 'pino'
 import { z } from 'zod'
 import { type Invoice, standingOf } from '../domain/invoice.ts'
 import { invoiceOfOrder, mustWait, type OrderLimits, openedFact, type Waiting } from '../domain/opening.ts'
 import type { Metrics } from '../metrics.ts'
+import type { callerCheck } from './caller.ts'
 import { assertFollowed, type Chain } from './chain.ts'
 import type { LedgerBook } from './ledger.ts'
 import type { Passes } from './passes.ts'
 import type { Plans } from './plans.ts'
+import { Problem, problemOf } from './problem.ts'
 
 /** An order is two short strings. */
 const BODY_BYTES_MAX = 4096
 /** Slow senders are not waited for. */
 const REQUEST_TIMEOUT_MS = 10_000
-const TOKEN_CHARACTERS_MAX = 4096
 const PROBLEMS = 'https://tollward.dev/problems/'
-/** With 503: nothing that makes us unavailable heals faster. */
-const UNAVAILABLE_RETRY_SECONDS = 2
-
-/** RFC 6750's b64token. */
-const BEARER = /^Bearer +([A-Za-z0-9\-._~+/]+=*)$/i
 
 const OrderBody = z.strictObject({
   plan: z.string().min(1).max(63),
@@ -42,7 +37,7 @@ export interface HttpOptions {
   readonly passes: Passes
   readonly plans: Plans
   readonly account: AccountKey
-  readonly introspector: Pick<Client<typeof IntrospectorService>, 'introspect'>
+  readonly authenticate: ReturnType<typeof callerCheck>
   readonly metrics: Metrics
   readonly log: Logger
   readonly publicUrl: string
@@ -50,17 +45,6 @@ export interface HttpOptions {
   /** Of a client that registered itself: of those anybody can have many. */
   readonly selfRegisteredLimits: OrderLimits
   readonly nodeSilentMaxMs: number
-}
-
-/** A refusal as RFC 9457 has it. */
-class Problem extends AppError {
-  readonly type: string
-  readonly retryAfterSeconds: number | undefined
-  constructor(type: string, error: AppError, retryAfterSeconds?: number) {
-    super(error.code, error.message, { cause: error })
-    this.type = type
-    this.retryAfterSeconds = retryAfterSeconds
-  }
 }
 
 /** `GET /plans`, `POST /invoices` and `GET /invoices/{id}` for clients. */
@@ -72,7 +56,9 @@ export function createHttp(options: HttpOptions): FastifyInstance {
     exposeHeadRoutes: false,
   })
   http.addHook('onSend', async (_request, reply) => void reply.header('cache-control', 'no-store'))
-  http.setErrorHandler((error, request, reply) => sendProblem(problemOf(error), request, reply, options))
+  http.setErrorHandler((error, request, reply) =>
+    sendProblem(problemOf(error, BODY_BYTES_MAX), request, reply, options),
+  )
   http.setNotFoundHandler((request, reply) =>
     sendProblem(
       new Problem('not-found', new AppError('not_found', 'Here are /plans, /invoices and /invoices/{id}.')),
@@ -107,19 +93,9 @@ export function createHttp(options: HttpOptions): FastifyInstance {
   return http
 }
 
-/** What the bearer token is worth. AppError `unauthenticated`, or `unavailable` if nobody can tell. */
-async function authenticated(request: FastifyRequest, { introspector }: HttpOptions): Promise<TokenInfo> {
-  const token = BEARER.exec(request.headers.authorization ?? '')?.[1]
-  if (token === undefined || token.length > TOKEN_CHARACTERS_MAX) {
-    const message = 'Get an access token from the issuer and send it as "Authorization: Bearer <token>".'
-    throw new Problem('token-missing', new AppError('unauthenticated', message))
-  }
-  const { info } = await introspector.introspect({ token })
-  if (info?.active !== true || info.clientId === '') {
-    const message = 'The token is unknown, expired or revoked; get a new one from the issuer.'
-    throw new Problem('token-invalid', new AppError('unauthenticated', message))
-  }
-  return info
+/** What the token of whoever asks is worth; see callerCheck. */
+function authenticated({ method, url, raw }: FastifyRequest, { authenticate }: HttpOptions): Promise<TokenInfo> {
+  return authenticate({ method, target: url, rawHeaders: raw.rawHeaders })
 }
 
 async function openInvoice(
@@ -161,7 +137,7 @@ function tooMany({ reason, retryAfterSeconds }: Waiting): Problem {
     reason === 'invoice-rate'
       ? 'You open invoices too fast: wait as long as Retry-After says.'
       : 'You have too many unpaid invoices: pay one, or wait until one expires.'
-  return new Problem(reason, new AppError('resource_exhausted', message), retryAfterSeconds)
+  return new Problem(reason, new AppError('resource_exhausted', message), { retryAfterSeconds })
 }
 
 function shownPlan({ metadata, spec }: Plan) {
@@ -214,22 +190,6 @@ async function shownInvoice(invoice: Invoice, { chain, passes, publicUrl }: Http
   }
 }
 
-function problemOf(error: unknown): Problem {
-  if (error instanceof Problem) return error
-  const status = error instanceof Error && 'statusCode' in error ? error.statusCode : undefined
-  if (status === 413)
-    return new Problem('too-large', new AppError('too_large', `A body has at most ${BODY_BYTES_MAX} bytes.`))
-  if (typeof status === 'number' && status >= 400 && status < 500) {
-    return new Problem(
-      'malformed-request',
-      new AppError('invalid_argument', 'Send JSON as application/json.', { cause: error }),
-    )
-  }
-  const known = toAppError(error)
-  const isOutage = known.code === 'unavailable' || known.code === 'deadline_exceeded'
-  return new Problem(known.code.replaceAll('_', '-'), known, isOutage ? UNAVAILABLE_RETRY_SECONDS : undefined)
-}
-
 async function sendProblem(
   problem: Problem,
   request: FastifyRequest,
@@ -239,11 +199,9 @@ async function sendProblem(
   const { http: status } = problem.meaning
   count(options, request.method === 'POST' ? 'open' : 'read', problem.type)
   if (status >= 500) options.log.warn({ err: problem.cause }, 'request not served')
-  if (status === 401) {
-    const error = problem.type === 'token-invalid' ? ', error="invalid_token"' : ''
-    reply.header('www-authenticate', `Bearer realm="tollward"${error}`)
-  }
-  if (problem.retryAfterSeconds !== undefined) reply.header('retry-after', String(problem.retryAfterSeconds))
+  const { challenge, retryAfterSeconds } = problem.extras
+  if (challenge !== undefined) reply.header('www-authenticate', challenge)
+  if (retryAfterSeconds !== undefined) reply.header('retry-after', String(retryAfterSeconds))
   return await reply
     .code(status)
     .type('application/problem+json')

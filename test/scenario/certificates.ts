@@ -22,7 +22,7 @@ export interface Identification {
 /** An authority for one test, and what it vouches for. */
 export interface Authority {
   readonly cert: string
-  /** For a client, or for a server on 127.0.0.1. `subject` as RFC 4514 writes it. */
+  /** For a client, or for a server on 127.0.0.1. The subject's parts are in the order of its DER, which RFC 4514 turns around. */
   issue(subject: string, usage: 'client' | 'server'): Promise<Identification>
 }
 

@@ -1,8 +1,9 @@
 import type { MessageInitShape } from '@bufbuild/protobuf'
 import { timestampFromMs } from '@bufbuild/protobuf/wkt'
 import type { Implementation } from '@tollward/bus'
-import type { UserSchema, UserService } from '@tollward/contracts/token'
+import { UserSchema, type UserService } from '@tollward/contracts/token'
 import type { Person } from '../../domain/account.ts'
+import { fitting } from '../fitting.ts'
 import type { Accounts } from './accounts.ts'
 
 /** What operators do with people, on the bus. */
@@ -13,7 +14,10 @@ export function userService(accounts: Accounts): Implementation<typeof UserServi
       return { user: userOf(person), password: madePassword }
     },
     listUsers: async ({ user }) => {
-      if (user === '') return { users: (await accounts.list()).map(userOf) }
+      if (user === '') {
+        const { listed, leftOut } = fitting(UserSchema, (await accounts.list()).map(userOf))
+        return { users: listed, leftOut }
+      }
       const person = (await accounts.find(user)) ?? (await accounts.findByName(user))
       return { users: person ? [userOf(person)] : [] }
     },

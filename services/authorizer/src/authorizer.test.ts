@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict'
+import { hash } from 'node:crypto'
 import { once } from 'node:events'
 import { request as httpRequest, type IncomingMessage } from 'node:http'
 import { after, before, describe, test } from 'node:test'
@@ -12,7 +13,7 @@ import {
   CheckResponseSchema,
 } from '@tollward/contracts/envoy'
 import { type GrpcClient, grpcClient } from '@tollward/contracts/grpc'
-import { EXAMPLE_DOCUMENTS, type Neighbours, startNeighbours } from '@tollward/decision/testing'
+import { EXAMPLE_DOCUMENTS, type Neighbours, newProofKey, startNeighbours } from '@tollward/decision/testing'
 import { eventually, freePort, requires, type Service, startService } from '@tollward/testkit'
 
 const skip = await requires({ tools: ['nats-server'] })
@@ -25,6 +26,8 @@ interface Asked {
   from?: string
   headers?: [string, string][]
   joined?: boolean
+  /** URL-encoded PEM, as Envoy sends it. */
+  certificate?: string
 }
 
 describe('authorizer', { skip }, () => {
@@ -68,6 +71,45 @@ describe('authorizer', { skip }, () => {
     )
     return promise.finally(() => client.close())
   }
+
+  test('a token that is bound to a DPoP key needs its proof, which does not go upstream', async () => {
+    const key = await newProofKey()
+    const confirmation = { method: { case: 'jkt', value: key.thumbprint } } as const
+    const token = neighbours.issue('dpop-client', ['orders'], { confirmation })
+    for (const joined of [false, true]) {
+      const proof = await key.proof(token, 'https://api.example/echo')
+      const headers: [string, string][] = [
+        ['authorization', `DPoP ${token}`],
+        ['dpop', proof],
+      ]
+      const { headers: set, headersToRemove } = okResponse(await ask({ path: '/echo', headers, joined }))
+      assert.ok(headersToRemove.includes('dpop'))
+      assert.ok(
+        set.some(({ header }) => header?.key === 'authorization' && header.value.startsWith('Bearer internal.')),
+      )
+      assert.equal(deniedResponse(await ask({ path: '/echo', headers, joined })).status?.code, 401, 'a replay')
+      const twice: [string, string][] = [...headers, ['dpop', await key.proof(token, 'https://api.example/echo')]]
+      assert.equal(deniedResponse(await ask({ path: '/echo', headers: twice, joined })).status?.code, 401)
+    }
+    assert.equal(deniedResponse(await ask({ path: '/echo', token })).status?.code, 401)
+  })
+
+  test('a token that is bound to a client certificate needs the one that Envoy saw', async () => {
+    const own = Buffer.from('the DER of a certificate, +/=')
+    const pem = (der: Buffer) => `-----BEGIN CERTIFICATE-----\n${der.toString('base64')}\n-----END CERTIFICATE-----\n`
+    const confirmation = { method: { case: 'x5tS256', value: hash('sha256', own, 'base64url') } } as const
+    const token = neighbours.issue('mtls-client', ['orders'], { confirmation })
+    okResponse(await ask({ path: '/echo', token, certificate: encodeURIComponent(pem(own)) }))
+    for (const certificate of [
+      encodeURIComponent(pem(Buffer.from('other'))),
+      '',
+      'nonsense',
+      '%',
+      pem(Buffer.from('%')),
+    ]) {
+      assert.equal(deniedResponse(await ask({ path: '/echo', token, certificate })).status?.code, 401, certificate)
+    }
+  })
 
   test('allows with the internal token and identity, every header overwriting, and the client told the decision', async () => {
     const token = neighbours.issue('good-client', ['orders'])
@@ -240,6 +282,30 @@ describe('authorizer', { skip }, () => {
       }
     })
 
+    test('a DPoP proof is compared with what the proxy says was asked, and counts once', async () => {
+      const key = await newProofKey()
+      const confirmation = { method: { case: 'jkt', value: key.thumbprint } } as const
+      const token = neighbours.issue('dpop-client', ['orders'], { confirmation })
+      const proved = async (htu: string, more: Record<string, string> = { 'x-forwarded-proto': 'https' }) => {
+        const dpop = await key.proof(token, htu)
+        const asked = original('/echo?x=1', { authorization: `DPoP ${token}`, dpop, ...more })
+        return [(await forward(asked)).status, (await forward(asked)).status]
+      }
+      assert.deepEqual(await proved('https://api.example/echo'), [200, 401])
+      assert.deepEqual(await proved('http://api.example/echo'), [401, 401])
+      assert.deepEqual(
+        await proved('https://api.example/echo', {}),
+        [401, 401],
+        'a proxy that does not tell the scheme',
+      )
+    })
+
+    test('a token that is bound to a certificate is worth nothing where the proxy shows none', async () => {
+      const confirmation = { method: { case: 'x5tS256', value: 'thumbprint' } } as const
+      const token = neighbours.issue('mtls-client', ['orders'], { confirmation })
+      assert.equal((await forward(original('/echo', { authorization: `Bearer ${token}` }))).status, 401)
+    })
+
     test('a refusal comes as it is', async () => {
       const refused = await forward(original('/orders'))
       assert.equal(refused.status, 401)
@@ -302,6 +368,7 @@ function question({
   from = '192.0.2.1',
   headers = [],
   joined = false,
+  certificate = '',
 }: Asked) {
   const list: [string, string][] =
     token === undefined ? [...headers] : [['authorization', `Bearer ${token}`], ...headers]
@@ -311,8 +378,10 @@ function question({
   const socketAddress = { address: from, portSpecifier: { case: 'portValue' as const, value: 40_000 } }
   return {
     attributes: {
-      source: { address: { address: { case: 'socketAddress' as const, value: socketAddress } } },
-      request: { http: { method, host, path, ...(joined ? { headers: map } : { headerMap: { headers: raw } }) } },
+      source: { address: { address: { case: 'socketAddress' as const, value: socketAddress } }, certificate },
+      request: {
+        http: { method, host, path, scheme: 'https', ...(joined ? { headers: map } : { headerMap: { headers: raw } }) },
+      },
     },
   }
 }

@@ -1,13 +1,25 @@
 import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
+import { createHash, X509Certificate } from 'node:crypto'
 import { once } from 'node:events'
+import { readFileSync } from 'node:fs'
 import { createServer, request as httpRequest, type IncomingMessage, type ServerResponse } from 'node:http'
 import { request as httpsRequest } from 'node:https'
 import { connect } from 'node:net'
 import { after, before, describe, test } from 'node:test'
-import { EXAMPLE_DOCUMENTS, type Neighbours, startNeighbours } from '@tollward/decision/testing'
+import type { SecureContextOptions } from 'node:tls'
+import { FEED_STALE_AFTER_MS } from '@tollward/decision'
+import { EXAMPLE_DOCUMENTS, type Neighbours, newProofKey, startNeighbours } from '@tollward/decision/testing'
 import { createApi } from '@tollward/example-api'
-import { eventually, freePort, requires, type Service, startService, temporaryDirectory } from '@tollward/testkit'
+import {
+  eventually,
+  freePort,
+  requires,
+  type Service,
+  startService,
+  startTcpProxy,
+  temporaryDirectory,
+} from '@tollward/testkit'
 
 const skip = await requires({ tools: ['nats-server', 'openssl'] })
 const BODY_BYTES_MAX = 100_000
@@ -42,6 +54,19 @@ spec:
     - { name: all, match: { prefix: / }, anonymous: true }
 `
 
+/** Makes a certificate that vouches for itself, with its key. */
+function selfSigned(directory: string, name: string): { keyFile: string; certFile: string } {
+  const [keyFile, certFile] = [`${directory}/${name}.key.pem`, `${directory}/${name}.cert.pem`]
+  const subject = ['-subj', `/CN=${name}`, '-days', '1', '-keyout', keyFile, '-out', certFile]
+  execFileSync(
+    'openssl',
+    ['req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes', ...subject],
+    { stdio: 'pipe' },
+  )
+  execFileSync('chmod', ['600', keyFile])
+  return { keyFile, certFile }
+}
+
 interface Answer {
   status: number
   headers: IncomingMessage['headers']
@@ -55,6 +80,7 @@ describe('gateway', { skip }, () => {
   let httpPort: number
   let httpsPort: number
   let env: NodeJS.ProcessEnv
+  let clientCertificates: { key: string; cert: string }[] = []
   /** What the API behind the gateway does with paths below /behind. */
   let behind: (request: IncomingMessage, response: ServerResponse) => void = () => {}
 
@@ -64,14 +90,11 @@ describe('gateway', { skip }, () => {
     await neighbours.apply(DOCUMENTS)
     const upstreamPort = await startUpstream(resources)
     const directory = resources.use(await temporaryDirectory())
-    const [tlsKeyFile, tlsCertFile] = [`${directory.path}/key.pem`, `${directory.path}/cert.pem`]
-    const subject = ['-subj', '/CN=localhost', '-days', '1', '-keyout', tlsKeyFile, '-out', tlsCertFile]
-    execFileSync(
-      'openssl',
-      ['req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes', ...subject],
-      { stdio: 'pipe' },
-    )
-    execFileSync('chmod', ['600', tlsKeyFile])
+    const { keyFile: tlsKeyFile, certFile: tlsCertFile } = selfSigned(directory.path, 'localhost')
+    clientCertificates = ['own', 'other'].map((name) => {
+      const { keyFile, certFile } = selfSigned(directory.path, name)
+      return { key: readFileSync(keyFile, 'utf8'), cert: readFileSync(certFile, 'utf8') }
+    })
     ;[httpPort, httpsPort] = [await freePort(), await freePort()]
     env = {
       TOLLWARD_NATS_URL: neighbours.nats.url,
@@ -116,6 +139,8 @@ describe('gateway', { skip }, () => {
       body?: string
       from?: string
       secure?: boolean
+      tls?: SecureContextOptions & { session?: Buffer }
+      onSession?: (session: Buffer) => void
     } = {},
   ): Promise<Answer> {
     const {
@@ -125,7 +150,9 @@ describe('gateway', { skip }, () => {
       headers = {},
       body,
       from = '127.0.0.1',
-      secure = false,
+      tls,
+      onSession = () => {},
+      secure = tls !== undefined,
     } = options
     const send = secure ? httpsRequest : httpRequest
     const sent = send({
@@ -137,7 +164,9 @@ describe('gateway', { skip }, () => {
       headers: { host, ...(token && { authorization: `Bearer ${token}` }), ...headers },
       agent: false,
       rejectUnauthorized: false,
+      ...tls,
     })
+    sent.on('socket', (socket) => socket.on('session', onSession))
     sent.end(body)
     const [response]: [IncomingMessage] = (await once(sent, 'response')) as [IncomingMessage]
     let text = ''
@@ -377,6 +406,93 @@ describe('gateway', { skip }, () => {
     const { headers } = JSON.parse(foreign.body)
     assert.equal(headers.authorization, 'Basic YTpi')
     assert.equal(headers['x-tollward-client'], undefined)
+  })
+
+  test('a token that is bound to a DPoP key passes with a proof for the address that the client used, and once', async () => {
+    const key = await newProofKey()
+    const confirmation = { method: { case: 'jkt', value: key.thumbprint } } as const
+    const token = neighbours.issue('dpop-client', ['orders'], { confirmation })
+    const send = async (uri: string, secure = false) => {
+      const dpop = await key.proof(token, uri)
+      const headers = { authorization: `DPoP ${token}`, dpop }
+      const { host } = new URL(uri)
+      const first = await ask('/echo?a=b', { host, headers, secure })
+      const second = await ask('/echo?a=b', { host, headers, secure })
+      assert.ok(first.status !== 200 || second.status === 401, 'a replay is refused')
+      return first
+    }
+    const plain = await send(`http://127.0.0.1:${httpPort}/echo`)
+    assert.equal(plain.status, 200)
+    const echoed = JSON.parse(plain.body).headers
+    assert.equal(echoed.authorization, 'Bearer internal.dpop-client.jwt')
+    assert.equal(echoed.dpop, undefined)
+    assert.equal((await send(`https://127.0.0.1:${httpsPort}/echo`, true)).status, 200)
+    const otherScheme = await send(`https://127.0.0.1:${httpPort}/echo`)
+    assert.equal(otherScheme.status, 401)
+    assert.match(otherScheme.headers['www-authenticate'] ?? '', /^DPoP .*error="invalid_dpop_proof"/)
+    const stolen = await ask('/echo', { token })
+    assert.deepEqual(
+      [stolen.status, JSON.parse(stolen.body).type],
+      [401, 'https://tollward.dev/problems/proof-missing'],
+    )
+  })
+
+  test('a token that is bound to a client certificate passes on a connection with that certificate only', async () => {
+    const [own, other] = clientCertificates
+    assert.ok(own && other)
+    const value = createHash('sha256').update(new X509Certificate(own.cert).raw).digest('base64url')
+    const confirmation = { method: { case: 'x5tS256', value } } as const
+    const token = neighbours.issue('mtls-client', ['orders'], { confirmation })
+    const sessions: Buffer[] = []
+    const first = await ask('/echo', { token, tls: own, onSession: (session) => sessions.push(session) })
+    assert.equal(first.status, 200)
+    const [session] = sessions
+    assert.ok(session)
+    assert.equal(
+      (await ask('/echo', { token, tls: { ...own, session } })).status,
+      200,
+      'a session that is taken up again',
+    )
+    assert.equal((await ask('/echo', { token, tls: other })).status, 401)
+    assert.equal((await ask('/echo', { token, secure: true })).status, 401)
+    assert.equal((await ask('/echo', { token })).status, 401)
+    const unbound = neighbours.issue('mtls-client', ['orders'])
+    assert.equal((await ask('/echo', { token: unbound, tls: other })).status, 200)
+  })
+
+  test('cut off from revocations, no token passes any more within 5 seconds, and what was missed counts afterwards', async () => {
+    await using proxy = await startTcpProxy(neighbours.nats.port)
+    const port = await freePort()
+    await using cutOff = await startService('gateway', {
+      ...env,
+      TOLLWARD_NATS_URL: `nats://127.0.0.1:${proxy.port}`,
+      TOLLWARD_HEALTH_PORT: String(await freePort()),
+      TOLLWARD_HTTP_PORT: String(port),
+      TOLLWARD_HTTPS_PORT: String(await freePort()),
+    })
+    const token = neighbours.issue('cut-off', ['orders'])
+    const status = async () => {
+      const response = await fetch(`http://127.0.0.1:${port}/echo`, { headers: { authorization: `Bearer ${token}` } })
+      await response.arrayBuffer()
+      return response.status
+    }
+    assert.equal(await status(), 200)
+    proxy.pause()
+    const cutAtMs = performance.now()
+    await neighbours.revoke(token)
+    let passedAtMs = cutAtMs
+    const refused = async () => {
+      const askedAtMs = performance.now()
+      const passed = (await status()) === 200
+      if (passed) passedAtMs = askedAtMs
+      return !passed
+    }
+    await eventually(refused, { what: 'it does not pass any more', timeoutMs: 10_000, intervalMs: 5 })
+    assert.ok(passedAtMs - cutAtMs <= FEED_STALE_AFTER_MS, `passed ${passedAtMs - cutAtMs} ms after the cut`)
+    proxy.resume()
+    const ready = async () => (await fetch(`${cutOff.healthUrl}/healthz/ready`)).ok
+    await eventually(ready, { what: 'the gateway hears again', timeoutMs: 15_000 })
+    assert.equal(await status(), 401)
   })
 
   test('https serves the same, and the API is told the scheme', async () => {

@@ -49,10 +49,11 @@ export function checkFacts(
   }
 }
 
-/** The DER of the first certificate of a URL-encoded PEM, as Envoy sends it (include_peer_certificate); undefined if there is none. */
+/** The DER in a URL-encoded PEM, as Envoy sends the client's certificate (include_peer_certificate); undefined if there is none. */
 function certificateOf(pem: string): Uint8Array | undefined {
-  const [, base64] = /^-----BEGIN(?: |%20)CERTIFICATE-----([^-]+)-----END(?: |%20)CERTIFICATE-----/.exec(pem) ?? []
-  return base64 === undefined ? undefined : Buffer.from(decodeURIComponent(base64), 'base64')
+  const [, body] =
+    /^-----BEGIN%20CERTIFICATE-----((?:[A-Za-z0-9]|%0A|%2B|%2F|%3D)+)-----END%20CERTIFICATE-----/.exec(pem) ?? []
+  return body === undefined ? undefined : Buffer.from(decodeURIComponent(body), 'base64')
 }
 
 /** The decision as Envoy understands it. */

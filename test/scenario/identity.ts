@@ -17,6 +17,7 @@ import {
 } from '@tollward/testkit'
 import { pino } from 'pino'
 import { Registry } from 'prom-client'
+import { startBalancer } from './balancer.ts'
 import { type Authority, makeAuthority } from './certificates.ts'
 
 const DOCUMENTS = bucketContract(StoredDocumentSchema)
@@ -31,7 +32,10 @@ export interface Identity extends AsyncDisposable {
   readonly nats: NatsServer
   /** As admin-api. */
   readonly bus: Bus
+  /** The first of the replicas. */
   readonly issuer: Service
+  /** All of them. Those that are one alone listen on the issuer's port, others behind a balancer on it. */
+  readonly issuers: readonly Service[]
   readonly issuerUrl: string
   readonly issuerPort: number
   readonly introspector: Service
@@ -52,6 +56,8 @@ export interface IdentityOptions {
   readonly sync?: SyncMode
   /** Called before each of them is started, for what it shall inherit. */
   readonly before?: (program: 'nats-server' | 'auth-issuer' | 'token-introspector') => void
+  /** How many issuers there are; by default one. */
+  readonly replicas?: number
   /** Added to the issuer's environment. */
   readonly issuerEnvironment?: Readonly<Record<string, string>>
 }
@@ -60,6 +66,7 @@ export interface IdentityOptions {
 export async function startIdentity({
   sync,
   before = () => {},
+  replicas = 1,
   issuerEnvironment = {},
 }: IdentityOptions = {}): Promise<Identity> {
   await using resources = new AsyncDisposableStack()
@@ -76,20 +83,29 @@ export async function startIdentity({
   const issuerUrl = `http://127.0.0.1:${issuerPort}`
   const introspectionUrl = `http://127.0.0.1:${introspectionPort}/introspect`
   before('auth-issuer')
-  const issuer = resources.use(
-    await startService('auth-issuer', {
-      TOLLWARD_NATS_URL: nats.url,
-      TOLLWARD_ISSUER_URL: issuerUrl,
-      TOLLWARD_LISTEN_PORT: String(issuerPort),
-      TOLLWARD_HEALTH_PORT: String(await freePort()),
-      TOLLWARD_INTROSPECTION_URL: introspectionUrl,
-      ...(await issuerSecrets(path)),
-      ...(await mtlsFiles(path, authority)),
-      TOLLWARD_MTLS_LISTEN_PORT: String(mtlsPort),
-      TOLLWARD_MTLS_URL: mtlsUrl,
-      ...issuerEnvironment,
-    }),
+  const shared = {
+    TOLLWARD_NATS_URL: nats.url,
+    TOLLWARD_ISSUER_URL: issuerUrl,
+    TOLLWARD_INTROSPECTION_URL: introspectionUrl,
+    ...(await issuerSecrets(path)),
+    ...(await mtlsFiles(path, authority)),
+    TOLLWARD_MTLS_URL: mtlsUrl,
+    ...issuerEnvironment,
+  }
+  const ports = replicas === 1 ? [issuerPort] : await Promise.all(Array.from({ length: replicas }, freePort))
+  const starting = ports.map(async (port, index) =>
+    resources.use(
+      await startService('auth-issuer', {
+        ...shared,
+        TOLLWARD_LISTEN_PORT: String(port),
+        TOLLWARD_HEALTH_PORT: String(await freePort()),
+        TOLLWARD_MTLS_LISTEN_PORT: String(index === 0 ? mtlsPort : await freePort()),
+      }),
+    ),
   )
+  const [issuer, ...others] = await Promise.all(starting)
+  if (!issuer) throw new RangeError('an identity has one issuer at least')
+  if (replicas > 1) resources.use(await startBalancer(issuerPort, ports))
   before('token-introspector')
   const introspector = resources.use(
     await startService('token-introspector', {
@@ -118,6 +134,7 @@ export async function startIdentity({
     nats,
     bus,
     issuer,
+    issuers: [issuer, ...others],
     issuerUrl,
     issuerPort,
     introspector,

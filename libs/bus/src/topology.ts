@@ -104,7 +104,6 @@ export const BUCKETS: Readonly<Record<string, BucketTopology>> = {
   'oidc-Interaction': { maxBytes: 64 * MIB },
   'oidc-PushedAuthorizationRequest': { maxBytes: 64 * MIB },
   'oidc-InitialAccessToken': { maxBytes: 16 * MIB },
-  'oidc-RegistrationAccessToken': { maxBytes: 64 * MIB },
   'oidc-ReplayDetection': { maxBytes: 128 * MIB },
   'oidc-Account': { maxBytes: 64 * MIB },
   'oidc-AccountName': { maxBytes: 16 * MIB },

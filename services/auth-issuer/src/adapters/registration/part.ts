@@ -79,7 +79,6 @@ export function registrationPart(options: RegistrationOptions): ProviderPart {
     ctx.set({ 'cache-control': 'no-store', ...headers })
     ctx.status = status
     ctx.body = body ?? null
-    if (body === undefined) ctx.status = status
   }
   return {
     configuration: { discovery: { registration_endpoint: issuer + PATH } },

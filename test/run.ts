@@ -23,6 +23,7 @@ const SYSTEM_PACKAGES = [
   'iproute2',
   'curl',
   'nginx-light',
+  'chromium',
   'python3-venv',
 ]
 

@@ -15,6 +15,7 @@ const LOCK_TIMEOUT_S = 120
 
 /** Where there is no dpkg to ask: what shows that a package is there, and what Arch calls it. */
 const ELSEWHERE: Record<string, { arch: string; program?: string; files?: readonly string[] }> = {
+  chromium: { arch: 'chromium', program: 'chromium' },
   clang: { arch: 'clang', program: 'clang' },
   'clang-format': { arch: 'clang', program: 'clang-format' },
   iproute2: { arch: 'iproute2', program: 'ip' },

@@ -25,8 +25,12 @@ import {
 } from '@tollward/testkit'
 import { Registry } from 'prom-client'
 import puppeteer, { type Browser, type Page } from 'puppeteer-core'
+import { readMasterSecret } from '../master-secret.ts'
+import { openAttempts } from './attempts.ts'
 
-const skip = await requires({ tools: ['nats-server', 'chromium'] })
+const CHROMIUM = '/usr/bin/chromium'
+
+const skip = await requires({ tools: ['nats-server'], files: [CHROMIUM] })
 
 const PASSWORD = 'correct horse battery'
 
@@ -46,6 +50,7 @@ let users: Client<typeof UserService>
 let axe: string
 /** Who signs in where nothing of them is changed. */
 let somebody: string
+let masterSecretFile: string
 const resources = new AsyncDisposableStack()
 
 before(async () => {
@@ -55,14 +60,15 @@ before(async () => {
   await provision(provisioner)
   await provisioner.close()
   const { path } = resources.use(await temporaryDirectory('tollward-people-'))
-  await writeFile(join(path, 'master-secret'), randomBytes(32).toString('base64url'), { mode: 0o600 })
+  masterSecretFile = join(path, 'master-secret')
+  await writeFile(masterSecretFile, randomBytes(32).toString('base64url'), { mode: 0o600 })
   const port = await freePort()
   issuerUrl = `http://127.0.0.1:${port}`
   resources.use(
     await startService('auth-issuer', {
       TOLLWARD_NATS_URL: nats.url,
       TOLLWARD_ISSUER_URL: issuerUrl,
-      TOLLWARD_MASTER_SECRET_FILE: join(path, 'master-secret'),
+      TOLLWARD_MASTER_SECRET_FILE: masterSecretFile,
       TOLLWARD_LISTEN_PORT: String(port),
       TOLLWARD_HEALTH_PORT: String(await freePort()),
     }),
@@ -81,7 +87,7 @@ before(async () => {
   somebody = await newPerson()
   axe = await readFile(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8')
   browser = await puppeteer.launch({
-    executablePath: '/usr/bin/chromium',
+    executablePath: CHROMIUM,
     protocolTimeout: NAVIGATION_TIMEOUT_MS,
     userDataDir: join(path, 'browser'),
     args: ['--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage'],
@@ -211,16 +217,16 @@ async function cookiesFor(page: Page, url: string): Promise<string> {
   return sent.map(({ name, value }) => `${name}=${value}`).join('; ')
 }
 
-/** axe-core finds nothing that keeps anybody out. */
+/** axe-core finds nothing that keeps anybody out, in light and in dark. */
 async function assertAccessible(page: Page): Promise<void> {
   await page.setJavaScriptEnabled(true)
   await page.evaluate(axe)
-  const found = await valueIn<string[]>(
-    page,
-    'axe.run().then(({ violations }) => violations.map((one) => JSON.stringify(one)))',
-  )
+  for (const value of ['light', 'dark']) {
+    await page.emulateMediaFeatures([{ name: 'prefers-color-scheme', value }])
+    const run = 'axe.run().then(({ violations }) => violations.map((one) => JSON.stringify(one)))'
+    assert.deepEqual(await valueIn(page, run), [], `${value}: ${await headingOf(page)}`)
+  }
   await page.setJavaScriptEnabled(false)
-  assert.deepEqual(found, [], await headingOf(page))
 }
 
 /** Signs in and consents, and says where the client is reached. */
@@ -543,6 +549,38 @@ test('a new password ends every other session, and the person stays signed in wh
   assert.match(await textOf(elsewhere), /Name or password is wrong/)
 })
 
+test('a client that takes its code by form_post gets it, with scripts and without', { skip }, async () => {
+  await using page = await newPage()
+  await authorize(page, somebody)
+  await page.goto(authorizationUrl({ prompt: 'none', response_mode: 'form_post' }))
+  await pressButton(page, 'Continue')
+  assert.equal(page.url(), `${clientUrl}/cb`)
+  await page.setJavaScriptEnabled(true)
+  await page.goto(authorizationUrl({ prompt: 'none', response_mode: 'form_post' }))
+  await eventually(() => page.url() === `${clientUrl}/cb`, { what: 'the page has sent itself' })
+})
+
+test('a name that was tried too often has to wait, except where its person has signed in before', {
+  skip,
+}, async () => {
+  await using page = await newPage()
+  await using stranger = await newPage()
+  const name = await newPerson()
+  await authorize(page, name)
+  const attempts = openAttempts({ bus, masterSecret: readMasterSecret(masterSecretFile) })
+  const tried = async () => (await attempts.signIn({ name, address: randomBytes(16), browser: undefined })).admitted
+  while (await tried());
+  await stranger.goto(authorizationUrl())
+  await typeSignIn(stranger, name, PASSWORD)
+  assert.match(await textOf(stranger), /That was too often. Try again in 5 minutes./)
+  await assertAccessible(stranger)
+  await page.goto(`${issuerUrl}/session/end`)
+  await pressButton(page, 'Sign out')
+  await page.goto(`${issuerUrl}/account`)
+  await typeSignIn(page, name, PASSWORD)
+  assert.equal(await headingOf(page), 'Your account')
+})
+
 test('a sign-in that was begun before everything ended does not come to its end after it', { skip }, async () => {
   await using page = await newPage()
   const name = await newPerson()
@@ -560,4 +598,14 @@ test('a sign-in that was begun before everything ended does not come to its end 
   await page.goto(response.headers.get('location') ?? '')
   assert.equal(await headingOf(page), 'This page is over')
   assert.deepEqual(await sessionsOf(name), [], 'nobody is signed in')
+})
+
+test('codes of devices cannot be guessed fast', { skip }, async () => {
+  const tryCode = async () => {
+    const body = new URLSearchParams({ user_code: 'BBBB-BBBB', xsrf: 'x' })
+    return (await fetch(`${issuerUrl}/device`, { method: 'POST', body, headers: { accept: 'text/html' } })).status
+  }
+  const statuses = new Set<number>()
+  for (let count = 0; count < 60; count++) statuses.add(await tryCode())
+  assert.deepEqual([...statuses].sort(), [400, 429])
 })

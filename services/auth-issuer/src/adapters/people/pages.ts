@@ -81,7 +81,7 @@ export function consentPage(
   const main = html`<div class="card">
 <h1>${title}</h1>
 <p>You are signed in as <strong>${personName}</strong>.</p>
-${selfRegistered && html`<p class="notice">This application registered itself. Nobody here has looked at who runs it.</p>`}
+${selfRegistered && html`<p class="alert">This application registered itself. Nobody here has looked at who runs it.</p>`}
 <h2>It asks to</h2>
 <ul>
 ${openidScopes.map((scope) => html`<li>${OPENID_SENTENCES[scope] ?? `know about you: ${scope}`}</li>`)}

@@ -1,6 +1,6 @@
 import type { AddressRange } from '@tollward/contracts'
 import { AppError } from '@tollward/errors'
-import { errors } from 'oidc-provider'
+import { errors, type Provider } from 'oidc-provider'
 import type { Logger } from 'pino'
 import { USER_CODE_RATE } from '../../domain/attempts.ts'
 import type { IssuerMetrics } from '../../metrics.ts'
@@ -58,7 +58,7 @@ export function peoplePart({ stores, ...options }: PeopleOptions): ProviderPart 
         const ours = uid !== undefined || ACCOUNT_PATH.test(path)
         if (!ours && !PROVIDER_PATH.test(path)) return next()
         guardForeignPage(ctx)
-        if (ctx.method === 'POST' && !(await mayPost(ctx, people))) return
+        if (ctx.method === 'POST' && !(await mayPost(ctx, provider, people))) return
         if (!ours) return answering(ctx, people, next)
         if (ctx.method !== 'GET' && ctx.method !== 'POST') return refuseMethod(ctx)
         await answering(ctx, people, () =>
@@ -70,7 +70,11 @@ export function peoplePart({ stores, ...options }: PeopleOptions): ProviderPart 
 }
 
 /** Whether a form may be looked at: it comes from our own pages, and is not one of too many guesses. */
-async function mayPost(ctx: Context, { issuer, attempts, trustedProxies, metrics }: People): Promise<boolean> {
+async function mayPost(
+  ctx: Context,
+  provider: Provider,
+  { issuer, attempts, trustedProxies, metrics }: People,
+): Promise<boolean> {
   if (!isFromOurPages(ctx, issuer)) {
     metrics.formsRefused.inc({ reason: 'other_site' })
     const explanation = 'This form was sent by a page of another site. Nothing was changed.'
@@ -79,9 +83,14 @@ async function mayPost(ctx: Context, { issuer, attempts, trustedProxies, metrics
   }
   if (ctx.path !== USER_CODE_PATH) return true
   const retryAfterMs = await attempts.fromSource('user-code', sourceAddress(ctx.req, trustedProxies), USER_CODE_RATE)
-  if (retryAfterMs === 0) return true
-  ctx.set('Retry-After', String(Math.ceil(retryAfterMs / 1000)))
-  answerPage(ctx, messagePage('Too many codes', 'Wait a minute, and then enter the code again.'), 429)
+  if (retryAfterMs > 0) {
+    ctx.set('Retry-After', String(Math.ceil(retryAfterMs / 1000)))
+    answerPage(ctx, messagePage('Too many codes', 'Wait a minute, and then enter the code again.'), 429)
+    return false
+  }
+  // oidc-provider keeps the form's token in the session, and fails where there is none.
+  if (ctx.cookies.get(provider.cookieName('session')) !== undefined) return true
+  answerPage(ctx, stalePage(), 400)
   return false
 }
 

@@ -1,5 +1,5 @@
 import { type DescMessage, fromBinary, type MessageShape, toBinary } from '@bufbuild/protobuf'
-import { DeliverPolicy, type JsMsg } from '@nats-io/jetstream'
+import { DeliverPolicy, JetStreamApiError, type JsMsg } from '@nats-io/jetstream'
 import { headers, type MsgHdrs } from '@nats-io/transport-node'
 import type { BucketContract } from '@tollward/contracts'
 import { AppError } from '@tollward/errors'
@@ -8,7 +8,13 @@ import { busError, isWrongLastSequence } from './errors.ts'
 import { type Following, openFeed } from './feed.ts'
 import type { Session } from './session.ts'
 
+const READ_TIMEOUT_MS = 3000
 const WRITE_TIMEOUT_MS = 3000
+
+/** JetStream's number for "no message found". */
+const NO_MESSAGE_FOUND = 10037
+
+const encoder = new TextEncoder()
 
 /** The mark of a removed key stays this long; whoever watches for changes was told meanwhile. */
 const TOMBSTONE_TTL_SECONDS = 3600
@@ -104,11 +110,11 @@ export function openBucket<T>(session: Session, name: string, codec: Codec<T>): 
 
   const readRaw = async (subject: string): Promise<{ live?: Entry<T>; revision: number }> => {
     try {
-      const message = await session.manager.streams.getMessage(stream, { last_by_subj: subject })
+      const message = await lastMessage(session, stream, subject)
       if (!message) return { revision: 0 }
-      if (endOf(message.header)) return { revision: message.seq }
+      if (endOf(message.headers)) return { revision: message.seq }
       const key = message.subject.slice(`$KV.${name}.`.length)
-      const entry = entryOf(key, decodeWith(codec, message.data, name), message.seq, message.header)
+      const entry = entryOf(key, decodeWith(codec, message.data, name), message.seq, message.headers)
       return isOver(entry) ? { revision: message.seq } : { live: entry, revision: message.seq }
     } catch (error) {
       if (error instanceof Undecodable)
@@ -119,7 +125,7 @@ export function openBucket<T>(session: Session, name: string, codec: Codec<T>): 
 
   const write = async (key: string, bytes: Uint8Array, head: MsgHdrs): Promise<number> => {
     try {
-      return (await session.js.publish(subjectOf(key), bytes, { headers: head, timeout: WRITE_TIMEOUT_MS })).seq
+      return Number((await session.requests.request(subjectOf(key), bytes, WRITE_TIMEOUT_MS, head)).seq)
     } catch (error) {
       throw busError(error, `Writing the bucket ${name}`)
     }
@@ -172,6 +178,41 @@ export function openBucket<T>(session: Session, name: string, codec: Codec<T>): 
     follow: (observer) => followBucket(session, name, codec, observer, `$KV.${name}.>`),
   }
   return bucket
+}
+
+/** What is read of a message's headers. */
+type Headers = Pick<Map<string, string>, 'get' | 'has'> | Pick<MsgHdrs, 'get' | 'has'>
+
+interface StoredMessage {
+  readonly subject: string
+  readonly seq: number
+  readonly data: Uint8Array
+  readonly headers: Headers | undefined
+}
+
+/** The last message of a stream under a subject, by its leader. */
+async function lastMessage(session: Session, stream: string, subject: string): Promise<StoredMessage | undefined> {
+  const payload = encoder.encode(JSON.stringify({ last_by_subj: subject }))
+  try {
+    const answer = await session.requests.request(`$JS.API.STREAM.MSG.GET.${stream}`, payload, READ_TIMEOUT_MS)
+    const message = answer.message as { subject: string; seq: number; hdrs?: string; data?: string }
+    const headers = message.hdrs === undefined ? undefined : parsedHeaders(message.hdrs)
+    return { subject: message.subject, seq: message.seq, data: Buffer.from(message.data ?? '', 'base64'), headers }
+  } catch (error) {
+    if (error instanceof JetStreamApiError && error.code === NO_MESSAGE_FOUND) return undefined
+    throw error
+  }
+}
+
+/** Headers as the stream keeps them: a line of version, then `Name: value` in each. */
+function parsedHeaders(base64: string): Map<string, string> {
+  const lines = Buffer.from(base64, 'base64').toString().split('\r\n')
+  return new Map(
+    lines.slice(1).flatMap((line) => {
+      const colon = line.indexOf(':')
+      return colon < 0 ? [] : [[line.slice(0, colon), line.slice(colon + 1).trim()] as const]
+    }),
+  )
 }
 
 async function followBucket<T>(
@@ -234,14 +275,14 @@ function writeHeaders(options: WriteOptions = {}, expectedRevision?: number): Ms
   return head
 }
 
-function endOf(head: MsgHdrs | undefined): 'removed' | 'expired' | undefined {
+function endOf(head: Headers | undefined): 'removed' | 'expired' | undefined {
   if (!head) return undefined
   if (head.get('Nats-Marker-Reason') === 'MaxAge') return 'expired'
   if (head.has('Nats-Marker-Reason') || head.has('KV-Operation')) return 'removed'
   return undefined
 }
 
-function entryOf<T>(key: string, value: T, revision: number, head: MsgHdrs | undefined): Entry<T> {
+function entryOf<T>(key: string, value: T, revision: number, head: Headers | undefined): Entry<T> {
   const expires = head?.get(EXPIRES_HEADER)
   return expires ? { key, value, revision, expiresAtMs: Number(expires) } : { key, value, revision }
 }

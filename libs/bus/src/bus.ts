@@ -1,6 +1,6 @@
 import type { DescMessage, DescService, MessageShape } from '@bufbuild/protobuf'
 import { DeliverPolicy, jetstream } from '@nats-io/jetstream'
-import { connect, type NatsConnection, nkeyAuthenticator } from '@nats-io/transport-node'
+import { connect, errors, type NatsConnection, nkeyAuthenticator } from '@nats-io/transport-node'
 import type { BucketContract, EventContract } from '@tollward/contracts'
 import type { Logger } from 'pino'
 import type { Registry } from 'prom-client'
@@ -19,6 +19,7 @@ import { type Following, fromTime, openFeed } from './feed.ts'
 import { busMetrics } from './metrics.ts'
 import { inboxPrefix } from './permissions.ts'
 import { append, type Published, type PublishOptions, publish, publishBytes } from './publish.ts'
+import { Requests } from './requests.ts'
 import { type Client, client, type Implementation, serve } from './rpc.ts'
 import type { Session } from './session.ts'
 
@@ -132,6 +133,7 @@ export async function connectBus(options: BusOptions): Promise<Bus> {
     connection,
     js,
     manager: await js.jetstreamManager(false),
+    requests: new Requests(connection, inboxPrefix(options.name)),
     log: options.log,
     metrics: busMetrics(options.registry),
   }
@@ -248,7 +250,9 @@ class NatsBus implements Bus {
         this.#disconnectedAtMs = undefined
         this.#session.log.info('bus found again')
       } else if (status.type === 'error') {
-        this.#session.log.error({ err: status.error }, 'bus refused something')
+        const { error } = status
+        this.#session.log.error({ err: error }, 'bus refused something')
+        if (error instanceof errors.PermissionViolationError) this.#session.requests.refused(error.subject, error)
       }
     }
   }

@@ -76,9 +76,10 @@ async function store(
   if (options.traceparent !== undefined) head.set('traceparent', options.traceparent)
   if (expectedLastSequence !== undefined) head.set('Nats-Expected-Last-Sequence', String(expectedLastSequence))
   try {
-    const ack = await session.js.publish(letter.subject, letter.bytes, { headers: head, timeout: PUBLISH_TIMEOUT_MS })
-    session.metrics.published.inc({ subject: letter.label, result: ack.duplicate ? 'duplicate' : 'stored' })
-    return { sequence: ack.seq, duplicate: ack.duplicate }
+    const ack = await session.requests.request(letter.subject, letter.bytes, PUBLISH_TIMEOUT_MS, head)
+    const duplicate = ack.duplicate === true
+    session.metrics.published.inc({ subject: letter.label, result: duplicate ? 'duplicate' : 'stored' })
+    return { sequence: Number(ack.seq), duplicate }
   } catch (error) {
     session.metrics.published.inc({ subject: letter.label, result: 'failed' })
     throw busError(error, `Publishing ${letter.label}`)

@@ -1,0 +1,102 @@
+import { JetStreamApiError } from '@nats-io/jetstream'
+import { createInbox, errors, type MsgHdrs, type NatsConnection } from '@nats-io/transport-node'
+import { AppError } from '@tollward/errors'
+
+/** Requests that wait too long are found at this interval. */
+const SWEEP_MS = 100
+
+const NO_RESPONDERS = 503
+
+const decoder = new TextDecoder()
+
+interface Waiting {
+  readonly subject: string
+  readonly deadlineMs: number
+  resolve(answer: JetStreamAnswer): void
+  reject(error: Error): void
+}
+
+/** What JetStream answers; a failure is never returned but thrown. */
+type JetStreamAnswer = Record<string, unknown>
+
+/**
+ * Requests to JetStream, of which there are several for each request from outside. They share one subscription and one timer,
+ * and make an error only where something fails: nats-core's own make two with their stacks before each request, which takes
+ * longer than all the rest.
+ */
+export class Requests {
+  readonly #connection: NatsConnection
+  readonly #inbox: string
+  readonly #waiting = new Map<string, Waiting>()
+  #count = 0
+  #timer: NodeJS.Timeout | undefined
+
+  constructor(connection: NatsConnection, inboxPrefix: string) {
+    this.#connection = connection
+    this.#inbox = createInbox(inboxPrefix)
+    connection.subscribe(`${this.#inbox}.*`, {
+      callback: (error, { subject, data, headers }) => {
+        const key = subject.slice(this.#inbox.length + 1)
+        const waiting = this.#waiting.get(key)
+        if (!waiting) return
+        this.#waiting.delete(key)
+        if (error) waiting.reject(error)
+        else settle(waiting, data, headers)
+      },
+    })
+  }
+
+  /** Sends a request and returns the answer. Throws TimeoutError, NoRespondersError, JetStreamApiError. */
+  request(subject: string, payload: Uint8Array, timeoutMs: number, headers?: MsgHdrs): Promise<JetStreamAnswer> {
+    const { promise, resolve, reject } = Promise.withResolvers<JetStreamAnswer>()
+    this.#count += 1
+    const key = this.#count.toString(36)
+    this.#waiting.set(key, { subject, deadlineMs: performance.now() + timeoutMs, resolve, reject })
+    this.#timer ??= setInterval(() => this.#sweep(), SWEEP_MS).unref()
+    try {
+      const reply = `${this.#inbox}.${key}`
+      this.#connection.publish(subject, payload, headers === undefined ? { reply } : { reply, headers })
+    } catch (error) {
+      this.#waiting.delete(key)
+      throw error
+    }
+    return promise
+  }
+
+  /** Ends what waits for a subject that this credential may not publish to. */
+  refused(subject: string, error: Error): void {
+    for (const [key, waiting] of this.#waiting) {
+      if (waiting.subject !== subject) continue
+      this.#waiting.delete(key)
+      waiting.reject(error)
+    }
+  }
+
+  #sweep(): void {
+    const nowMs = performance.now()
+    for (const [key, { deadlineMs, reject }] of this.#waiting) {
+      if (deadlineMs > nowMs) continue
+      this.#waiting.delete(key)
+      reject(new errors.TimeoutError())
+    }
+    if (this.#waiting.size > 0) return
+    clearInterval(this.#timer)
+    this.#timer = undefined
+  }
+}
+
+function settle({ subject, resolve, reject }: Waiting, data: Uint8Array, headers: MsgHdrs | undefined): void {
+  if (data.length === 0 && headers?.code === NO_RESPONDERS) {
+    reject(new errors.NoRespondersError(subject))
+    return
+  }
+  try {
+    const answer: unknown = JSON.parse(decoder.decode(data))
+    if (typeof answer !== 'object' || answer === null) throw new TypeError('an answer of JetStream is an object')
+    const { error, ...rest } = answer as { error?: ConstructorParameters<typeof JetStreamApiError>[0] }
+    if (error === undefined) resolve(rest)
+    else reject(new JetStreamApiError(error))
+  } catch (cause) {
+    reject(new AppError('internal', 'JetStream answered something else than it should.', { cause }))
+  }
+}

@@ -63,7 +63,7 @@ export async function startTestStores(): Promise<TestStores> {
     replica: async (wrap = (bus) => bus) => {
       const bus = wrap(await connected())
       const metrics = issuerMetrics(new Registry())
-      const clients = openClients({ bus, issuer: 'http://issuer.test', operator: undefined, log })
+      const clients = resources.use(await openClients({ bus, issuer: 'http://issuer.test', operator: undefined, log }))
       const stores = openStores({ bus, masterSecret, clients, accounts, metrics })
       return { ...stores, adapter: oidcAdapters(stores) }
     },

@@ -1,7 +1,7 @@
 import { hash, randomBytes, timingSafeEqual } from 'node:crypto'
 import { create } from '@bufbuild/protobuf'
 import { timestampFromMs } from '@bufbuild/protobuf/wkt'
-import type { Bus, Entry } from '@tollward/bus'
+import type { BucketObserver, Bus, Entry } from '@tollward/bus'
 import { bucketContract, contract } from '@tollward/contracts'
 import { type StoredDocument, StoredDocumentSchema } from '@tollward/contracts/document'
 import {
@@ -35,9 +35,14 @@ const GENERATION_BYTES = 16
 const WRITE_ATTEMPTS_MAX = 5
 
 /** Clients: what their documents say, and the state that only this service has. */
-export interface Clients {
+export interface Clients extends AsyncDisposable {
   /** The client as it stands at this moment; undefined: unknown, disabled, or without the secret that it needs. */
   find(clientId: string): Promise<RegisteredClient | undefined>
+  /**
+   * The client as this replica has heard of it last, which is a millisecond old or so. For issuing tokens: what one is worth is
+   * decided by `find` whenever somebody looks at it. Whoever would refuse something asks `find` first.
+   */
+  findHeard(clientId: string): Promise<RegisteredClient | undefined>
   /** The client if this is its secret. Takes the same time for any wrong one. */
   authenticate(clientId: string, secret: string): Promise<RegisteredClient | undefined>
   /**
@@ -65,8 +70,17 @@ const secretsContract = bucketContract(ClientSecretSchema)
 const clientRevoked = contract(ClientRevokedSchema)
 const clientChanged = contract(ClientChangedSchema)
 
-/** Opens the clients. Documents are read at every look-up, so that what was applied counts at once. */
-export function openClients({
+/** A feed that was silent for longer is behind: then the source is asked. The server is heard every second. */
+const SILENCE_MAX_MS = 2500
+
+/** Where a document and a client's state are looked up. */
+interface Source {
+  document(key: string): Promise<Entry<StoredDocument> | undefined>
+  state(key: string): Promise<Entry<ClientSecret> | undefined>
+}
+
+/** Opens the clients, and follows their documents and states. */
+export async function openClients({
   bus,
   issuer,
   operator,
@@ -78,7 +92,7 @@ export function openClients({
   operator: OperatorClient | undefined
   registrations?: Registrations
   log: Logger
-}): Clients {
+}): Promise<Clients> {
   const documents = bus.bucket(documentsContract)
   const secrets = bus.bucket(secretsContract)
 
@@ -94,9 +108,9 @@ export function openClients({
     return reading.document.kind === 'Client' && !reading.document.spec.disabled ? reading.document : undefined
   }
 
-  const document = async (clientId: string): Promise<Client | undefined> => {
+  const document = async (clientId: string, source: Source): Promise<Client | undefined> => {
     if (!isClientId(clientId)) return undefined
-    const stored = await documents.get(documentKey('Client', clientId))
+    const stored = await source.document(documentKey('Client', clientId))
     if (!stored) {
       parsed.delete(clientId)
       return undefined
@@ -108,6 +122,20 @@ export function openClients({
     parsed.set(clientId, { revision, document: found })
     return found
   }
+
+  const leader: Source = { document: (key) => documents.get(key), state: (key) => secrets.get(key) }
+  const heardDocuments = new Map<string, Entry<StoredDocument>>()
+  const heardStates = new Map<string, Entry<ClientSecret>>()
+  const heard: Source = {
+    document: async (key) => heardDocuments.get(key),
+    state: async (key) => heardStates.get(key),
+  }
+  await using opening = new AsyncDisposableStack()
+  const feeds = [
+    opening.use(await documents.follow(mirror(heardDocuments))),
+    opening.use(await secrets.follow(mirror(heardStates))),
+  ]
+  const feedsClosed = opening.move()
 
   /** Writes a client's state unless somebody else did meanwhile: then `next` decides again. Undefined: nothing to write. */
   const change = async (
@@ -149,23 +177,30 @@ export function openClients({
     await bus.publish(clientRevoked, create(ClientRevokedSchema, { clientId, revokedAt, reason }))
   }
 
+  const lookUp = async (clientId: string, source: Source): Promise<RegisteredClient | undefined> => {
+    if (operator?.clientId === clientId) {
+      const entry = await source.state(keyOf(clientId))
+      return fromOperator(operator, entry ? readable(entry).generation : '')
+    }
+    if (!isClientId(clientId)) return registrations?.find(clientId)
+    const [found, entry] = await Promise.all([document(clientId, source), source.state(keyOf(clientId))])
+    if (!found) return undefined
+    if (!usesSecret(found.spec)) {
+      const { generation } = readable(entry ?? (await firstState(clientId)))
+      return fromDocument(found, issuer, { hash: '', generation })
+    }
+    if (!entry) return undefined
+    const { secretHash, generation } = readable(entry)
+    if (secretHash.length === 0) return undefined
+    return fromDocument(found, issuer, { hash: Buffer.from(secretHash).toString('hex'), generation })
+  }
+
   const clients: Clients = {
-    find: async (clientId) => {
-      if (operator?.clientId === clientId) {
-        const entry = await secrets.get(keyOf(clientId))
-        return fromOperator(operator, entry ? readable(entry).generation : '')
-      }
-      if (!isClientId(clientId)) return registrations?.find(clientId)
-      const [found, entry] = await Promise.all([document(clientId), secrets.get(keyOf(clientId))])
-      if (!found) return undefined
-      if (!usesSecret(found.spec)) {
-        const { generation } = readable(entry ?? (await firstState(clientId)))
-        return fromDocument(found, issuer, { hash: '', generation })
-      }
-      if (!entry) return undefined
-      const { secretHash, generation } = readable(entry)
-      if (secretHash.length === 0) return undefined
-      return fromDocument(found, issuer, { hash: Buffer.from(secretHash).toString('hex'), generation })
+    find: (clientId) => lookUp(clientId, leader),
+
+    findHeard: async (clientId) => {
+      const current = feeds.every(({ silentForMs }) => silentForMs <= SILENCE_MAX_MS)
+      return (current ? await lookUp(clientId, heard) : undefined) ?? (await lookUp(clientId, leader))
     },
 
     authenticate: async (clientId, secret) => {
@@ -177,7 +212,7 @@ export function openClients({
       if (operator?.clientId === clientId) {
         throw new AppError('failed_precondition', "The operator's secret is in its file; make a new file instead.")
       }
-      const found = await document(clientId)
+      const found = await document(clientId, leader)
       if (!found) {
         throw new AppError('not_found', `There is no enabled Client document "${clientId}"; apply one first.`)
       }
@@ -227,8 +262,24 @@ export function openClients({
         create(ClientChangedSchema, { clientId, changedAt: timestampFromMs(Date.now()) }),
       )
     },
+
+    [Symbol.asyncDispose]: () => feedsClosed.disposeAsync(),
   }
   return clients
+}
+
+/** Keeps a map the same as a bucket. */
+function mirror<T>(map: Map<string, Entry<T>>): BucketObserver<T> {
+  return {
+    snapshot: (entries) => {
+      map.clear()
+      for (const [key, entry] of entries) map.set(key, entry)
+    },
+    change: (key, entry) => {
+      if (entry) map.set(key, entry)
+      else map.delete(key)
+    },
+  }
 }
 
 /** Whether `secret` has this SHA-256 (lower-case hexadecimal), in a time that tells nothing of either. */

@@ -26,7 +26,7 @@ export function oidcAdapters(stores: Stores): (model: string) => Adapter {
   return (model) => {
     switch (model) {
       case 'Client':
-        return { ...unused, find: async (id) => withMetadata(await clients.find(id)) }
+        return { ...unused, find: async (id) => withMetadata(await clients.findHeard(id)) }
       case 'AccessToken':
       case 'ClientCredentials':
         return tokenAdapter(model, tokens)

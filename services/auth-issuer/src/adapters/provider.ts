@@ -55,8 +55,12 @@ export function createProvider(options: ProviderOptions): Provider {
   const core = [coreConfiguration(options), codeFlowConfiguration()].map((configuration) => ({ configuration }))
   const provider = new Provider(issuer, composedConfiguration([...core, ...parts]))
   // Our "secrets" are hashes: see metadataOf.
-  provider.Client.prototype.compareClientSecret = function (this: Client, secret: string) {
-    return isSecretOf(registrationOf(this).secretHash, secret)
+  provider.Client.prototype.compareClientSecret = async function (this: Client, secret: string) {
+    if (isSecretOf(registrationOf(this).secretHash, secret)) return true
+    const now = await stores.clients.authenticate(this.clientId, secret)
+    // This replica had not heard of the secret yet. Its token is issued under the generation that came with it.
+    if (now) Reflect.set(this, REGISTRATION, now)
+    return now !== undefined
   }
   // Addresses in answers are the issuer's, whatever the Host header of a request says.
   provider.proxy = true
@@ -116,8 +120,10 @@ function coreConfiguration({ introspectionUrl, stores }: ProviderOptions): Confi
       revocation: { enabled: true, allowedPolicy: (_ctx, client, token) => token.clientId === client.clientId },
       resourceIndicators: {
         enabled: true,
-        defaultResource: (ctx, client, oneOf) => oneOf ?? defaultResourceOf(ctx, registrationOf(client)),
-        getResourceServerInfo: (ctx, resource, client) => resourceServerOf(ctx, resource, registrationOf(client)),
+        defaultResource: (ctx, client, oneOf) =>
+          oneOf ?? askedAgain(stores, client, (registered) => defaultResourceOf(ctx, registered)),
+        getResourceServerInfo: (ctx, resource, client) =>
+          askedAgain(stores, client, (registered) => resourceServerOf(ctx, resource, registered)),
         useGrantedResource: (ctx, source) => asksForApi(scopesOf(ctx) ?? source.scopes),
       },
       devInteractions: { enabled: false },
@@ -154,6 +160,18 @@ function scopesOf(ctx: KoaContextWithOIDC): ReadonlySet<string> | undefined {
 /** A token for openid alone is for userinfo (and then for nothing else); with any other scope, or none, it is for an API. */
 function asksForApi(scopes: ReadonlySet<string>): boolean {
   return scopes.size === 0 || [...scopes].some((scope) => !OIDC_SCOPES.has(scope))
+}
+
+/** Judges by what this replica has heard of the client, and before it refuses by how the client stands at this moment. */
+async function askedAgain<T>({ clients }: Stores, client: Client, judge: (client: RegisteredClient) => T): Promise<T> {
+  const heard = registrationOf(client)
+  try {
+    return judge(heard)
+  } catch (error) {
+    const now = await clients.find(heard.clientId)
+    if (!now) throw error
+    return judge(now)
+  }
 }
 
 /** The resource of a request that names none (RFC 8707, section 2): the client's only one. */

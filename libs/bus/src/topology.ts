@@ -79,6 +79,7 @@ export const DURABLES: Readonly<Record<string, DurableTopology>> = {
   'block-audit': { stream: 'KV_blocks', filter: '$KV.blocks.>' },
   'ledger-announcer': { stream: 'LEDGER', filter: 'tollward.ledger.v1.>' },
   'pass-announcer': { stream: 'KV_passes', filter: '$KV.passes.>' },
+  'issuer-passes': { stream: 'EVENTS', filter: 'tollward.payment.v1.pass.activated' },
   'alert-router': { stream: 'ALERTS', filter: 'tollward.detection.v1.>' },
   'siem-default': { stream: FINDING_STREAM, filter: `${FINDING_SUBJECT}.*` },
 }
@@ -146,6 +147,7 @@ const DECISION_POINT = {
 export const ACCESS: Readonly<Record<string, Access>> = {
   'auth-issuer': {
     publishes: ['tollward.token.v1.>'],
+    consumes: ['issuer-passes'],
     readsBuckets: ['documents', ...ISSUER_BUCKETS],
     writesBuckets: ISSUER_BUCKETS,
     serves: true,

@@ -8,6 +8,7 @@ import { timestampFromMs } from '@bufbuild/protobuf/wkt'
 import { connect } from '@nats-io/transport-node'
 import { type Bus, type Client, connectBus, provision } from '@tollward/bus'
 import { bucketContract, contract } from '@tollward/contracts'
+import { PassActivatedSchema } from '@tollward/contracts/payment'
 import {
   ClientChangedSchema,
   ClientRevokedSchema,
@@ -31,7 +32,7 @@ import * as oauth from 'oauth4webapi'
 import * as openid from 'openid-client'
 import { Registry } from 'prom-client'
 import { z } from 'zod'
-import { IDLE_LIFETIME_MS, UNUSED_LIFETIME_MS } from './domain/registration.ts'
+import { IDLE_LIFETIME_MS, PAID_LIFETIME_MS, UNUSED_LIFETIME_MS } from './domain/registration.ts'
 import { tokenHash } from './domain/token.ts'
 
 const skip = await requires({ tools: ['nats-server'] })
@@ -470,7 +471,9 @@ test('a client may authenticate with keys of its own; then it gets no secret, an
   assert.equal(taken.client_secret, '')
 })
 
-test('a self-registered client lapses soon if it is never used, and long after its last token', { skip }, async () => {
+test('a self-registered client lapses soon if it is never used, later after its last token, and much later if it paid', {
+  skip,
+}, async () => {
   const bucket = bus.bucket(bucketContract(StoredClientSchema))
   const client = await registered()
   const lapsesIn = async () => {
@@ -480,6 +483,14 @@ test('a self-registered client lapses soon if it is never used, and long after i
   assert(unused <= UNUSED_LIFETIME_MS && unused > UNUSED_LIFETIME_MS - 60_000, String(unused))
   await tokenOf(client)
   await eventually(async () => (await lapsesIn()) > IDLE_LIFETIME_MS - 60_000, { what: 'the lapse is put off' })
+  assert((await lapsesIn()) <= IDLE_LIFETIME_MS)
+  const bought = { clientId: client.client_id, passId: 'p', plan: 'orders' }
+  await bus.publish(contract(PassActivatedSchema), create(PassActivatedSchema, bought))
+  await eventually(async () => (await lapsesIn()) > PAID_LIFETIME_MS - 60_000, { what: 'what was paid for is kept' })
+  const { registration_client_uri, registration_access_token: token, client_id } = client
+  const body = { client_id, client_name: 'Buyer' }
+  assert.equal((await send(registration_client_uri, { method: 'PUT', token, body })).status, 200)
+  assert((await lapsesIn()) > PAID_LIFETIME_MS - 60_000, 'an update does not change that')
 })
 
 test('malformed registrations get a JSON error and never a stack trace or a server error', { skip }, async () => {

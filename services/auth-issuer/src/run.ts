@@ -20,6 +20,7 @@ import { userService } from './adapters/people/user-service.ts'
 import { createProvider } from './adapters/provider.ts'
 import { openInitialTokens } from './adapters/registration/initial-tokens.ts'
 import { registrationPart } from './adapters/registration/part.ts'
+import { consumePasses } from './adapters/registration/passes.ts'
 import { openRegistrations } from './adapters/registration/registrations.ts'
 import { registrationService } from './adapters/registration/service.ts'
 import { issuerService } from './adapters/rpc.ts'
@@ -63,6 +64,7 @@ export async function run({ name, config, log, registry, health, signal }: Servi
   await using registrations = await openRegistrations({ bus, issuer, selfRegisteredMax, metrics })
   const initialTokens = openInitialTokens(bus)
   await using _registrationRpc = bus.serve(RegistrationService, registrationService({ registrations, initialTokens }))
+  await using _passes = await consumePasses(bus, registrations)
   const attempts = openAttempts({ bus, masterSecret })
 
   const clients = openClients({ bus, issuer, operator, registrations, log })

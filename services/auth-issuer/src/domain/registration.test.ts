@@ -7,6 +7,7 @@ import {
   IDLE_LIFETIME_MS,
   isRegistrationId,
   metadataOfRegistration,
+  PAID_LIFETIME_MS,
   putOffLapse,
   registrationId,
   registrationRate,
@@ -174,9 +175,10 @@ test('an id of a registered client can be no document’s name', () => {
   }
 })
 
-test('a self-registered client lapses an hour after it came, or 400 days after its last token', () => {
+test('a self-registered client lapses an hour after it came, 30 days after its last token, or 400 if it ever paid', () => {
   const now = 1_000_000
-  assert.equal(putOffLapse(now + UNUSED_LIFETIME_MS, now), now + IDLE_LIFETIME_MS)
-  assert.equal(putOffLapse(now + IDLE_LIFETIME_MS, now + 1000), undefined, 'not at each token')
+  assert.equal(putOffLapse(now + UNUSED_LIFETIME_MS, false, now), now + IDLE_LIFETIME_MS)
+  assert.equal(putOffLapse(now + IDLE_LIFETIME_MS, false, now + 1000), undefined, 'not at each token')
+  assert.equal(putOffLapse(now + IDLE_LIFETIME_MS, true, now), now + PAID_LIFETIME_MS)
   assert.deepEqual(registrationRate(10), { burst: 10, intervalMs: 360_000 })
 })

@@ -39,8 +39,11 @@ const DAY_MS = 24 * HOUR_MS
 /** A client that registered itself and never got a token is forgotten then. */
 export const UNUSED_LIFETIME_MS = HOUR_MS
 
-/** One that got tokens is forgotten so long after the last: longer than any pass lasts (365 days), so that no payment is lost. */
-export const IDLE_LIFETIME_MS = 400 * DAY_MS
+/** One that never bought a pass is forgotten so long after its last token: longer than anybody gives for paying an invoice. */
+export const IDLE_LIFETIME_MS = 30 * DAY_MS
+
+/** One that bought a pass, after the last pass or token: longer than any pass lasts (365 days), so that no payment is lost. */
+export const PAID_LIFETIME_MS = 400 * DAY_MS
 
 /** A lapse is put off at most once in this time, so that a client that gets tokens all day costs one write a day. */
 const LAPSE_STEP_MS = DAY_MS
@@ -69,9 +72,9 @@ export function registrationRate(registrationsPerHour: number): Rate {
   return { burst: registrationsPerHour, intervalMs: HOUR_MS / registrationsPerHour }
 }
 
-/** When a self-registered client that has just got a token lapses; undefined: soon enough written down. */
-export function putOffLapse(lapsesAtMs: number, nowMs: number): number | undefined {
-  const wanted = nowMs + IDLE_LIFETIME_MS
+/** When a self-registered client lapses that has just got a token or a pass; undefined: that is written down well enough. */
+export function putOffLapse(lapsesAtMs: number, paid: boolean, nowMs: number): number | undefined {
+  const wanted = nowMs + (paid ? PAID_LIFETIME_MS : IDLE_LIFETIME_MS)
   return wanted - lapsesAtMs >= LAPSE_STEP_MS ? wanted : undefined
 }
 

@@ -228,7 +228,7 @@ async function noteUse({ path, status, oidc }: KoaContextWithOIDC, options: Regi
   const client = oidc.client?.[REGISTRATION] as RegisteredClient | undefined
   if (!client?.selfRegistered) return
   try {
-    await options.registrations.noteUse(client.clientId)
+    await options.registrations.noteUse(client.clientId, 'token')
   } catch (error) {
     // Its next token does it.
     options.log.warn({ err: error, clientId: client.clientId }, 'use of a self-registered client not noted')

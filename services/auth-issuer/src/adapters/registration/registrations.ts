@@ -55,8 +55,8 @@ export interface Registrations {
   remove(clientId: string, reason: string): Promise<boolean>
   /** Ends every token of the client. Resolves when the bus has acknowledged the event. False: there is no such client. */
   endTokens(clientId: string, reason: string): Promise<boolean>
-  /** Puts off that a self-registered client lapses: it has just got a token. */
-  noteUse(clientId: string): Promise<void>
+  /** Puts off that a self-registered client lapses: it has just got a token, or bought a pass. */
+  noteUse(clientId: string, of: 'token' | 'pass'): Promise<void>
   /** All of them, newest first. */
   list(): Promise<Registration[]>
 }
@@ -223,11 +223,16 @@ export async function openRegistrations({
     remove: (clientId, reason) => end(clientId, reason, true),
     endTokens: (clientId, reason) => end(clientId, reason, false),
 
-    noteUse: async (clientId) => {
+    noteUse: async (clientId, of) => {
       await change(clientId, ({ value, expiresAtMs }) => {
         if (expiresAtMs === undefined) return undefined
-        const lapsesAtMs = putOffLapse(expiresAtMs, Date.now())
-        return lapsesAtMs === undefined ? undefined : { value, expiresAtMs: lapsesAtMs }
+        const paid = value.paid || of === 'pass'
+        const lapsesAtMs = putOffLapse(expiresAtMs, paid, Date.now())
+        if (lapsesAtMs === undefined && paid === value.paid) return undefined
+        return {
+          value: create(StoredClientSchema, { ...value, paid }),
+          expiresAtMs: Math.max(lapsesAtMs ?? 0, expiresAtMs),
+        }
       })
     },
 

@@ -67,7 +67,7 @@ export async function run({ name, config, log, registry, health, signal }: Servi
   await using _passes = await consumePasses(bus, registrations)
   const attempts = openAttempts({ bus, masterSecret })
 
-  const clients = openClients({ bus, issuer, operator, registrations, log })
+  await using clients = await openClients({ bus, issuer, operator, registrations, log })
   const accounts = openAccounts({ bus, passwords: openPasswords(metrics), metrics })
   const stores = openStores({ bus, masterSecret, clients, accounts, metrics })
   const { introspectionUrl } = config

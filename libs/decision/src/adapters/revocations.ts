@@ -65,7 +65,7 @@ export async function followRevocations(
   const owned = stack.move()
   return {
     get silentForMs() {
-      return Math.max(...feeds.map((feed) => feed.silentForMs))
+      return feeds.reduce((longest, feed) => Math.max(longest, feed.silentForMs), 0)
     },
     [Symbol.asyncDispose]: () => owned.disposeAsync(),
   }

@@ -2,11 +2,11 @@ import { once } from 'node:events'
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import type { Client } from '@tollward/bus'
-import type { IssuerService } from '@tollward/contracts/token'
+import type { IssuerService, TokenInfo } from '@tollward/contracts/token'
 import { toAppError } from '@tollward/errors'
 import type { Logger } from 'pino'
 import { readCredentials } from '../domain/credentials.ts'
-import { type Caller, introspectionFor } from '../domain/introspection.ts'
+import { type Caller, introspectionOf, mayKnow } from '../domain/introspection.ts'
 import type { IntrospectorMetrics } from '../metrics.ts'
 import type { Callers } from './callers.ts'
 import type { Lookup } from './lookup.ts'
@@ -24,6 +24,9 @@ const FORM = 'application/x-www-form-urlencoded'
 const JSON_TYPE = 'application/json; charset=utf-8'
 /** RFC 9701, section 4. */
 const SIGNED_TYPE = 'application/token-introspection+jwt'
+
+const INACTIVE = JSON.stringify({ active: false })
+const ACTIVE_TEXTS = new WeakMap<TokenInfo, string>()
 
 export interface HttpOptions {
   readonly lookup: Pick<Lookup, 'introspectAny'>
@@ -138,10 +141,19 @@ function answerTo(options: HttpOptions, { headers }: IncomingMessage, form: URLS
     const token = form.get('token')
     if (!token) return refusal(400, 'invalid_request', 'The parameter "token" is missing.')
     return then(options.lookup.introspectAny(token), (info): MaybePromise<Answer> => {
-      const text = JSON.stringify(introspectionFor(caller, info, options.issuerUrl))
+      const text = mayKnow(caller, info) ? activeText(info, options.issuerUrl) : INACTIVE
       return wantsSigned(accept) ? signed(options, caller, text) : { status: 200, body: text }
     })
   })
+}
+
+/** Made once for each answer of the issuer. */
+function activeText(info: TokenInfo, issuerUrl: string): string {
+  const known = ACTIVE_TEXTS.get(info)
+  if (known !== undefined) return known
+  const text = JSON.stringify(introspectionOf(info, issuerUrl))
+  ACTIVE_TEXTS.set(info, text)
+  return text
 }
 
 async function signed({ issuer }: HttpOptions, { clientId }: Caller, introspectionJson: string): Promise<Answer> {

@@ -1,21 +1,19 @@
 import { timestampMs } from '@bufbuild/protobuf/wkt'
 import type { Confirmation, TokenInfo } from '@tollward/contracts/token'
 
-/** An answer of RFC 7662, section 2.2. */
-export type Introspection =
-  | { readonly active: false }
-  | {
-      readonly active: true
-      readonly iss: string
-      readonly client_id: string
-      readonly sub: string
-      readonly scope: string
-      readonly aud: string | string[]
-      readonly token_type: 'Bearer' | 'DPoP'
-      readonly cnf?: { readonly jkt: string } | { readonly 'x5t#S256': string }
-      readonly iat?: number
-      readonly exp?: number
-    }
+/** What is told of a token that is active (RFC 7662, section 2.2). */
+export interface Introspection {
+  readonly active: true
+  readonly iss: string
+  readonly client_id: string
+  readonly sub: string
+  readonly scope: string
+  readonly aud: string | string[]
+  readonly token_type: 'Bearer' | 'DPoP'
+  readonly cnf?: { readonly jkt: string } | { readonly 'x5t#S256': string }
+  readonly iat?: number
+  readonly exp?: number
+}
 
 /** A client that authenticated itself. */
 export interface Caller {
@@ -23,8 +21,6 @@ export interface Caller {
   /** Audiences whose tokens it may ask about, besides its own tokens. */
   readonly introspects: readonly string[]
 }
-
-const INACTIVE: Introspection = { active: false }
 
 /** RFC 6750, section 2.1: what can be in an Authorization header. Ours have 43 characters; the bounds are generous. */
 const TOKEN = /^[A-Za-z0-9._~+/-]{20,2048}={0,2}$/
@@ -43,12 +39,16 @@ export function isJwtShaped(text: string): boolean {
 }
 
 /**
- * What a caller is told of a token. Only the client that has it, and those whose document says that they introspect its audience,
- * are told anything; to others it is as unknown as one that does not exist.
+ * Whether a caller is told anything of a token. Only the client that has it, and those whose document says that they introspect its
+ * audience, are; to others it is as unknown as one that does not exist.
  */
-export function introspectionFor({ clientId, introspects }: Caller, info: TokenInfo, issuer: string): Introspection {
-  if (!info.active) return INACTIVE
-  if (info.clientId !== clientId && !info.audience.some((name) => introspects.includes(name))) return INACTIVE
+export function mayKnow({ clientId, introspects }: Caller, info: TokenInfo): boolean {
+  if (!info.active) return false
+  return info.clientId === clientId || info.audience.some((name) => introspects.includes(name))
+}
+
+/** What those who may know are told of an active token, whoever they are. */
+export function introspectionOf(info: TokenInfo, issuer: string): Introspection {
   const [audience] = info.audience
   return {
     active: true,

@@ -5,7 +5,7 @@ import type { Identity } from '../scenario/identity.ts'
 import { Browser, type Form, type Page } from './browser.ts'
 
 /** Pages until the browser is sent back: signing in, consent, and what comes between. */
-const PAGES_MAX = 5
+const PAGES_MAX = 6
 
 /** Hashing a password takes long on purpose, and longer on a busy machine. */
 const CREATE_MAX_MS = 15_000
@@ -39,6 +39,14 @@ export class Person {
     const page = await this.through(await this.browser.open(url))
     assert.notEqual(page.url.origin, url.origin, `the person ended at ${page.url.href} (${page.status}): ${page.html}`)
     return page.url
+  }
+
+  /** Enters the code that a device shows, and connects the device (RFC 8628, section 3.3). Gives the last page. */
+  async connectDevice(address: string, userCode: string): Promise<Page> {
+    const page = await this.browser.open(address)
+    const form = page.forms.find(({ fields }) => fields.some(({ name }) => name === 'user_code'))
+    assert.ok(form, `no form for a code: ${page.html}`)
+    return await this.through(await this.browser.send(form, { user_code: userCode }))
   }
 
   /** Goes on from a page until there is nothing to fill in or to agree to any more. */

@@ -110,6 +110,7 @@ export async function startIdentity({
   const introspector = resources.use(
     await startService('token-introspector', {
       TOLLWARD_NATS_URL: nats.url,
+      TOLLWARD_ISSUER_URL: issuerUrl,
       TOLLWARD_LISTEN_PORT: String(introspectionPort),
       TOLLWARD_HEALTH_PORT: String(await freePort()),
     }),

@@ -8,7 +8,7 @@ import { answerPage, type Context } from './layout.ts'
 import { accountPage, type Fault, messagePage, signInPage, TOKEN_FIELD } from './pages.ts'
 import type { People } from './part.ts'
 import { sessionOf, startSession } from './session.ts'
-import { trySignIn } from './sign-in-form.ts'
+import { shownBrowser, trySignIn } from './sign-in-form.ts'
 import { sourceAddress } from './source-address.ts'
 
 const ACCOUNT_PATH = '/account'
@@ -142,7 +142,8 @@ async function changePassword(
   if (fault !== undefined) return refuse('chosen', fault)
   if (chosen !== again) return refuse('again', 'The new password is not the same both times.')
   const address = sourceAddress(ctx.req, people.trustedProxies)
-  const checked = await people.signIn({ name: person.name, password: current ?? '', address, browser: undefined })
+  const attempt = { name: person.name, password: current ?? '', address, browser: shownBrowser(ctx) }
+  const checked = await people.signIn(attempt)
   if ('refused' in checked) {
     return checked.refused === 'throttled'
       ? refuse('current', 'That was too often. Try again in a few minutes.', 429)

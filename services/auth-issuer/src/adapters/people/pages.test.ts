@@ -75,7 +75,7 @@ before(async () => {
   )
   const log = createLog('test', 'silent')
   bus = resources.use(await connectBus({ servers: nats.url, name: 'admin-api', log, registry: new Registry() }))
-  users = bus.client(UserService)
+  users = bus.client(UserService, { timeoutMs: NAVIGATION_TIMEOUT_MS })
   clientUrl = await startClientSite()
   await apply('shop', {
     displayName: CLIENT_NAME,
@@ -331,6 +331,20 @@ test('a browser that was let in is not asked again, unless the client or the tim
   assert.equal(new URL(stranger.url()).searchParams.get('error'), 'login_required')
 })
 
+test('who signs in as somebody else, while another is signed in, has that one signed out first', { skip }, async () => {
+  await using page = await newPage()
+  const other = await newPerson()
+  await authorize(page, somebody)
+  await page.goto(authorizationUrl({ prompt: 'login' }))
+  await typeSignIn(page, other, PASSWORD)
+  await pressButton(page, 'Continue')
+  assert.match(await headingOf(page), /act for you/)
+  assert((await textOf(page)).includes(other))
+  await pressButton(page, 'Allow')
+  assert(new URL(page.url()).searchParams.has('code'), page.url())
+  assert.equal((await sessionsOf(other)).length, 1)
+})
+
 test('who cancels or denies goes back to the client with access_denied', { skip }, async () => {
   await using page = await newPage()
   await page.goto(authorizationUrl())
@@ -512,6 +526,31 @@ test('a person sees what they have on their account page, and ends it', { skip }
   assert.deepEqual(await has(), { sessions: 0, grants: 0 })
   await page.goto(`${issuerUrl}/account`)
   assert.equal(await headingOf(page), 'Sign in')
+})
+
+test('a person ends nothing that is somebody else’s', { skip }, async () => {
+  await using page = await newPage()
+  await using victim = await newPage()
+  const [name, other] = [await newPerson(), await newPerson()]
+  await authorize(victim, other)
+  await page.goto(`${issuerUrl}/account`)
+  await typeSignIn(page, name, PASSWORD)
+  const headers = { cookie: await cookiesFor(page, page.url()) }
+  const form = await formTokenOf(page)
+  const [user] = (await users.listUsers({ user: other })).users
+  const grantService = bus.client(GrantService)
+  const subject = user?.subject ?? 'nobody'
+  const [session] = (await grantService.listSessions({ subject })).sessions
+  const [grant] = (await grantService.listGrants({ subject })).grants
+  assert(session && grant)
+  const ending = { sessions: { session: session.sessionHash }, grants: { grant: grant.grantHash } }
+  for (const [path, field] of Object.entries(ending)) {
+    const body = new URLSearchParams({ form, ...field })
+    const response = await fetch(`${issuerUrl}/account/${path}`, { method: 'POST', redirect: 'manual', headers, body })
+    assert.equal(response.headers.get('location'), '/account?done=gone')
+  }
+  assert.equal((await grantService.listSessions({ subject })).sessions.length, 1)
+  assert.equal((await grantService.listGrants({ subject })).grants.length, 1)
 })
 
 test('a new password ends every other session, and the person stays signed in where they changed it', {

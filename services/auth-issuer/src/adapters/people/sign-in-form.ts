@@ -9,6 +9,11 @@ const BROWSER_COOKIE = '_browser'
 
 const BROWSER_COOKIE_LIFETIME_MS = 180 * 24 * 60 * 60 * 1000
 
+/** What the browser shows of an earlier sign-in. */
+export function shownBrowser(ctx: Context): string | undefined {
+  return ctx.cookies.get(BROWSER_COOKIE)
+}
+
 /** Who signed in, or what to say. */
 type Tried = { readonly person: Person } | { readonly name: string; readonly fault: Fault; readonly status: number }
 
@@ -21,7 +26,7 @@ export async function trySignIn(ctx: Context, form: URLSearchParams, people: Peo
     return { name, fault: { field, message }, status: 422 }
   }
   const address = sourceAddress(ctx.req, people.trustedProxies)
-  const result = await people.signIn({ name, password, address, browser: ctx.cookies.get(BROWSER_COOKIE) })
+  const result = await people.signIn({ name, password, address, browser: shownBrowser(ctx) })
   if ('person' in result) {
     const options = { httpOnly: true, sameSite: 'lax', maxAge: BROWSER_COOKIE_LIFETIME_MS } as const
     ctx.cookies.set(BROWSER_COOKIE, people.attempts.browserOf(name), options)

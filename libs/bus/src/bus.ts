@@ -123,6 +123,8 @@ export async function connectBus(options: BusOptions): Promise<Bus> {
     pingInterval: PING_INTERVAL_MS,
     waitOnFirstConnect: true,
     ignoreAuthErrorAbort: true,
+    // Otherwise each request makes an error with its stack in advance, which takes longer than the request.
+    noAsyncTraces: true,
     ...(options.nkeySeed === undefined
       ? {}
       : { authenticator: nkeyAuthenticator(new TextEncoder().encode(options.nkeySeed)) }),
@@ -236,6 +238,7 @@ class NatsBus implements Bus {
   client: Bus['client'] = (service, options = {}) => client(this.#session, service, options.timeoutMs)
 
   async [Symbol.asyncDispose](): Promise<void> {
+    this.#session.requests.flush()
     // Draining needs the server; without it there is nothing left to finish.
     if (this.connected) await this.#session.connection.drain()
     else await this.#session.connection.close()

@@ -28,6 +28,8 @@ export class Requests {
   readonly #connection: NatsConnection
   readonly #inbox: string
   readonly #waiting = new Map<string, Waiting>()
+  /** What is sent with this turn of the event loop: in one write, since each costs as much as a request itself. */
+  #unsent: (() => void)[] = []
   #count = 0
   #timer: NodeJS.Timeout | undefined
 
@@ -53,14 +55,24 @@ export class Requests {
     const key = this.#count.toString(36)
     this.#waiting.set(key, { subject, deadlineMs: performance.now() + timeoutMs, resolve, reject })
     this.#timer ??= setInterval(() => this.#sweep(), SWEEP_MS).unref()
-    try {
-      const reply = `${this.#inbox}.${key}`
-      this.#connection.publish(subject, payload, headers === undefined ? { reply } : { reply, headers })
-    } catch (error) {
-      this.#waiting.delete(key)
-      throw error
-    }
+    if (this.#unsent.length === 0) setImmediate(() => this.flush())
+    this.#unsent.push(() => {
+      try {
+        const reply = `${this.#inbox}.${key}`
+        this.#connection.publish(subject, payload, headers === undefined ? { reply } : { reply, headers })
+      } catch (error) {
+        this.#waiting.delete(key)
+        reject(error)
+      }
+    })
     return promise
+  }
+
+  /** Sends at once what waits for the end of this turn. */
+  flush(): void {
+    const unsent = this.#unsent
+    this.#unsent = []
+    for (const send of unsent) send()
   }
 
   /** Ends what waits for a subject that this credential may not publish to. */

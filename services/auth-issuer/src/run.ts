@@ -27,7 +27,7 @@ import { issuerService } from './adapters/rpc.ts'
 import { openStores } from './adapters/stores.ts'
 import { tokenExchangePart } from './adapters/token-exchange.ts'
 import type { Config } from './config.ts'
-import { ID_TOKEN_LIFETIME_MAX_SECONDS } from './domain/token.ts'
+import { KEY_RETENTION_MS } from './domain/token.ts'
 import { issuerMetrics } from './metrics.ts'
 
 /** Wires auth-issuer and runs it until the signal is aborted. */
@@ -52,7 +52,7 @@ export async function run({ name, config, log, registry, health, signal }: Servi
     masterSecret,
     rotationIntervalMs: config.keyRotationInterval,
     maxAgeMs: config.jwksMaxAge,
-    tokenLifetimeMs: ID_TOKEN_LIFETIME_MAX_SECONDS * 1000,
+    retentionMs: KEY_RETENTION_MS,
     metrics,
     log,
   })

@@ -4,8 +4,11 @@ import type { RegisteredClient } from './client.ts'
 /** Life of the JWT that goes upstream: long enough to be cached, short enough that its theft is worth little. */
 export const INTERNAL_TOKEN_LIFETIME_SECONDS = 60
 
-/** A signing key is published for so long after it signed last; an id token is read right after it was issued. */
-export const ID_TOKEN_LIFETIME_MAX_SECONDS = 3600
+/** An id token is read right after it was issued; keys would have to be published for as long as the longest lives. */
+const ID_TOKEN_LIFETIME_MAX_SECONDS = 3600
+
+/** How long a key is published after it signed last: the life of the longest token that it signed, and 5 minutes for clocks that differ. */
+export const KEY_RETENTION_MS = (ID_TOKEN_LIFETIME_MAX_SECONDS + 300) * 1000
 
 /** Life of an id token: that of the client's access tokens, as far as the keys allow. */
 export function idTokenLifetime(tokenLifetimeSeconds: number): number {

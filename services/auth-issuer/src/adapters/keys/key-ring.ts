@@ -25,9 +25,6 @@ import { makeKey, openedKey, type PrivateJwk, placeOf, ringKeyOf, sealedKey } fr
 /** A key is published for so many max-ages of the key set before it signs: one for copies, one for late news and clocks that differ. */
 const LEAD_MAX_AGES = 2
 
-/** Added to the life of the longest token that a key signed, for clocks that differ. */
-const RETENTION_MARGIN_MS = 5 * 60_000
-
 /** The bus is heard every second; a shorter silence says nothing. */
 const SILENCE_MIN_MS = 2_500
 
@@ -50,8 +47,8 @@ export interface KeyRingOptions {
   readonly rotationIntervalMs: number
   /** How long verifiers may keep the published keys without asking again. */
   readonly maxAgeMs: number
-  /** Life of the longest-lived token that the keys sign. */
-  readonly tokenLifetimeMs: number
+  /** How long a key is published after it signed for the last time: longer than any token that it signed lives. */
+  readonly retentionMs: number
   readonly metrics: Pick<IssuerMetrics, 'keyChanges' | 'signingSince'>
   readonly log: Logger
 }
@@ -94,7 +91,7 @@ class KeyRing implements AsyncDisposable {
     this.times = {
       rotationIntervalMs: options.rotationIntervalMs,
       leadMs: LEAD_MAX_AGES * options.maxAgeMs,
-      retentionMs: options.tokenLifetimeMs + RETENTION_MARGIN_MS,
+      retentionMs: options.retentionMs,
     }
   }
 
@@ -149,19 +146,18 @@ class KeyRing implements AsyncDisposable {
     return this.#fault
   }
 
-  /** Every key that is there, read anew. */
-  async keys(): Promise<RingKey[]> {
-    return (await this.#bucket.entries()).map((entry) => ringKeyOf(entry, true))
+  /** Every key that is there. */
+  keys(): RingKey[] {
+    return [...this.#entries.values()].map((entry) => ringKeyOf(entry, true))
   }
 
   /** Publishes a successor of each algorithm's key, unless one is on its way already. Returns every key that is there then. */
   async rotate(): Promise<RingKey[]> {
-    const keys = await this.keys()
     for (const algorithm of KEY_ALGORITHMS) {
-      const task = rotationNow(keys, algorithm, Date.now(), this.times)
+      const task = rotationNow(this.keys(), algorithm, Date.now(), this.times)
       if (task) await this.#publishKey(task)
     }
-    return await this.keys()
+    return this.keys()
   }
 
   /** Signs an internal token: a JWT of type at+jwt (RFC 9068). */
@@ -253,13 +249,17 @@ class KeyRing implements AsyncDisposable {
   async #publishKey({ algorithm, number, signsFromMs }: Extract<RingTask, { do: 'publish' }>): Promise<void> {
     const jwk = await makeKey(algorithm)
     const nowMs = Date.now()
-    const secret = this.#options.masterSecret.derive('signingKeys')
+    const place = placeOf({ algorithm, number })
+    const value = await sealedKey(jwk, signsFromMs, nowMs, this.#options.masterSecret.derive('signingKeys'))
     try {
-      await this.#bucket.create(placeOf({ algorithm, number }), await sealedKey(jwk, signsFromMs, nowMs, secret))
+      const revision = await this.#bucket.create(place, value)
+      this.#entries.set(place, { key: place, value, revision })
     } catch (error) {
-      // Another replica made it.
-      if (error instanceof AppError && error.code === 'already_exists') return
-      throw error
+      if (!(error instanceof AppError && error.code === 'already_exists')) throw error
+      // Another replica made it, and this one has not heard yet.
+      const made = await this.#bucket.get(place)
+      if (made) this.#entries.set(place, made)
+      return
     }
     // One that signs later is announced by whoever sees it first.
     if (signsFromMs > nowMs) return

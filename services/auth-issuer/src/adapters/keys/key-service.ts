@@ -22,7 +22,7 @@ export function keyService(ring: Pick<KeyRing, 'keys' | 'rotate' | 'times'>): Im
     ),
   })
   return {
-    listKeys: async () => answer(await ring.keys()),
+    listKeys: async () => answer(ring.keys()),
     rotateKeys: async () => answer(await ring.rotate()),
   }
 }

@@ -1,0 +1,376 @@
+import assert from 'node:assert/strict'
+import { randomBytes } from 'node:crypto'
+import { writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { test } from 'node:test'
+import { create } from '@bufbuild/protobuf'
+import { connect } from '@nats-io/transport-node'
+import { type Bus, connectBus, provision } from '@tollward/bus'
+import { bucketContract, contract } from '@tollward/contracts'
+import { StoredDocumentSchema } from '@tollward/contracts/document'
+import { IssuerService, KeyChange, KeyRotatedSchema, KeyService } from '@tollward/contracts/token'
+import { documentKey } from '@tollward/documents'
+import { createLog } from '@tollward/runtime'
+import {
+  eventually,
+  freePort,
+  type NatsServer,
+  requires,
+  startNatsServer,
+  startService,
+  temporaryDirectory,
+} from '@tollward/testkit'
+import { createLocalJWKSet, decodeProtectedHeader, type JSONWebKeySet, jwtVerify } from 'jose'
+import { Registry } from 'prom-client'
+import { issuerMetrics } from '../../metrics.ts'
+import { readMasterSecret } from '../master-secret.ts'
+import { type KeyRing, openKeyRing } from './key-ring.ts'
+import type { PrivateJwk } from './stored-key.ts'
+
+const skip = await requires({ tools: ['nats-server'] })
+
+const MAX_AGE_MS = 400
+const LONG_MS = 3_600_000
+const CLAIMS = {
+  iss: 'i',
+  sub: 's',
+  aud: 'a',
+  client_id: 'c',
+  scope: '',
+  iat: 0,
+  exp: 4_000_000_000,
+  jti: 'j',
+  origin: 'o',
+}
+
+interface ReplicaOptions {
+  secretFile?: string
+  rotationIntervalMs?: number
+  maxAgeMs?: number
+  retentionMs?: number
+}
+
+/** A bus of its own, with whatever replicas want to share it. */
+interface Site extends AsyncDisposable {
+  readonly nats: NatsServer
+  readonly bus: Bus
+  /** Writes a master secret file of these lines. */
+  secretFile(...lines: string[]): Promise<string>
+  replica(options?: ReplicaOptions): Promise<KeyRing>
+}
+
+const [secret, laterSecret] = [randomBytes(32).toString('base64url'), randomBytes(32).toString('base64url')]
+
+async function openSite(): Promise<Site> {
+  const resources = new AsyncDisposableStack()
+  const nats = resources.use(await startNatsServer())
+  const provisioner = await connect({ servers: nats.url })
+  await provision(provisioner)
+  await provisioner.close()
+  const { path } = resources.use(await temporaryDirectory('tollward-keys-'))
+  const log = createLog('test', 'silent')
+  const connected = async () =>
+    resources.use(await connectBus({ servers: nats.url, name: 'auth-issuer', log, registry: new Registry() }))
+  const bus = await connected()
+  const secretFile = async (...lines: string[]) => {
+    const file = join(path, randomBytes(8).toString('hex'))
+    await writeFile(file, lines.join('\n'), { mode: 0o600 })
+    return file
+  }
+  return {
+    nats,
+    bus,
+    secretFile,
+    replica: async (options = {}) => {
+      const ring = await openKeyRing({
+        bus: await connected(),
+        masterSecret: readMasterSecret(options.secretFile ?? (await secretFile(secret))),
+        rotationIntervalMs: options.rotationIntervalMs ?? LONG_MS,
+        maxAgeMs: options.maxAgeMs ?? MAX_AGE_MS,
+        retentionMs: options.retentionMs ?? LONG_MS,
+        metrics: issuerMetrics(new Registry()),
+        log,
+      })
+      return resources.use(ring)
+    },
+    [Symbol.asyncDispose]: () => resources.disposeAsync(),
+  }
+}
+
+const kidsOf = (ring: Pick<KeyRing, 'jwks'>) => ring.jwks().keys.map(({ kid }) => kid)
+const mintedBy = async (ring: KeyRing) => decodeProtectedHeader(await ring.mint(CLAIMS)).kid ?? ''
+
+function publicKeys(ring: Pick<KeyRing, 'jwks'>): JSONWebKeySet {
+  return { keys: ring.jwks().keys.map(({ d: _private, ...jwk }: PrivateJwk) => jwk) }
+}
+
+async function verifies(token: string, keys: JSONWebKeySet): Promise<void> {
+  await jwtVerify(token, createLocalJWKSet(keys), { algorithms: ['ES256'], typ: 'at+jwt' })
+}
+
+async function follow(bus: Bus) {
+  const seen: string[] = []
+  const following = await bus.follow(contract(KeyRotatedSchema), 'beginning', ({ kid, change }) => {
+    const name = Object.entries(KeyChange).find(([, value]) => value === change)?.[0]
+    seen.push(`${name} ${kid}`)
+  })
+  return { seen, [Symbol.asyncDispose]: () => following[Symbol.asyncDispose]() }
+}
+
+test('replicas that start at once make one key of each algorithm, and sign with the same', { skip }, async () => {
+  await using site = await openSite()
+  const rings = await Promise.all([1, 2, 3, 4].map(() => site.replica()))
+  const [first] = rings
+  assert(first)
+  assert.deepEqual(
+    first.jwks().keys.map(({ alg }) => alg),
+    ['ES256', 'EdDSA'],
+  )
+  for (const ring of rings) {
+    assert.deepEqual(kidsOf(ring), kidsOf(first))
+    await verifies(await ring.mint(CLAIMS), publicKeys(first))
+  }
+  assert.equal(first.keys().length, 2)
+})
+
+test('what is stored tells nothing of a private key without the master secret', { skip }, async () => {
+  await using site = await openSite()
+  const ring = await site.replica()
+  await ring.rotate()
+  const entries = await site.bus.rawBucket('oidc-SigningKey').entries()
+  assert.equal(entries.length, 4)
+  await eventually(() => ring.jwks().keys.length === 4, { what: 'all keys are there' })
+  const stored = Buffer.concat(entries.map(({ value }) => value))
+  for (const { kid, d } of ring.jwks().keys) {
+    assert(stored.includes(kid), 'the scan finds what is there')
+    assert(!stored.includes(d), 'the private part as text')
+    assert(!stored.includes(Buffer.from(d, 'base64url')), 'the private part as bytes')
+  }
+  assert(!stored.includes('"d"'))
+  const other = site.replica({ secretFile: await site.secretFile(laterSecret) })
+  await assert.rejects(other, { code: 'failed_precondition', message: /cannot be decrypted; add the master secret/ })
+})
+
+test('after a change of the master secret the keys of the earlier one still sign', { skip }, async () => {
+  await using site = await openSite()
+  const before = await site.replica()
+  const after = await site.replica({ secretFile: await site.secretFile(laterSecret, secret) })
+  assert.deepEqual(kidsOf(after), kidsOf(before))
+  assert.equal(await mintedBy(after), await mintedBy(before))
+  // A key of the new secret reaches a replica that only has the old one: it says so, and signs with what it can read.
+  await after.rotate()
+  await eventually(() => before.fault(), { what: 'the replica says what it misses' })
+  await eventually(() => after.jwks().keys.length === 4, { what: 'the others publish it' })
+  assert.equal(after.fault(), undefined)
+  assert.equal(kidsOf(before).length, 2)
+  await before.mint(CLAIMS)
+})
+
+test('a rotation: published first, then used by all, and no verifier with kept keys meets an unknown one', {
+  skip,
+}, async () => {
+  await using site = await openSite()
+  await using events = await follow(site.bus)
+  const rings = [await site.replica(), await site.replica()]
+  const [one, other] = rings as [KeyRing, KeyRing]
+  const old = await mintedBy(one)
+  const early = await one.mint(CLAIMS)
+  const [listed] = await Promise.all([one.rotate(), other.rotate(), one.rotate()])
+  assert.equal(listed.length, 4, 'asking several times makes one successor of each')
+  const signsFromMs = Math.max(...listed.map((key) => key.signsFromMs))
+
+  let kept = { keys: publicKeys(other), atMs: Date.now() }
+  let switches = 0
+  await eventually(
+    async () => {
+      // A verifier keeps what it fetched for as long as it may, whatever happens.
+      if (Date.now() - kept.atMs >= MAX_AGE_MS)
+        kept = { keys: publicKeys(switches % 2 ? one : other), atMs: Date.now() }
+      const kids = []
+      for (const ring of rings) {
+        const token = await ring.mint(CLAIMS)
+        await verifies(token, kept.keys)
+        kids.push(decodeProtectedHeader(token).kid)
+      }
+      if (Date.now() < signsFromMs) assert.deepEqual([...new Set(kids)], [old], 'nobody is early')
+      switches += 1
+      return kids.every((kid) => kid !== old)
+    },
+    { what: 'both sign with the new key', intervalMs: 10, timeoutMs: 5000 },
+  )
+  assert(Date.now() >= signsFromMs)
+  assert.equal(await mintedBy(one), await mintedBy(other))
+  await verifies(early, publicKeys(other))
+  await eventually(() => events.seen.length === 10, { what: 'all events are there' })
+  assert.deepEqual(new Set(events.seen).size, 10, 'each change is told of once')
+  assert.deepEqual(events.seen.map((text) => text.split(' ')[0]).sort(), [
+    ...Array(4).fill('ACTIVATED'),
+    ...Array(4).fill('PUBLISHED'),
+    ...Array(2).fill('RETIRED'),
+  ])
+})
+
+test('an old key is published until what it signed is over, and then it is gone everywhere', { skip }, async () => {
+  await using site = await openSite()
+  await using events = await follow(site.bus)
+  const retentionMs = 700
+  const [one, other] = [await site.replica({ retentionMs }), await site.replica({ retentionMs })]
+  const [old] = kidsOf(one)
+  assert(old)
+  await one.rotate()
+  await eventually(async () => (await mintedBy(other)) !== old, { what: 'the new key signs', timeoutMs: 5000 })
+  const switchedAtMs = Date.now()
+  const token = await one.mint(CLAIMS)
+  await eventually(() => !kidsOf(other).includes(old), { what: 'the old key is gone' })
+  assert(Date.now() - switchedAtMs > retentionMs - 100, 'not before its time')
+  await eventually(async () => one.keys().length === 2, { what: 'it is removed from the bucket' })
+  await verifies(token, publicKeys(other))
+  await eventually(() => events.seen.includes(`REMOVED ${old}`), { what: 'its removal is told' })
+  assert.deepEqual(
+    events.seen.filter((text) => text.endsWith(old)),
+    [`PUBLISHED ${old}`, `ACTIVATED ${old}`, `RETIRED ${old}`, `REMOVED ${old}`],
+  )
+})
+
+test('by schedule each interval has one new key, whichever of the replicas makes it', { skip }, async () => {
+  await using site = await openSite()
+  const options = { rotationIntervalMs: 3 * MAX_AGE_MS, retentionMs: 1 }
+  const rings = await Promise.all([1, 2, 3].map(() => site.replica(options)))
+  const [one] = rings
+  assert(one)
+  const seen = new Set<string>()
+  await eventually(
+    async () => {
+      const kids = await Promise.all(rings.map(mintedBy))
+      for (const kid of kids) seen.add(kid)
+      return seen.size === 4
+    },
+    { what: 'three rotations', timeoutMs: 15_000, intervalMs: 10 },
+  )
+  const numbers = one.keys().map(({ number }) => number)
+  assert(Math.max(...numbers) <= 5, 'no replica made one too many')
+})
+
+test('a rotation goes on when the replica that began it ended, and one that starts in the middle joins it', {
+  skip,
+}, async () => {
+  await using site = await openSite()
+  await using events = await follow(site.bus)
+  const first = await site.replica()
+  const old = await mintedBy(first)
+  await first.rotate()
+  await first[Symbol.asyncDispose]()
+  const second = await site.replica()
+  assert.equal(await mintedBy(second), old, 'its time has not come')
+  assert.equal(second.jwks().keys.length, 4)
+  await second[Symbol.asyncDispose]()
+  const dueMs = Math.max(...second.keys().map(({ signsFromMs }) => signsFromMs))
+  await eventually(() => Date.now() > dueMs, { what: 'the time comes while nobody is there' })
+  const third = await site.replica()
+  const current = await mintedBy(third)
+  assert.notEqual(current, old)
+  await eventually(() => events.seen.includes(`ACTIVATED ${current}`) && events.seen.includes(`RETIRED ${old}`), {
+    what: 'what happened meanwhile is told',
+  })
+  assert.equal(events.seen.filter((text) => text === `PUBLISHED ${current}`).length, 1)
+})
+
+test('without the bus the keys stay in use, copies of them may not be kept, and a rotation waits', {
+  skip,
+}, async () => {
+  await using site = await openSite()
+  const ring = await site.replica({ maxAgeMs: 1000 })
+  const kid = await mintedBy(ring)
+  assert.equal(ring.maxAgeSeconds(), 1)
+  await site.nats.stop()
+  await assert.rejects(ring.rotate())
+  await eventually(() => ring.maxAgeSeconds() === 0, { what: 'copies may not be kept' })
+  assert.equal(await mintedBy(ring), kid)
+  assert.equal(ring.fault(), undefined)
+  await site.nats.start()
+  await eventually(async () => (await ring.rotate()).length === 4, { what: 'the rotation' })
+  await eventually(() => ring.maxAgeSeconds() === 1 && kidsOf(ring).length === 4, { what: 'the keys are published' })
+})
+
+test('under load no request fails while the keys turn, and every token verifies with the keys that were kept', {
+  skip,
+}, async () => {
+  await using site = await openSite()
+  await using services = new AsyncDisposableStack()
+  const urls: string[] = []
+  for (const _replica of [1, 2]) {
+    const port = await freePort()
+    urls.push(`http://127.0.0.1:${port}`)
+    const env = {
+      TOLLWARD_NATS_URL: site.nats.url,
+      TOLLWARD_ISSUER_URL: urls[0] ?? '',
+      TOLLWARD_LISTEN_PORT: String(port),
+      TOLLWARD_HEALTH_PORT: String(await freePort()),
+      TOLLWARD_MASTER_SECRET_FILE: await site.secretFile(secret),
+      TOLLWARD_JWKS_MAX_AGE: '1s',
+    }
+    services.use(await startService('auth-issuer', env))
+  }
+  const log = createLog('test', 'silent')
+  const admin = services.use(
+    await connectBus({ servers: site.nats.url, name: 'admin-api', log, registry: new Registry() }),
+  )
+  const clientSecret = await registered(admin)
+  const [rpc, keys] = [admin.client(IssuerService), admin.client(KeyService)]
+
+  const jwksOf = async (url: string) => {
+    const response = await fetch(`${url}/jwks`)
+    assert.equal(response.status, 200)
+    assert.match(response.headers.get('cache-control') ?? '', /^public, max-age=1, must-revalidate$/)
+    return (await response.json()) as JSONWebKeySet
+  }
+  const kids = new Set<string>()
+  let requests = 0
+  let stop = false
+  const load = async (url: string) => {
+    let kept = { keys: await jwksOf(url), atMs: Date.now() }
+    while (!stop) {
+      if (Date.now() - kept.atMs >= 1000) kept = { keys: await jwksOf(url), atMs: Date.now() }
+      const body = new URLSearchParams({
+        grant_type: 'client_credentials',
+        client_id: 'loaded',
+        client_secret: clientSecret,
+      })
+      const response = await fetch(`${url}/token`, { method: 'POST', body })
+      const text = await response.text()
+      assert.equal(response.status, 200, text)
+      const { info } = await rpc.exchange({ token: JSON.parse(text).access_token })
+      assert(info?.active)
+      await verifies(info.internalToken, kept.keys)
+      kids.add(decodeProtectedHeader(info.internalToken).kid ?? '')
+      requests += 1
+    }
+  }
+  const loads = Promise.all(urls.flatMap((url) => [load(url), load(url)]))
+  await eventually(() => requests > 20, { what: 'the load runs' })
+  const { keys: listed } = await keys.rotateKeys({})
+  assert.equal(listed.length, 4)
+  assert.equal(listed.filter(({ signsUntil, removedAt }) => signsUntil && removedAt).length, 2)
+  const failed = loads.then(() => assert.fail('the load ended by itself'))
+  await Promise.race([failed, eventually(() => kids.size === 2, { what: 'the new key signs', timeoutMs: 10_000 })])
+  const before = requests
+  await Promise.race([failed, eventually(() => requests > before + 40, { what: 'both replicas go on' })])
+  stop = true
+  await loads
+  failed.catch(() => undefined)
+  assert.equal((await keys.listKeys({})).keys.length, 4)
+  assert.equal(kids.size, 2)
+})
+
+async function registered(admin: Bus): Promise<string> {
+  const spec = { grants: ['client_credentials'] }
+  const document = { apiVersion: 'tollward.dev/v1', kind: 'Client', metadata: { name: 'loaded' }, spec }
+  const value = create(StoredDocumentSchema, {
+    format: 1,
+    kind: 'Client',
+    name: 'loaded',
+    yaml: JSON.stringify(document),
+  })
+  await admin.bucket(bucketContract(StoredDocumentSchema)).put(documentKey('Client', 'loaded'), value)
+  return (await admin.client(IssuerService).replaceClientSecret({ clientId: 'loaded' })).clientSecret
+}

@@ -16,7 +16,7 @@ import type { Stores } from './stores.ts'
 export const BODY_BYTES_MAX = 16_384
 
 /** A bus that is gone for longer is not waited for: the client gets its 503 at once. */
-const BUS_PATIENCE_MS = 1000
+export const BUS_PATIENCE_MS = 1000
 
 /** Key of the client's generation among the claims that oidc-provider keeps with a token. */
 export const GENERATION = 'generation'

@@ -648,3 +648,17 @@ test('codes of devices cannot be guessed fast', { skip }, async () => {
   for (let count = 0; count < 60; count++) statuses.add(await tryCode())
   assert.deepEqual([...statuses].sort(), [400, 429])
 })
+
+test('without the bus a person reads that it does not work at the moment', { skip }, async () => {
+  await using page = await newPage()
+  await page.goto(`${issuerUrl}/account`)
+  await typeSignIn(page, somebody, PASSWORD)
+  await nats.stop()
+  for (const url of [`${issuerUrl}/account`, authorizationUrl()]) {
+    const response = await page.goto(url)
+    assert.equal(response?.status(), 503, url)
+    assert.equal(await headingOf(page), 'This does not work at the moment')
+    assert.equal(response?.headers()['retry-after'], '5')
+    await assertAccessible(page)
+  }
+})

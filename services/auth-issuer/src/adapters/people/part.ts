@@ -5,6 +5,7 @@ import type { Logger } from 'pino'
 import { USER_CODE_RATE } from '../../domain/attempts.ts'
 import type { IssuerMetrics } from '../../metrics.ts'
 import type { ProviderPart } from '../compose.ts'
+import { BUS_PATIENCE_MS } from '../provider.ts'
 import type { Stores } from '../stores.ts'
 import { answerAccount } from './account.ts'
 import type { Accounts } from './accounts.ts'
@@ -58,6 +59,7 @@ export function peoplePart({ stores, ...options }: PeopleOptions): ProviderPart 
         const ours = uid !== undefined || ACCOUNT_PATH.test(path)
         if (!ours && !PROVIDER_PATH.test(path)) return next()
         guardForeignPage(ctx)
+        if (bus.disconnectedForMs > BUS_PATIENCE_MS) return answerUnavailable(ctx)
         if (ctx.method === 'POST' && !(await mayPost(ctx, provider, people))) return
         if (!ours) return answering(ctx, people, next)
         if (ctx.method !== 'GET' && ctx.method !== 'POST') return refuseMethod(ctx)
@@ -111,7 +113,7 @@ async function answering(ctx: Context, { log, metrics }: People, answer: () => P
     const status = known?.meaning.http ?? 500
     if (status >= 500) log[known ? 'warn' : 'error']({ err: error, path: ctx.path }, 'page failed')
     metrics.refused.inc({ error: refusalLabel(status) })
-    if (status === 503) return answerUnavailable(ctx)
+    if (status > 500) return answerUnavailable(ctx)
     const title = status >= 500 ? 'Something went wrong' : 'This did not work'
     answerPage(ctx, messagePage(title, known?.message ?? 'It is on our side. Try again later.'), status)
   }
@@ -123,6 +125,6 @@ function answerUnavailable(ctx: Context): void {
 }
 
 function refusalLabel(status: number): string {
-  if (status === 503) return 'temporarily_unavailable'
-  return status >= 500 ? 'server_error' : 'other'
+  if (status > 500) return 'temporarily_unavailable'
+  return status === 500 ? 'server_error' : 'other'
 }

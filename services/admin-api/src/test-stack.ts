@@ -177,7 +177,10 @@ function usersWith(asked: string[]): Implementation<typeof UserService> {
 
 function grantsWith(asked: string[]): Implementation<typeof GrantService> {
   return {
-    listSessions: async ({ subject }) => ({ sessions: [{ sessionHash: 'a1', subject: subject || SUBJECT }] }),
+    listSessions: async ({ subject }) => ({
+      leftOut: 5,
+      sessions: [{ sessionHash: 'a1', subject: subject || SUBJECT }],
+    }),
     endSession: async ({ sessionHash }) => {
       asked.push(`endSession ${sessionHash}`)
       return { ended: true }

@@ -33,6 +33,11 @@ export function written(
   return output === 'json' ? json(rows) : table(rows, columns, none)
 }
 
+/** Says that an answer had no room for all; nothing where it had. */
+export function leftOutNote(leftOut: number, what: string): string {
+  return leftOut === 0 ? '' : `tollward: ${leftOut} ${what} are left out\n`
+}
+
 /** A duration such as 60s or 2h, in ms. */
 export function duration(text: string): number {
   if (!/^\d{1,9}(ms|s|m|h|d)$/.test(text))

@@ -4,6 +4,9 @@ import { AppError } from '@tollward/errors'
 import { userTarget } from '../domain/audit.ts'
 import type { AdminMethods } from './calls.ts'
 
+/** Hashing a password takes a third of a second, and some may be waiting for theirs. */
+const PASSWORD_TIMEOUT_MS = 15_000
+
 type PeopleMethods =
   | 'listUsers'
   | 'createUser'
@@ -16,7 +19,7 @@ type PeopleMethods =
 
 /** People, their sessions, and what they let clients do: auth-issuer keeps it all. Names become subjects in the audit. */
 export function peopleMethods(bus: Bus): Pick<AdminMethods, PeopleMethods> {
-  const users = bus.client(UserService)
+  const users = bus.client(UserService, { timeoutMs: PASSWORD_TIMEOUT_MS })
   const grants = bus.client(GrantService)
 
   /** The person who is meant; from here on the audit names them by their subject. */
@@ -28,7 +31,10 @@ export function peopleMethods(bus: Bus): Pick<AdminMethods, PeopleMethods> {
   const subjectOf = async (user: string) => (user === '' ? '' : (await findUser(users, user)).subject)
 
   return {
-    listUsers: async () => ({ users: (await users.listUsers({})).users }),
+    listUsers: async () => {
+      const { users: listed, leftOut } = await users.listUsers({})
+      return { users: listed, leftOut }
+    },
 
     createUser: async ({ name, password }, action) => {
       const created = await users.createUser({ name, password })
@@ -55,13 +61,15 @@ export function peopleMethods(bus: Bus): Pick<AdminMethods, PeopleMethods> {
     },
 
     listSessions: async ({ user }) => {
-      return { sessions: (await grants.listSessions({ subject: await subjectOf(user) })).sessions }
+      const { sessions, leftOut } = await grants.listSessions({ subject: await subjectOf(user) })
+      return { sessions, leftOut }
     },
 
     endSession: async ({ sessionHash }) => ({ ended: (await grants.endSession({ sessionHash })).ended }),
 
     listGrants: async ({ user, clientId }) => {
-      return { grants: (await grants.listGrants({ subject: await subjectOf(user), clientId })).grants }
+      const { grants: listed, leftOut } = await grants.listGrants({ subject: await subjectOf(user), clientId })
+      return { grants: listed, leftOut }
     },
   }
 }

@@ -1,7 +1,8 @@
 import { timestampFromMs } from '@bufbuild/protobuf/wkt'
 import type { Implementation } from '@tollward/bus'
-import type { GrantService } from '@tollward/contracts/token'
+import { GrantSchema, type GrantService, SessionSchema } from '@tollward/contracts/token'
 import { AppError } from '@tollward/errors'
+import { fitting } from './fitting.ts'
 import type { Stores } from './stores.ts'
 
 const HASH = /^[0-9a-f]{64}$/
@@ -14,14 +15,18 @@ export function grantService({
   return {
     listSessions: async ({ subject }) => {
       const found = await sessions.list(subject === '' ? undefined : subject)
-      return {
-        sessions: found.map(({ signedInAtMs, expiresAtMs, clientIds, ...session }) => ({
-          ...session,
-          clientIds: [...clientIds],
-          signedInAt: timestampFromMs(signedInAtMs),
-          expiresAt: timestampFromMs(expiresAtMs),
-        })),
-      }
+      const { listed, leftOut } = fitting(
+        SessionSchema,
+        found
+          .sort((a, b) => b.signedInAtMs - a.signedInAtMs)
+          .map(({ signedInAtMs, expiresAtMs, clientIds, ...session }) => ({
+            ...session,
+            clientIds: [...clientIds],
+            signedInAt: timestampFromMs(signedInAtMs),
+            expiresAt: timestampFromMs(expiresAtMs),
+          })),
+      )
+      return { sessions: listed, leftOut }
     },
 
     endSession: async ({ sessionHash }) => {
@@ -33,15 +38,19 @@ export function grantService({
 
     listGrants: async ({ subject, clientId }) => {
       const found = await grants.list({ subject, clientId })
-      return {
-        grants: found.map(({ grantedAtMs, expiresAtMs, scopes, audience, ...grant }) => ({
-          ...grant,
-          scopes: [...scopes],
-          audience: [...audience],
-          grantedAt: timestampFromMs(grantedAtMs),
-          expiresAt: timestampFromMs(expiresAtMs),
-        })),
-      }
+      const { listed, leftOut } = fitting(
+        GrantSchema,
+        found
+          .sort((a, b) => b.grantedAtMs - a.grantedAtMs)
+          .map(({ grantedAtMs, expiresAtMs, scopes, audience, ...grant }) => ({
+            ...grant,
+            scopes: [...scopes],
+            audience: [...audience],
+            grantedAt: timestampFromMs(grantedAtMs),
+            expiresAt: timestampFromMs(expiresAtMs),
+          })),
+      )
+      return { grants: listed, leftOut }
     },
   }
 }

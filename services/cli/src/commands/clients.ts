@@ -1,7 +1,7 @@
 import type { StoredDocument } from '@tollward/contracts/document'
 import { readStored } from '@tollward/documents'
 import type { Command } from 'commander'
-import { answering, count, duration, type OutputOptions, several, written } from '../arguments.ts'
+import { answering, count, duration, leftOutNote, type OutputOptions, several, written } from '../arguments.ts'
 import { json } from '../output.ts'
 import { documentRow, registeredClientRow, timeText } from '../rows.ts'
 import { type Surroundings, withSession } from '../session.ts'
@@ -27,7 +27,7 @@ export function addClientCommands(program: Command, surroundings: Surroundings):
       ])
       const rows = [...documents.map(clientRow), ...registered.map(registeredClientRow)]
       surroundings.out(written(rows, COLUMNS, 'no clients', options))
-      if (leftOut > 0) surroundings.err(`tollward: ${leftOut} older registered clients are left out\n`)
+      surroundings.err(leftOutNote(leftOut, 'older registered clients'))
     }),
   )
   answering(clients, 'secret', 'replace the secret of a client; its tokens end')

@@ -1,5 +1,5 @@
 import type { Command } from 'commander'
-import { answering, type OutputOptions, written } from '../arguments.ts'
+import { answering, leftOutNote, type OutputOptions, written } from '../arguments.ts'
 import { json } from '../output.ts'
 import { grantRow, sessionRow, userRow } from '../rows.ts'
 import { readSecret, type Session, type Surroundings, withSession } from '../session.ts'
@@ -37,6 +37,7 @@ export function addPeopleCommands(program: Command, surroundings: Surroundings):
         ])
         const rows = found.sessions.map((row) => sessionRow(row, names))
         surroundings.out(written(rows, SESSION_COLUMNS, 'nobody is signed in', options))
+        surroundings.err(leftOutNote(found.leftOut, 'older sessions'))
       }),
     )
   answering(sessions, 'end', 'sign a browser out; what clients were let do goes on until its grant is revoked')
@@ -60,6 +61,7 @@ export function addPeopleCommands(program: Command, surroundings: Surroundings):
         const [found, names] = await Promise.all([admin.listGrants(request, call), namesOf(session)])
         const rows = found.grants.map((row) => grantRow(row, names))
         surroundings.out(written(rows, GRANT_COLUMNS, 'no grants', options))
+        surroundings.err(leftOutNote(found.leftOut, 'older grants'))
       }),
     )
   answering(grants, 'revoke', 'end a grant with all its tokens')
@@ -82,6 +84,7 @@ function addUserCommands(program: Command, surroundings: Surroundings): void {
     withSession(surroundings, 'tollward.read', async ({ admin, call }) => {
       const found = await admin.listUsers({}, call)
       out(written(found.users.map(userRow), USER_COLUMNS, 'no users', options))
+      surroundings.err(leftOutNote(found.leftOut, 'users'))
     }),
   )
   answering(users, 'create', 'let a person sign in')

@@ -1,7 +1,7 @@
-import { create, toBinary } from '@bufbuild/protobuf'
+import type { MessageInitShape } from '@bufbuild/protobuf'
 import { timestampFromMs } from '@bufbuild/protobuf/wkt'
 import type { Implementation } from '@tollward/bus'
-import { type RegisteredClient, RegisteredClientSchema, type RegistrationService } from '@tollward/contracts/token'
+import { RegisteredClientSchema, type RegistrationService } from '@tollward/contracts/token'
 import { AppError } from '@tollward/errors'
 import {
   INITIAL_TOKEN_LIFETIME_SECONDS_MAX,
@@ -10,14 +10,9 @@ import {
   type Terms,
   TermsSchema,
 } from '../../domain/registration.ts'
+import { fitting } from '../fitting.ts'
 import type { InitialTokens } from './initial-tokens.ts'
 import type { Registrations } from './registrations.ts'
-
-/** Room in one answer, of the 1 MiB that a message may have. */
-const LIST_BYTES_MAX = 768 * 1024
-
-/** Before each element of a list. */
-const TAG_BYTES = 4
 
 /** What operators do about clients that register. */
 export function registrationService({
@@ -29,9 +24,8 @@ export function registrationService({
 }): Implementation<typeof RegistrationService> {
   return {
     listRegisteredClients: async () => {
-      const all = (await registrations.list()).map(presentClient)
-      const clients = fitting(all)
-      return { clients, leftOut: all.length - clients.length }
+      const { listed, leftOut } = fitting(RegisteredClientSchema, (await registrations.list()).map(presentClient))
+      return { clients: listed, leftOut }
     },
 
     removeRegisteredClient: async ({ clientId }) => ({
@@ -72,8 +66,13 @@ function termsFrom(request: {
   throw new AppError('invalid_argument', `Such clients cannot be: ${faults.join('; ')}`)
 }
 
-function presentClient({ clientId, spec, terms, registeredAtMs }: Registration): RegisteredClient {
-  return create(RegisteredClientSchema, {
+function presentClient({
+  clientId,
+  spec,
+  terms,
+  registeredAtMs,
+}: Registration): MessageInitShape<typeof RegisteredClientSchema> {
+  return {
     clientId,
     clientName: spec.displayName ?? '',
     grants: [...spec.grants],
@@ -81,15 +80,5 @@ function presentClient({ clientId, spec, terms, registeredAtMs }: Registration):
     audience: [...spec.audience],
     selfRegistered: terms.selfRegistered,
     registeredAt: timestampFromMs(registeredAtMs),
-  })
-}
-
-/** As many from the beginning as fit into an answer. */
-function fitting(clients: readonly RegisteredClient[]): RegisteredClient[] {
-  let room = LIST_BYTES_MAX
-  const end = clients.findIndex((client) => {
-    room -= toBinary(RegisteredClientSchema, client).length + TAG_BYTES
-    return room < 0
-  })
-  return clients.slice(0, end === -1 ? clients.length : end)
+  }
 }

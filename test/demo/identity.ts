@@ -11,7 +11,8 @@ const ECHO = `${LOCAL.gateway}/echo`
 const PAUSE_MS = 5
 /** Between two tokens of one that wants a new one each time. */
 const TOKEN_PAUSE_MS = 50
-const REFUSED_WITHIN_MS = 100
+/** After the issuer said that it is done. A few milliseconds where nothing else runs; a busy machine may take longer. */
+const REFUSED_WITHIN_MS = 500
 /** With the new key. */
 const REQUESTS_AFTER = 10
 /** How long the local stack lets verifiers keep the published keys. */
@@ -107,9 +108,9 @@ async function tokensEnd(tour: Tour, discovery: Discovery, customer: Customer): 
     await until('the refusal', async () => calling.refusedMs !== undefined)
     const refusedMs = calling.refusedMs ?? Number.POSITIVE_INFINITY
     tour.say(
-      `asked → done: ${(answeredMs - startMs).toFixed(1)} ms; asked → refused: ${(refusedMs - startMs).toFixed(1)} ms`,
+      `asked → done: ${(answeredMs - startMs).toFixed(1)} ms; done → refused: ${(refusedMs - answeredMs).toFixed(1)} ms`,
     )
-    assert.ok(refusedMs - startMs < REFUSED_WITHIN_MS, `not refused within ${REFUSED_WITHIN_MS} ms`)
+    assert.ok(refusedMs - answeredMs < REFUSED_WITHIN_MS, `not refused within ${REFUSED_WITHIN_MS} ms`)
     assert.equal(calling.admittedAfter, 0, 'a request was admitted after the first refusal')
   })
 

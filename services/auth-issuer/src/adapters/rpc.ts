@@ -26,14 +26,15 @@ export function issuerService(options: RpcOptions): Implementation<typeof Issuer
   const { clients, tokens, grants } = stores
   const exchange = openExchange(options)
   return {
-    exchange: async ({ token, acceptInternal }) => {
+    exchange: async ({ token, acceptInternal, withoutInternalToken }) => {
       const live = await exchange.lookUp(token)
       const internal = !live && acceptInternal ? await exchange.lookUpInternal(token) : undefined
       metrics.exchanges.inc({ result: live || internal ? 'active' : 'inactive' })
       // An internal token is one already: another would be a way to make it last.
       if (internal) return { info: await tokenInfoOf(internal, undefined) }
       if (!live) return { info: { active: false } }
-      return { info: await tokenInfoOf(live, await exchange.mint(live.hash, live.worth)) }
+      const minted = withoutInternalToken ? undefined : await exchange.mint(live.hash, live.worth)
+      return { info: await tokenInfoOf(live, minted) }
     },
 
     authenticateClient: async ({ clientId, clientSecret }) => {

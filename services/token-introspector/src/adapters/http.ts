@@ -29,7 +29,7 @@ const INACTIVE = JSON.stringify({ active: false })
 const ACTIVE_TEXTS = new WeakMap<TokenInfo, string>()
 
 export interface HttpOptions {
-  readonly lookup: Pick<Lookup, 'introspectAny'>
+  readonly lookup: Pick<Lookup, 'tell'>
   readonly callers: Pick<Callers, 'authenticate'>
   readonly issuer: Pick<Client<typeof IssuerService>, 'signIntrospection'>
   /** The issuer identifier. */
@@ -140,7 +140,7 @@ function answerTo(options: HttpOptions, { headers }: IncomingMessage, form: URLS
     if (!caller) return UNAUTHENTICATED
     const token = form.get('token')
     if (!token) return refusal(400, 'invalid_request', 'The parameter "token" is missing.')
-    return then(options.lookup.introspectAny(token), (info): MaybePromise<Answer> => {
+    return then(options.lookup.tell(token), (info): MaybePromise<Answer> => {
       const text = mayKnow(caller, info) ? activeText(info, options.issuerUrl) : INACTIVE
       return wantsSigned(accept) ? signed(options, caller, text) : { status: 200, body: text }
     })

@@ -25,19 +25,21 @@ const active = () =>
     grantHash: 'granted',
     tokenHash: HASH,
     expiresAt: timestampFromMs(Date.now() + 600_000),
+    internalToken: 'internal',
     internalTokenExpiresAt: timestampFromMs(Date.now() + 60_000),
   })
+const told = () => create(TokenInfoSchema, { ...active(), internalToken: '' })
 const inactive = () => create(TokenInfoSchema)
 
 /** A lookup whose issuer answers when the test lets it. */
 function lookupOf() {
   const registry = new Registry()
-  const questions: (PromiseWithResolvers<TokenInfo> & { acceptInternal: boolean })[] = []
+  const questions: (PromiseWithResolvers<TokenInfo> & { acceptInternal: boolean; withoutInternalToken: boolean })[] = []
   const feed = { silentForMs: 0 }
   const lookup = openLookup({
     issuer: {
-      exchange: async ({ acceptInternal = false }) => {
-        const question = { ...Promise.withResolvers<TokenInfo>(), acceptInternal }
+      exchange: async ({ acceptInternal = false, withoutInternalToken = false }) => {
+        const question = { ...Promise.withResolvers<TokenInfo>(), acceptInternal, withoutInternalToken }
         questions.push(question)
         return { $typeName: 'tollward.token.v1.ExchangeResponse', info: await question.promise }
       },
@@ -100,7 +102,7 @@ test('whoever asks past the cache gets an answer that was asked for after the qu
 test('an internal token is known only to those who ask about any token, and is not remembered', async () => {
   const { lookup, questions, nextQuestion } = lookupOf()
   for (const number of [1, 2]) {
-    const answer = lookup.introspectAny(JWT)
+    const answer = lookup.tell(JWT)
     const question = await nextQuestion(number)
     assert.equal(question.acceptInternal, true)
     question.resolve(active())
@@ -111,7 +113,7 @@ test('an internal token is known only to those who ask about any token, and is n
   assert.equal(question.acceptInternal, false)
   question.resolve(inactive())
   assert.equal((await presented).active, false)
-  const opaque = lookup.introspectAny(TOKEN)
+  const opaque = lookup.tell(TOKEN)
   const ordinary = await nextQuestion(4)
   assert.equal(ordinary.acceptInternal, false)
   ordinary.resolve(active())
@@ -120,9 +122,28 @@ test('an internal token is known only to those who ask about any token, and is n
   assert.equal(questions.length, 4)
 })
 
+test('who only tells of a token needs no internal token, and who passes a request on gets one', async () => {
+  const { lookup, questions, nextQuestion } = lookupOf()
+  const telling = lookup.tell(TOKEN)
+  const first = await nextQuestion(1)
+  assert.equal(first.withoutInternalToken, true)
+  first.resolve(told())
+  assert.equal((await telling).active, true)
+  assert.equal((await lookup.tell(TOKEN)).active, true)
+  assert.equal(questions.length, 1)
+  const passing = lookup.introspect(TOKEN)
+  const second = await nextQuestion(2)
+  assert.equal(second.withoutInternalToken, false)
+  second.resolve(active())
+  assert.equal((await passing).internalToken, 'internal')
+  assert.equal((await lookup.introspect(TOKEN)).internalToken, 'internal')
+  assert.equal((await lookup.tell(TOKEN)).active, true)
+  assert.equal(questions.length, 2)
+})
+
 test('an answer about an internal token that a revocation overtook is asked for again', async () => {
   const { lookup, nextQuestion } = lookupOf()
-  const answer = lookup.introspectAny(JWT)
+  const answer = lookup.tell(JWT)
   const first = await nextQuestion(1)
   lookup.forget(HASH)
   first.resolve(active())
@@ -186,10 +207,14 @@ test('while the feed is silent the issuer is asked every time, and without its a
 
 test('an entry is used until its internal token has 15 seconds left, or the access token ends', () => {
   const [nowMs, minuteMs] = [1_800_000_000_000, 60_000]
-  const until = (lifeMs: number) =>
-    usableUntilMs({ expiresAtMs: nowMs + lifeMs, internalTokenExpiresAtMs: nowMs + Math.min(lifeMs, minuteMs) })
-  assert.equal(until(10 * minuteMs), nowMs + 45_000)
-  assert.equal(until(5000), nowMs + 5000)
+  const until = (lifeMs: number, internalLifeMs?: number) => {
+    const internalTokenExpiresAtMs = internalLifeMs === undefined ? undefined : nowMs + internalLifeMs
+    return usableUntilMs({ expiresAtMs: nowMs + lifeMs, internalTokenExpiresAtMs }, nowMs) - nowMs
+  }
+  assert.equal(until(10 * minuteMs, minuteMs), 45_000)
+  assert.equal(until(5000, 5000), 5000)
+  assert.equal(until(10 * minuteMs), 45_000)
+  assert.equal(until(5000), 5000)
 })
 
 test('what cannot be a token is not asked about', async () => {

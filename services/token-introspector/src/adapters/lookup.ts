@@ -6,7 +6,7 @@ import { type IssuerService, type TokenInfo, TokenInfoSchema } from '@tollward/c
 import { INTROSPECTOR_STALE_AFTER_MS, RevocableCache, tagsOf } from '@tollward/decision'
 import { AppError } from '@tollward/errors'
 import { isJwtShaped, isTokenShaped } from '../domain/introspection.ts'
-import { usableUntilMs } from '../domain/usable.ts'
+import { type Life, usableUntilMs } from '../domain/usable.ts'
 import type { IntrospectorMetrics } from '../metrics.ts'
 
 /** About 2 KB each with its internal token: 40 MB. */
@@ -18,6 +18,14 @@ const FORGOTTEN_MAX = 50_000
 /** Questions to the issuer for one answer that no revocation overtook. More than one overtaking is very rare. */
 const FILL_ATTEMPTS_MAX = 4
 
+/** What a question is for: passing a request on, telling what an access token is worth, or what an internal one is. */
+const PURPOSES = {
+  pass: {},
+  tell: { withoutInternalToken: true },
+  'tell of internal': { withoutInternalToken: true, acceptInternal: true },
+} as const
+type Purpose = keyof typeof PURPOSES
+
 /** What tokens are worth, from a cache that revocations keep honest. Inactive tokens are not kept: an attacker has as many as he likes. */
 export interface Lookup {
   readonly size: number
@@ -26,8 +34,11 @@ export interface Lookup {
    * from one that was asked for before this question. AppError where the issuer is not reached.
    */
   introspect(token: string, options?: { readonly pastCache?: boolean }): TokenInfo | Promise<TokenInfo>
-  /** As introspect, and of internal tokens as well, which nobody may present to be let in; these are not remembered. */
-  introspectAny(token: string): TokenInfo | Promise<TokenInfo>
+  /**
+   * As introspect, but for telling only: without internal token, and also about internal tokens, which nobody may present to be let
+   * in. Those are not remembered.
+   */
+  tell(token: string): TokenInfo | Promise<TokenInfo>
   /** Forgets what depends on the token with this hash, or on this tag. */
   forget(keyOrTag: string): void
 }
@@ -53,30 +64,49 @@ export function openLookup({
   const count = lookupCounters(metrics)
 
   /** Asks until there is an answer that no revocation overtook. */
-  const ask = async (token: string, acceptInternal: boolean): Promise<TokenInfo> => {
+  const ask = async (token: string, purpose: Purpose): Promise<TokenInfo> => {
     const tokenHash = hash('sha256', token, 'hex')
     for (let attempt = 0; attempt < FILL_ATTEMPTS_MAX; attempt++) {
       const begun = cache.begin()
-      const { info = create(TokenInfoSchema) } = await issuer.exchange({ token, acceptInternal })
+      const { info = create(TokenInfoSchema) } = await issuer.exchange({ token, ...PURPOSES[purpose] })
       if (!info.active) return info
       const tags = tagsOf(info)
       // An internal token depends on the one that it was made for, which its answer names.
-      const isCurrent = acceptInternal
-        ? !cache.isOutdated(begun, info.tokenHash, tags)
-        : cache.finish(begun, tokenHash, { value: info, tags, usableUntilMs: usableUntilMs(lifeOf(info)) })
+      const isCurrent =
+        purpose === 'tell of internal'
+          ? !cache.isOutdated(begun, info.tokenHash, tags)
+          : cache.finish(begun, tokenHash, {
+              value: info,
+              tags,
+              usableUntilMs: usableUntilMs(lifeOf(info), Date.now()),
+            })
       if (isCurrent) return info
       metrics.outdatedFills.inc()
     }
     throw new AppError('unavailable', 'The token was revoked again and again while it was looked up; try again.')
   }
 
-  const askOnce = (key: string, token: string, acceptInternal: boolean): Promise<TokenInfo> => {
+  const askOnce = (tokenHash: string, token: string, purpose: Purpose): Promise<TokenInfo> => {
+    const key = `${purpose} ${tokenHash}`
     const shared = running.get(key)
     count[shared ? 'shared' : 'issuer']()
     if (shared) return shared
-    const asked = ask(token, acceptInternal).finally(() => running.delete(key))
+    const asked = ask(token, purpose).finally(() => running.delete(key))
     running.set(key, asked)
     return asked
+  }
+
+  const find = (token: string, purpose: 'pass' | 'tell', pastCache: boolean) => {
+    if (!isTokenShaped(token)) return shapeless()
+    if (pastCache || feedSilentForMs() > INTROSPECTOR_STALE_AFTER_MS) {
+      count.pastCache()
+      return ask(token, purpose)
+    }
+    const tokenHash = hash('sha256', token, 'hex')
+    const known = cache.get(tokenHash, Date.now())
+    if (!known || (purpose === 'pass' && known.internalToken === '')) return askOnce(tokenHash, token, purpose)
+    count.cache()
+    return known
   }
 
   const shapeless = () => {
@@ -84,32 +114,17 @@ export function openLookup({
     return create(TokenInfoSchema)
   }
 
-  const lookup: Lookup = {
+  return {
     get size() {
       return cache.size
     },
-
-    introspect: (token, { pastCache = false } = {}) => {
-      if (!isTokenShaped(token)) return shapeless()
-      if (pastCache || feedSilentForMs() > INTROSPECTOR_STALE_AFTER_MS) {
-        count.pastCache()
-        return ask(token, false)
-      }
-      const tokenHash = hash('sha256', token, 'hex')
-      const known = cache.get(tokenHash, Date.now())
-      if (!known) return askOnce(tokenHash, token, false)
-      count.cache()
-      return known
+    introspect: (token, { pastCache = false } = {}) => find(token, 'pass', pastCache),
+    tell: (token) => {
+      if (!isJwtShaped(token)) return find(token, 'tell', false)
+      return isTokenShaped(token) ? askOnce(hash('sha256', token, 'hex'), token, 'tell of internal') : shapeless()
     },
-
-    introspectAny: (token) => {
-      if (!isJwtShaped(token)) return lookup.introspect(token)
-      return isTokenShaped(token) ? askOnce(`internal ${hash('sha256', token, 'hex')}`, token, true) : shapeless()
-    },
-
     forget: (keyOrTag) => cache.forget(keyOrTag, Date.now()),
   }
-  return lookup
 }
 
 /** Counting is on the way of every question, so its counters are looked up once, here. */
@@ -127,9 +142,9 @@ function lookupCounters({ lookups }: IntrospectorMetrics) {
   }
 }
 
-function lifeOf({ expiresAt, internalTokenExpiresAt }: TokenInfo) {
+function lifeOf({ expiresAt, internalTokenExpiresAt }: TokenInfo): Life {
   return {
     expiresAtMs: expiresAt ? timestampMs(expiresAt) : 0,
-    internalTokenExpiresAtMs: internalTokenExpiresAt ? timestampMs(internalTokenExpiresAt) : 0,
+    internalTokenExpiresAtMs: internalTokenExpiresAt && timestampMs(internalTokenExpiresAt),
   }
 }

@@ -18,6 +18,7 @@ import {
   freePort,
   type NatsServer,
   requires,
+  type Service,
   startNatsServer,
   startService,
   temporaryDirectory,
@@ -63,15 +64,7 @@ before(async () => {
   await writeFile(masterSecretFile, randomBytes(32).toString('base64url'), { mode: 0o600 })
   const port = await freePort()
   issuerUrl = `http://127.0.0.1:${port}`
-  resources.use(
-    await startService('auth-issuer', {
-      TOLLWARD_NATS_URL: nats.url,
-      TOLLWARD_ISSUER_URL: issuerUrl,
-      TOLLWARD_MASTER_SECRET_FILE: masterSecretFile,
-      TOLLWARD_LISTEN_PORT: String(port),
-      TOLLWARD_HEALTH_PORT: String(await freePort()),
-    }),
-  )
+  resources.use(await startReplica(port))
   const log = createLog('test', 'silent')
   bus = resources.use(await connectBus({ servers: nats.url, name: 'admin-api', log, registry: new Registry() }))
   users = bus.client(UserService, { timeoutMs: NAVIGATION_TIMEOUT_MS })
@@ -94,6 +87,16 @@ before(async () => {
 })
 
 after(() => resources.disposeAsync())
+
+async function startReplica(port: number): Promise<Service> {
+  return startService('auth-issuer', {
+    TOLLWARD_NATS_URL: nats.url,
+    TOLLWARD_ISSUER_URL: issuerUrl,
+    TOLLWARD_MASTER_SECRET_FILE: masterSecretFile,
+    TOLLWARD_LISTEN_PORT: String(port),
+    TOLLWARD_HEALTH_PORT: String(await freePort()),
+  })
+}
 
 async function apply(name: string, spec: Record<string, unknown>): Promise<void> {
   const full = { scopes: ['orders', 'stock'], audience: ['orders-api'], ...spec }
@@ -641,6 +644,27 @@ test('a sign-in that was begun before everything ended does not come to its end 
   await page.goto(response.headers.get('location') ?? '')
   assert.equal(await headingOf(page), 'This page is over')
   assert.deepEqual(await sessionsOf(name), [], 'nobody is signed in')
+})
+
+test('a sign-in that one replica began is finished by another', { skip }, async () => {
+  await using page = await newPage()
+  const port = await freePort()
+  await using _other = await startReplica(port)
+  await page.goto(authorizationUrl())
+  const form = await formTokenOf(page)
+  const at = (path: string) => new URL(path, `http://127.0.0.1:${port}`)
+  const posted = await fetch(at(new URL(page.url()).pathname), {
+    method: 'POST',
+    redirect: 'manual',
+    headers: { cookie: await cookiesFor(page, page.url()) },
+    body: new URLSearchParams({ form, name: somebody, password: PASSWORD }),
+  })
+  assert.equal(posted.status, 303)
+  const resumed = posted.headers.get('location') ?? ''
+  const cookie = await cookiesFor(page, resumed)
+  const next = await fetch(at(new URL(resumed).pathname), { redirect: 'manual', headers: { cookie } })
+  assert.equal(next.status, 303)
+  assert.match(next.headers.get('location') ?? '', /^\/interaction\//, 'now the consent is asked for')
 })
 
 test('codes of devices cannot be guessed fast', { skip }, async () => {

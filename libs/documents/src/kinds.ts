@@ -186,6 +186,28 @@ const publicKeySet = z.strictObject({
     .max(10),
 })
 
+/** 256 bits are 43 characters of base64url, 2048 are 342. */
+const BITS_256 = /^[\w-]{43}$/
+const BITS_2048 = /^[\w-]{342,}$/
+
+/** What keeps a key from checking the assertions of private_key_jwt: ES256, EdDSA, RS256 or PS256. */
+function assertionKeyFault(key: { readonly kty: string; readonly [member: string]: unknown }): string | undefined {
+  const has = (member: string, form: RegExp) => form.test(String(key[member] ?? ''))
+  if (key.kty === 'EC')
+    return key.crv === 'P-256' && has('x', BITS_256) && has('y', BITS_256)
+      ? undefined
+      : 'has to be of P-256, with x and y'
+  if (key.kty === 'OKP') return key.crv === 'Ed25519' && has('x', BITS_256) ? undefined : 'has to be of Ed25519, with x'
+  return has('n', BITS_2048) && has('e', /^[\w-]+$/) ? undefined : 'has to have n of 2048 bits at least, and e'
+}
+
+/** What keeps a key from being that of a certificate that a client makes itself. */
+function certificateKeyFault({ x5c }: { readonly [member: string]: unknown }): string | undefined {
+  return Array.isArray(x5c) && typeof x5c[0] === 'string' && /^[A-Za-z0-9+/]{100,}=*$/.test(x5c[0])
+    ? undefined
+    : 'needs the certificate as x5c: DER in base64, without the lines that begin and end a PEM'
+}
+
 const CERTIFICATE_AUTHENTICATION = new Set(['tls_client_auth', 'self_signed_tls_client_auth'])
 const KEY_SET_AUTHENTICATION = new Set(['private_key_jwt', 'self_signed_tls_client_auth'])
 
@@ -245,6 +267,11 @@ export const ClientSchema = document(
         fault('authentication', 'a client without authentication cannot act for itself')
       if (KEY_SET_AUTHENTICATION.has(authentication) !== (spec.jwks !== undefined))
         fault('jwks', 'is for private_key_jwt and self_signed_tls_client_auth, and they need it')
+      const keyFault = authentication === 'private_key_jwt' ? assertionKeyFault : certificateKeyFault
+      for (const [index, key] of (spec.jwks?.keys ?? []).entries()) {
+        const message = KEY_SET_AUTHENTICATION.has(authentication) ? keyFault(key) : undefined
+        if (message) context.addIssue({ code: 'custom', path: ['jwks', 'keys', index], message })
+      }
       if ((authentication === 'tls_client_auth') !== (spec.certificateSubject !== undefined))
         fault('certificateSubject', 'is for tls_client_auth, and it needs one')
       if (spec.senderConstraint === 'certificate' && !CERTIFICATE_AUTHENTICATION.has(authentication))

@@ -202,7 +202,8 @@ test('a key of the bucket holds only what NATS allows', () => {
 
 test('a Client’s fields fit together, or each fault says which go with which', () => {
   const code = { redirectUris: ['https://shop.example/callback'] }
-  const keys = { keys: [{ kty: 'EC', crv: 'P-256', x: 'x', y: 'y' }] }
+  const keys = { keys: [{ kty: 'EC', crv: 'P-256', x: 'x'.repeat(43), y: 'y'.repeat(43) }] }
+  const certificates = { keys: [{ kty: 'EC', x5c: ['M'.repeat(400)] }] }
   const good: [string[], Record<string, unknown>][] = [
     [['client_credentials'], {}],
     [['authorization_code', 'refresh_token'], { ...code, authentication: 'none', senderConstraint: 'dpop' }],
@@ -211,7 +212,7 @@ test('a Client’s fields fit together, or each fault says which go with which',
     [['client_credentials'], { authentication: 'tls_client_auth', certificateSubject: 'CN=shop' }],
     [
       ['client_credentials'],
-      { authentication: 'self_signed_tls_client_auth', jwks: keys, senderConstraint: 'certificate' },
+      { authentication: 'self_signed_tls_client_auth', jwks: certificates, senderConstraint: 'certificate' },
     ],
   ]
   for (const [grants, spec] of good) assert.equal(parseDocuments(clientText(grants, spec), 'f.yaml').length, 1)
@@ -252,10 +253,25 @@ test('a redirect URI is https, http to the loopback or of a private scheme, and 
   }
 })
 
-test('a Client’s keys are public ones', () => {
-  const withKey = (key: Record<string, string>) =>
-    clientText(['client_credentials'], { authentication: 'private_key_jwt', jwks: { keys: [key] } })
-  const ec = { kty: 'EC', crv: 'P-256', x: 'x', y: 'y' }
+test('a Client’s keys are public ones that can do what they are for', () => {
+  const withKey = (key: Record<string, unknown>, authentication = 'private_key_jwt') =>
+    clientText(['client_credentials'], { authentication, jwks: { keys: [key] } })
+  const [x, y] = ['x'.repeat(43), 'y'.repeat(43)]
+  const ec = { kty: 'EC', crv: 'P-256', x, y }
+  const good = [ec, { kty: 'OKP', crv: 'Ed25519', x }, { kty: 'RSA', n: 'n'.repeat(342), e: 'AQAB', kid: 'one' }]
+  for (const key of good) assert.equal(parseDocuments(withKey(key), 'f.yaml').length, 1, JSON.stringify(key))
+  const bad: [Record<string, unknown>, RegExp][] = [
+    [{ ...ec, crv: 'P-384' }, /jwks\.keys\[0\]: has to be of P-256, with x and y/],
+    [{ ...ec, y: undefined }, /has to be of P-256, with x and y/],
+    [{ kty: 'OKP', crv: 'X25519', x }, /has to be of Ed25519, with x/],
+    [{ kty: 'RSA', n: 'n'.repeat(171), e: 'AQAB' }, /has to have n of 2048 bits at least, and e/],
+    [{ kty: 'RSA', n: 'n'.repeat(342) }, /has to have n of 2048 bits at least, and e/],
+  ]
+  for (const [key, fault] of bad) assert.match(faultsOf(withKey(key)).join(), fault)
+  for (const x5c of [undefined, 'MII', [], ['-----BEGIN CERTIFICATE-----']]) {
+    const text = withKey({ ...ec, ...(x5c && { x5c }) }, 'self_signed_tls_client_auth')
+    assert.match(faultsOf(text).join(), /jwks\.keys\[0\]: needs the certificate as x5c/)
+  }
   assert.match(faultsOf(withKey({ ...ec, d: 'd' })).join(), /is a private key; give its public part/)
   assert.match(faultsOf(withKey({ kty: 'oct', k: 'k' })).join(), /kty: must be one of EC, OKP, RSA/)
 })

@@ -7,7 +7,7 @@ import { dpopPart, openReplays } from './adapters/dpop.ts'
 import { readOperatorClient } from './adapters/files.ts'
 import { grantService } from './adapters/grant-service.ts'
 import { listenHttp, listenHttps } from './adapters/http.ts'
-import { currentProvider, keysPart } from './adapters/keys/current-provider.ts'
+import { currentListener, keysPart } from './adapters/keys/current-provider.ts'
 import { openKeyRing } from './adapters/keys/key-ring.ts'
 import { keyService } from './adapters/keys/key-service.ts'
 import { readMasterSecret } from './adapters/master-secret.ts'
@@ -72,7 +72,7 @@ export async function run({ name, config, log, registry, health, signal }: Servi
   const stores = openStores({ bus, masterSecret, clients, accounts, metrics })
   const { introspectionUrl } = config
   const replays = openReplays(bus)
-  const { listener } = currentProvider(keys, () => {
+  const listener = currentListener(keys, () => {
     const parts = [
       keysPart(keys),
       tokenExchangePart({ issuer, keys, stores, metrics }),

@@ -3,24 +3,17 @@ import type { Provider } from 'oidc-provider'
 import type { ProviderPart } from '../compose.ts'
 import type { KeyRing } from './key-ring.ts'
 
-/** The OAuth server with the keys of the moment. */
-export interface CurrentProvider {
-  provider(): Provider
-  readonly listener: RequestListener
-}
-
 /**
- * Makes the provider, and a new one whenever the keys changed, since its keys are given at its making. Requests that are under
- * way end with the provider that they began with; all share their state on the bus, so none notices.
+ * Answers requests with a provider that has the keys of the moment: since its keys are given at its making, a new one is made
+ * whenever they changed. Requests that are under way end with the one that they began with; all share their state on the bus, so
+ * none notices.
  */
-export function currentProvider(ring: Pick<KeyRing, 'jwks' | 'onChange'>, make: () => Provider): CurrentProvider {
-  let provider = make()
-  let listener = provider.callback()
+export function currentListener(ring: Pick<KeyRing, 'onChange'>, make: () => Provider): RequestListener {
+  let listener = make().callback()
   ring.onChange(() => {
-    provider = make()
-    listener = provider.callback()
+    listener = make().callback()
   })
-  return { provider: () => provider, listener: (request, response) => void listener(request, response) }
+  return (request, response) => void listener(request, response)
 }
 
 /** What the keys are to the OAuth server: what it signs with, and what it publishes for how long. */

@@ -177,6 +177,9 @@ export async function openClients({
     await bus.publish(clientRevoked, create(ClientRevokedSchema, { clientId, revokedAt, reason }))
   }
 
+  /** Clients as they were put together last, by their parsed documents and the revision of their state. */
+  const joined = new WeakMap<Client, { revision: number; client: RegisteredClient }>()
+
   const lookUp = async (clientId: string, source: Source): Promise<RegisteredClient | undefined> => {
     if (operator?.clientId === clientId) {
       const entry = await source.state(keyOf(clientId))
@@ -190,9 +193,13 @@ export async function openClients({
       return fromDocument(found, issuer, { hash: '', generation })
     }
     if (!entry) return undefined
+    const known = joined.get(found)
+    if (known?.revision === entry.revision) return known.client
     const { secretHash, generation } = readable(entry)
     if (secretHash.length === 0) return undefined
-    return fromDocument(found, issuer, { hash: Buffer.from(secretHash).toString('hex'), generation })
+    const client = fromDocument(found, issuer, { hash: Buffer.from(secretHash).toString('hex'), generation })
+    joined.set(found, { revision: entry.revision, client })
+    return client
   }
 
   const clients: Clients = {

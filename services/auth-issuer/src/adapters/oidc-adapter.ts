@@ -3,8 +3,6 @@ import { AppError } from '@tollward/errors'
 import { type Adapter, errors, type KoaContextWithOIDC, Provider } from 'oidc-provider'
 import { grantId } from '../domain/grant.ts'
 import { tokenHash } from '../domain/token.ts'
-import { metadataOf } from './client-metadata.ts'
-import type { Clients } from './clients.ts'
 import type { Grants } from './grants.ts'
 import type { Payload } from './records.ts'
 import type { RefreshTokens } from './refresh.ts'
@@ -21,12 +19,10 @@ const successors = new WeakMap<KoaContextWithOIDC, string>()
 
 /** oidc-provider's storage: one adapter a model. */
 export function oidcAdapters(stores: Stores): (model: string) => Adapter {
-  const { clients, tokens, refreshTokens, grants, sessions, bus, masterSecret } = stores
+  const { tokens, refreshTokens, grants, sessions, bus, masterSecret } = stores
   const sealedUnder = masterSecret.deriveAll('records')
   return (model) => {
     switch (model) {
-      case 'Client':
-        return { ...unused, find: async (id) => withMetadata(await clients.findHeard(id)) }
       case 'AccessToken':
       case 'ClientCredentials':
         return tokenAdapter(model, tokens)
@@ -85,10 +81,6 @@ const unused: Adapter = {
 
 function withId(id: string, payload: Payload | undefined) {
   return payload && { ...payload, jti: id }
-}
-
-function withMetadata(client: Awaited<ReturnType<Clients['find']>>) {
-  return client && metadataOf(client)
 }
 
 function tokenAdapter(model: 'AccessToken' | 'ClientCredentials', tokens: Tokens): Adapter {

@@ -6,8 +6,8 @@ import { resourceOf } from '../domain/audience.ts'
 import { type RegisteredClient, refusedScope } from '../domain/client.ts'
 import { idTokenLifetime } from '../domain/token.ts'
 import { errorLabel, type IssuerMetrics } from '../metrics.ts'
-import { REGISTRATION } from './client-metadata.ts'
-import { isSecretOf } from './clients.ts'
+import { metadataOf, REGISTRATION } from './client-metadata.ts'
+import { type Clients, isSecretOf } from './clients.ts'
 import { composedConfiguration, type ProviderPart } from './compose.ts'
 import { installIds, oidcAdapters } from './oidc-adapter.ts'
 import type { Stores } from './stores.ts'
@@ -54,14 +54,7 @@ export function createProvider(options: ProviderOptions): Provider {
   const { bus } = stores
   const core = [coreConfiguration(options), codeFlowConfiguration()].map((configuration) => ({ configuration }))
   const provider = new Provider(issuer, composedConfiguration([...core, ...parts]))
-  // Our "secrets" are hashes: see metadataOf.
-  provider.Client.prototype.compareClientSecret = async function (this: Client, secret: string) {
-    if (isSecretOf(registrationOf(this).secretHash, secret)) return true
-    const now = await stores.clients.authenticate(this.clientId, secret)
-    // This replica had not heard of the secret yet. Its token is issued under the generation that came with it.
-    if (now) Reflect.set(this, REGISTRATION, now)
-    return now !== undefined
-  }
+  installClients(provider, stores.clients)
   // Addresses in answers are the issuer's, whatever the Host header of a request says.
   provider.proxy = true
   const { host, protocol } = new URL(issuer)
@@ -99,6 +92,27 @@ export function createProvider(options: ProviderOptions): Provider {
   const emitter: EventEmitter = provider
   emitter.on('error', (error: Error) => log.warn({ err: error }, 'HTTP request failed'))
   return provider
+}
+
+/** Clients are ours, from their documents and registrations; oidc-provider's own way of finding them is not used. */
+function installClients({ Client }: Provider, clients: Clients): void {
+  // A registration stays the same object until something of it changes; judging metadata anew takes longer than a token.
+  const made = new WeakMap<RegisteredClient, Client>()
+  Client.find = async (id) => {
+    const registered = await clients.findHeard(id)
+    if (!registered) return undefined
+    const client = made.get(registered) ?? (Reflect.construct(Client, [metadataOf(registered)]) as Client)
+    made.set(registered, client)
+    return client
+  }
+  // Our "secrets" are hashes: see metadataOf.
+  Client.prototype.compareClientSecret = async function (this: Client, secret: string) {
+    if (isSecretOf(registrationOf(this).secretHash, secret)) return true
+    const now = await clients.authenticate(this.clientId, secret)
+    // This replica had not heard of the secret yet. The token is issued under the generation that came with it.
+    if (now) Reflect.set(this, REGISTRATION, now)
+    return now !== undefined
+  }
 }
 
 function coreConfiguration({ introspectionUrl, stores }: ProviderOptions): Configuration {

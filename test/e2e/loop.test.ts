@@ -4,6 +4,8 @@ import { join } from 'node:path'
 import { after, before, test } from 'node:test'
 import { enterOwnNetwork, eventually, requires, startProcess } from '@tollward/testkit'
 import { ROOT } from '../checks/copy.ts'
+import { API, FOR_PEOPLE, tokensOf } from '../conformance/code-flow.ts'
+import { Person } from '../conformance/person.ts'
 import { LOCAL } from '../scenario/customer.ts'
 import { send } from '../scenario/http.ts'
 import { type LocalStack, programs, startLocalStack } from './local-stack.ts'
@@ -78,6 +80,55 @@ test('a document with faults is refused whole, with file, line and path of each,
   })
   const { body } = await send(`${LOCAL.verifier}/plans`)
   assert.equal((JSON.parse(body) as { plans: { priceSats: string }[] }).plans[0]?.priceSats, '10000')
+})
+
+test('a person signs in and lets a client act; ending the grant, disabling and a new password each end what is open', {
+  skip,
+}, async () => {
+  const { tollward } = stack
+  const made = await tollward<{ subject: string; password: string }>(['users', 'create', 'Ada'])
+  const ada = new Person('ada', made.subject, made.password, LOCAL.issuer)
+  const spec = JSON.stringify({ ...FOR_PEOPLE, audience: [API] })
+  const document = `apiVersion: tollward.dev/v1\nkind: Client\nmetadata: { name: app }\nspec: ${spec}\n`
+  const [client] = await tollward<{ clientSecret: string }[]>(['apply', '-f', '-'], document)
+  const app = { clientId: 'app', secret: client?.clientSecret }
+  const signIn = () => tokensOf({ issuerUrl: LOCAL.issuer }, ada, app)
+  const echo = (token: string) => send(`${LOCAL.gateway}/echo`, { headers: { authorization: `Bearer ${token}` } })
+  const open = () =>
+    Promise.all(
+      ['sessions', 'grants'].map(async (what) => (await tollward<unknown[]>([what, 'list', '--user', 'ada'])).length),
+    )
+
+  const first = await signIn()
+  const seen = await echo(first.accessToken)
+  assert.equal(seen.status, 200, seen.body)
+  assert.equal(JSON.parse(seen.body).headers['x-tollward-subject'], made.subject)
+  const [grant] = await tollward<{ grantHash: string; user: string; client: string }[]>(['grants', '--client', 'app'])
+  assert.deepEqual([grant?.user, grant?.client], ['Ada', 'app'])
+  assert.deepEqual(await tollward(['grants', 'revoke', grant?.grantHash ?? '']), {
+    grantHash: grant?.grantHash,
+    revoked: true,
+  })
+  assert.equal((await echo(first.accessToken)).status, 401)
+  assert.deepEqual(await open(), [1, 0])
+
+  const second = await signIn()
+  assert.equal((await echo(second.accessToken)).status, 200)
+  await tollward(['users', 'disable', made.subject])
+  assert.equal((await echo(second.accessToken)).status, 401)
+  assert.deepEqual(await open(), [0, 0])
+  await assert.rejects(signIn())
+
+  await tollward(['users', 'enable', 'ada'])
+  const third = await signIn()
+  assert.equal((await echo(third.accessToken)).status, 200)
+  const [session] = await tollward<{ sessionHash: string }[]>(['sessions'])
+  assert.equal((await tollward<{ ended: boolean }>(['sessions', 'end', session?.sessionHash ?? ''])).ended, true)
+  assert.equal((await echo(third.accessToken)).status, 200, 'signing out ended what a client was let do')
+  await tollward(['users', 'password', 'ada', '--stdin'], 'another pass phrase of hers\n')
+  assert.equal((await echo(third.accessToken)).status, 401)
+  await tollward(['users', 'delete', 'ada'])
+  await assert.rejects(open(), /no such user/)
 })
 
 test('an orderly end leaves no process and no kernel program behind', { skip }, async () => {

@@ -25,16 +25,17 @@ interface Server {
 }
 
 /**
- * Answers of RFC 7662 a second, each asked for by POST with client_secret_basic. What is measured runs on one core, and the
- * generator of load on the other. "Not cached": every token is asked for once, so each answer comes from auth-issuer over NATS;
- * the three share the core.
+ * Answers of RFC 7662 a second, each asked for by POST with client_secret_basic. The server that is asked has one core, the
+ * generator of load the other. "Not cached": every token is asked for once, so each answer comes from auth-issuer over NATS;
+ * then nats-server is on the first core too, and auth-issuer on that of the generator.
  */
 export async function run(effort: Effort = FULL): Promise<{ rows: ContestRow[] }> {
   await using resources = new AsyncDisposableStack()
   moveTo(SERVER_CORE)
   const barePort = await freePort()
   const bareProcess = resources.use(await startBareProvider(barePort))
-  const identity = resources.use(await startIdentity({ sync: 'always' }))
+  const before = (program: string) => moveTo(program === 'auth-issuer' ? GENERATOR_CORE : SERVER_CORE)
+  const identity = resources.use(await startIdentity({ sync: 'always', before }))
   moveTo(GENERATOR_CORE)
   const clientSecret = await identity.register(BARE_CLIENT.clientId, {
     grants: ['client_credentials'],

@@ -1,6 +1,8 @@
 import assert from 'node:assert/strict'
 import { setTimeout as pause } from 'node:timers/promises'
 import { connect, type NatsConnection } from '@nats-io/transport-node'
+import { FOR_PEOPLE, tokensOf } from '../conformance/code-flow.ts'
+import { Person } from '../conformance/person.ts'
 import { checkStatus, type DecisionPoints, startDecisionPoints } from '../scenario/decision-points.ts'
 import { type Identity, startIdentity } from '../scenario/identity.ts'
 import { publishAndReceive } from './bare-nats.ts'
@@ -14,14 +16,16 @@ const P99_MAX_MS = 5
 
 const PATH = '/echo'
 const REVOKED = 'bench'
+/** The client that a person lets act, again and again. */
+const APPLICATION = 'bench-application'
 
 /** Requests a second of other clients while revocations are measured. */
 const LOAD_PER_SECOND = 200
 
 /** How many of each kind are revoked. */
 export type Counts = Readonly<Record<Kind, number>>
-type Kind = 'token' | 'client'
-const FULL: Counts = { token: 600, client: 400 }
+type Kind = 'token' | 'client' | 'grant' | 'subject'
+const FULL: Counts = { token: 400, client: 300, grant: 250, subject: 50 }
 
 /** One line of the table; milliseconds. */
 export interface Row {
@@ -33,6 +37,7 @@ interface Bench {
   readonly points: DecisionPoints
   readonly sender: NatsConnection
   readonly receiver: NatsConnection
+  readonly person: Person
 }
 
 /** One revocation, from when it was sent. */
@@ -51,6 +56,7 @@ interface Measured {
  */
 export async function run(counts: Counts = FULL): Promise<{ rows: Row[] }> {
   await using resources = new AsyncDisposableStack()
+  secrets.clear()
   const identity = resources.use(await startIdentity({ sync: 'always' }))
   const points = resources.use(await startDecisionPoints(identity))
   const { url } = identity.nats
@@ -59,7 +65,8 @@ export async function run(counts: Counts = FULL): Promise<{ rows: Row[] }> {
     await sender.close()
     await receiver.close()
   })
-  const bench: Bench = { identity, points, sender, receiver }
+  const person = await Person.create(identity)
+  const bench: Bench = { identity, points, sender, receiver, person }
   const stopped = new AbortController()
   const steady = loadSteadily(bench, stopped.signal)
   const measured: Measured[] = []
@@ -83,35 +90,59 @@ function shuffled(counts: Counts): Kind[] {
   return kinds.sort((a, b) => a.at - b.at).map(({ kind }) => kind)
 }
 
-async function revokeOne({ identity, points, sender, receiver }: Bench, kind: Kind, index: number): Promise<Measured> {
-  const clientId = kind === 'client' ? `${REVOKED}-${index}` : REVOKED
-  const token = await tokenOf(identity, clientId, await secretOf(identity, clientId))
+async function revokeOne(bench: Bench, kind: Kind, index: number): Promise<Measured> {
+  const { identity, points, sender, receiver } = bench
+  const { token, target } = await prepared(bench, kind, index)
   const headers = { authorization: `Bearer ${token}` }
   assert.equal((await fetch(points.gatewayUrl + PATH, { headers })).status, 200)
   assert.equal(await checkStatus(points.check, PATH, headers), 200)
   const bareMs = await publishAndReceive(sender, receiver)
-  const began = Promise.withResolvers<number>()
-  const gateway = refusedByGateway(points, token, () => began.resolve(performance.now()))
+  const began = Promise.withResolvers<void>()
+  const gateway = refusedByGateway(points, token, () => began.resolve())
   const authorizer = refusedByAuthorizer(points, headers)
   // Both are being asked before anything is revoked.
   await began.promise
   const beganMs = performance.now()
-  const { revoked } = await identity.issuerRpc.revoke({
-    target: kind === 'token' ? { case: 'token', value: token } : { case: 'clientId', value: clientId },
-    reason: 'bench',
-  })
+  const { revoked } = await identity.issuerRpc.revoke({ target, reason: 'bench' })
   const acknowledgedMs = performance.now() - beganMs
   assert.equal(revoked, true)
   const [gatewayAt, authorizerAt] = await Promise.all([gateway, authorizer])
   return { kind, bareMs, acknowledgedMs, gatewayMs: gatewayAt - beganMs, authorizerMs: authorizerAt - beganMs }
 }
 
+type Target = NonNullable<Parameters<Identity['issuerRpc']['revoke']>[0]['target']>
+
+/** A new token, and what to revoke so that it ends. */
+async function prepared(
+  { identity, person }: Bench,
+  kind: Kind,
+  index: number,
+): Promise<{ token: string; target: Target }> {
+  if (kind === 'token' || kind === 'client') {
+    const clientId = kind === 'client' ? `${REVOKED}-${index}` : REVOKED
+    const token = await tokenOf(identity, clientId, await secretOf(identity, clientId))
+    return { token, target: kind === 'token' ? { case: 'token', value: token } : { case: 'clientId', value: clientId } }
+  }
+  const application = { clientId: APPLICATION, secret: await secretOf(identity, APPLICATION, FOR_PEOPLE) }
+  const { accessToken } = await tokensOf(identity, person, application)
+  const { info } = await identity.issuerRpc.exchange({ token: accessToken })
+  assert.ok(info?.active)
+  return {
+    token: accessToken,
+    target:
+      kind === 'grant' ? { case: 'grantHash', value: info.grantHash } : { case: 'subject', value: person.subject },
+  }
+}
+
+/** Of the clients of this run. */
 const secrets = new Map<string, string>()
 
-async function secretOf(identity: Identity, clientId: string): Promise<string> {
+const MACHINE = { grants: ['client_credentials'], scopes: ['orders'] }
+
+async function secretOf(identity: Identity, clientId: string, spec: object = MACHINE): Promise<string> {
   const known = secrets.get(clientId)
   if (known !== undefined) return known
-  const secret = await identity.register(clientId, { grants: ['client_credentials'], scopes: ['orders'] })
+  const secret = await identity.register(clientId, spec)
   secrets.set(clientId, secret)
   return secret
 }

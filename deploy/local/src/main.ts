@@ -86,6 +86,6 @@ Try, in another terminal:
   npm run demo                                   the whole loop, step by step
   curl -i ${localUrl(PORTS.gatewayHttp)}/public          anybody may
   curl -i ${localUrl(PORTS.gatewayHttp)}/orders          401: who are you?
-  npx --no tollward users create NAME            somebody who can sign in, with a password
+  npx --no tollward users create NAME            somebody who can sign in, at ${localUrl(PORTS.issuer, '/account')}
 `
 }

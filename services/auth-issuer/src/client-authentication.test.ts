@@ -7,6 +7,7 @@ import { request as httpRequest, type RequestOptions } from 'node:http'
 import { request as httpsRequest } from 'node:https'
 import { join } from 'node:path'
 import { after, before, test } from 'node:test'
+import { connect as connectTls } from 'node:tls'
 import { promisify } from 'node:util'
 import { create } from '@bufbuild/protobuf'
 import { connect } from '@nats-io/transport-node'
@@ -384,6 +385,29 @@ test('the listener for certificates is advertised by aliases, and serves clients
   assert(!String(other.body.token_endpoint_auth_methods_supported).includes('tls_client_auth'))
   for (const path of ['/auth', '/.well-known/openid-configuration', '/jwks', '/x']) {
     assert.equal((await call({}, { method: 'GET', base: mtlsUrl, path })).status, 404, path)
+  }
+})
+
+test('every connection shows its certificate anew: sessions are not resumed', { skip }, async () => {
+  await certificate('resuming', 'ca', '/CN=resuming')
+  const [ca, cert, key] = await Promise.all(
+    ['ca.pem', 'resuming.pem', 'resuming.key'].map((name) => readFile(file(name))),
+  )
+  const target = { host: '127.0.0.1', port: Number(new URL(mtlsUrl).port), ca, cert, key }
+  for (const version of ['TLSv1.2', 'TLSv1.3'] as const) {
+    const tls = { ...target, minVersion: version, maxVersion: version }
+    let session: Buffer | undefined
+    for (let round = 0; round < 2; round++) {
+      const socket = connectTls({ ...tls, ...(session && { session }) })
+      socket.on('session', (made) => {
+        session = made
+      })
+      await once(socket, 'secureConnect')
+      assert.equal(socket.isSessionReused(), false, version)
+      // TLS 1.3 sends what a session could be resumed with after the handshake, so before the answer.
+      socket.write('GET /nothing HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n')
+      await socket.toArray()
+    }
   }
 })
 

@@ -152,12 +152,17 @@ describe('decider', { skip }, () => {
     const token = neighbours.issue('changing-client', ['orders'])
     assert.equal(await reason({ path: '/echo', token }), 'admitted')
     // The introspector has not heard of the change yet: only past its memory it says what is true.
-    neighbours.remembered.set(token, neighbours.tokens.get(token) ?? {})
-    neighbours.tokens.set(token, { ...neighbours.tokens.get(token), scopes: [] })
+    const unseen = neighbours.issue('changing-client', ['orders'])
+    for (const each of [token, unseen]) {
+      neighbours.remembered.set(each, neighbours.tokens.get(each) ?? {})
+      neighbours.tokens.set(each, { ...neighbours.tokens.get(each), scopes: [] })
+    }
     await neighbours.changeClient('changing-client')
     await eventually(async () => (await reason({ path: '/echo', token })) === 'scope-missing', {
       what: 'the scope is gone',
     })
+    assert.equal(neighbours.asked.introspect.filter((asked) => asked === token).length, 2, 'at the first attempt')
+    assert.equal(await reason({ path: '/echo', token: unseen }), 'scope-missing', 'also of a token that was not known')
     neighbours.remembered.clear()
   })
 

@@ -24,7 +24,7 @@ import {
   WORTHLESS_TOKENS_MAX,
 } from '../edges.ts'
 import type { DecisionMetrics } from '../metrics.ts'
-import { followRevocations, grantTag, tagsOf } from './revocations.ts'
+import { followRevocations, grantTag, type RevocationKind, tagsOf } from './revocations.ts'
 
 interface CachedToken extends KnownToken {
   readonly expiresAtMs: number
@@ -42,6 +42,8 @@ export class Tokens {
   readonly #log: Logger
   readonly #known: RevocableCache<CachedToken>
   readonly #worthlessUntilMs: BoundedMap<string, number>
+  /** Dropped by an event that the introspector may not have heard yet: there is no use in asking for what it remembers. */
+  readonly #doubtedUntilMs: BoundedMap<string, number>
   readonly #asked = new Map<string, Promise<KnownToken | undefined>>()
   #feed: Following | undefined
 
@@ -56,6 +58,7 @@ export class Tokens {
       evicted: evicted('tokens'),
     })
     this.#worthlessUntilMs = new BoundedMap(WORTHLESS_TOKENS_MAX, evicted('worthless tokens'))
+    this.#doubtedUntilMs = new BoundedMap(TOKENS_MAX, evicted('doubted tokens'))
   }
 
   get size(): number {
@@ -64,10 +67,20 @@ export class Tokens {
 
   /** Begins to hear revocations. Resolves when those of the recent past are known. */
   async follow(bus: Bus, nowMs: number): Promise<AsyncDisposable> {
-    this.#feed = await followRevocations(bus, nowMs - REVOCATION_MEMORY_MS, (keyOrTag) =>
-      this.#known.forget(keyOrTag, Date.now()),
+    this.#feed = await followRevocations(bus, nowMs - REVOCATION_MEMORY_MS, (keyOrTag, kind) =>
+      this.#forget(keyOrTag, kind, Date.now()),
     )
     return this.#feed
+  }
+
+  #forget(keyOrTag: string, kind: RevocationKind, nowMs: number): void {
+    const dropped = this.#known.forget(keyOrTag, nowMs)
+    // Tokens and grants end once and for all; of clients and people there may be tokens from afterwards.
+    const isEnd = kind === 'token' || kind === 'grant'
+    for (const hash of dropped) {
+      if (isEnd) this.#worthless(hash, nowMs)
+      else this.#doubtedUntilMs.set(hash, nowMs + INTROSPECTOR_LAG_MAX_MS)
+    }
   }
 
   /** How long revocations have been out of earshot. */
@@ -118,7 +131,8 @@ export class Tokens {
   }
 
   async #introspect(token: string, hash: string): Promise<KnownToken | undefined> {
-    let pastCache = false
+    let pastCache = (this.#doubtedUntilMs.get(hash) ?? 0) > Date.now()
+    this.#doubtedUntilMs.delete(hash)
     for (let attempt = 0; attempt < INTROSPECTION_ATTEMPTS_MAX; attempt++) {
       const begun = this.#known.begin()
       const { info } = await this.#introspector.introspect({ token, pastCache })
@@ -140,7 +154,7 @@ export class Tokens {
     this.#worthlessUntilMs.set(hash, nowMs + WORTHLESS_FOR_MS)
   }
 
-  /** Tokens and grants end once and for all; clients and people can have new tokens afterwards. */
+  /** By what ends tokens once and for all. */
   #isRevoked(hash: string, { grantHash }: TokenInfo): boolean {
     return this.#known.wasForgotten(hash) || (grantHash !== '' && this.#known.wasForgotten(grantTag(grantHash)))
   }

@@ -83,18 +83,23 @@ export class RevocableCache<T> {
     return true
   }
 
-  /** Drops the entry with this key or every entry with this tag, and whatever answer about them is under way. */
-  forget(keyOrTag: string, nowMs: number): void {
-    this.delete(keyOrTag)
-    for (const key of [...(this.#keysOfTag.get(keyOrTag) ?? [])]) this.delete(key)
+  /**
+   * Drops the entry with this key or every entry with this tag, and whatever answer about them is under way. Returns the keys of the
+   * entries that were there.
+   */
+  forget(keyOrTag: string, nowMs: number): readonly string[] {
+    const dropped = [...(this.#keysOfTag.get(keyOrTag) ?? [])]
+    if (this.#entries.has(keyOrTag)) dropped.push(keyOrTag)
+    for (const key of dropped) this.delete(key)
     this.#order += 1
     this.#forgotten.delete(keyOrTag)
     this.#forgotten.set(keyOrTag, { order: this.#order, atMs: nowMs })
-    if (this.#forgotten.size <= this.#options.forgottenMax) return
     const [oldest] = this.#forgotten
-    if (!oldest) return
-    this.#forgotten.delete(oldest[0])
-    this.#horizon = oldest[1]
+    if (oldest && this.#forgotten.size > this.#options.forgottenMax) {
+      this.#forgotten.delete(oldest[0])
+      this.#horizon = oldest[1]
+    }
+    return dropped
   }
 
   /** Whether it is remembered that this was forgotten. */

@@ -56,18 +56,16 @@ export async function sendAll(
 function keepBusy(target: Target, endMs: number, latenciesMs: number[]): Promise<void> {
   // Each connection asks once at least, however short the time.
   let sent = 0
-  return exchange(
-    target,
-    () => sent++ === 0 || performance.now() < endMs,
-    (latencyMs) => latenciesMs.push(latencyMs),
-  )
+  return exchange(target, () => sent++ === 0 || performance.now() < endMs, {
+    onLatency: (latencyMs) => void latenciesMs.push(latencyMs),
+  })
 }
 
-/** One connection, as long as `goOn` says so before each request. */
+/** One connection, as long as `goOn` says so before each request, with a pause after each answer if there shall be one. */
 export function exchange(
   target: Target,
   goOn: () => boolean,
-  onLatency: (latencyMs: number) => void = () => {},
+  { onLatency = () => {}, pauseMs }: { onLatency?: (latencyMs: number) => void; pauseMs?: number } = {},
 ): Promise<void> {
   const { promise, resolve, reject } = Promise.withResolvers<void>()
   const socket: Socket = connect({ host: '127.0.0.1', port: target.port, noDelay: true })
@@ -94,7 +92,8 @@ export function exchange(
       return
     }
     received = Buffer.alloc(0)
-    send()
+    if (pauseMs === undefined) send()
+    else setTimeout(send, pauseMs)
   })
   socket.on('error', reject)
   socket.on('close', () => reject(new Error('the server closed the connection')))

@@ -174,6 +174,14 @@ const redirectUri = z
     },
   )
 
+/** A name as RFC 4514 writes it; `openssl x509 -noout -subject -nameopt RFC2253` prints a certificate's. */
+const distinguishedName = z
+  .string()
+  .max(1024)
+  .regex(/^([A-Za-z][-A-Za-z0-9]*|\d+(\.\d+)+)\s*=/, {
+    error: 'is a name as RFC 4514 writes it, the most specific part first, such as CN=shop,O=Example',
+  })
+
 /** Public keys only (RFC 7517): of a private one nobody but its owner may know. */
 const publicKeySet = z.strictObject({
   keys: z
@@ -238,7 +246,7 @@ export const ClientSchema = document(
       /** For private_key_jwt, and certificates (x5c) of self_signed_tls_client_auth. */
       jwks: publicKeySet.optional(),
       /** For tls_client_auth: the subject of its certificate as RFC 4514 writes it. */
-      certificateSubject: z.string().min(1).max(1024).optional(),
+      certificateSubject: distinguishedName.optional(),
       /** Its tokens are worth something only with a proof: a DPoP key (RFC 9449) or its client certificate (RFC 8705). */
       senderConstraint: z.enum(['dpop', 'certificate']).optional(),
       requirePushedAuthorization: z.boolean().default(false),

@@ -119,6 +119,7 @@ async function follow(bus: Bus) {
 
 test('replicas that start at once make one key of each algorithm, and sign with the same', { skip }, async () => {
   await using site = await openSite()
+  await using events = await follow(site.bus)
   const rings = await Promise.all([1, 2, 3, 4].map(() => site.replica()))
   const [first] = rings
   assert(first)
@@ -131,6 +132,9 @@ test('replicas that start at once make one key of each algorithm, and sign with 
     await verifies(await ring.mint(CLAIMS), publicKeys(first))
   }
   assert.equal(first.keys().length, 2)
+  await eventually(() => events.seen.length >= 4, { what: 'what was made is told' })
+  const told = kidsOf(first).flatMap((kid) => [`ACTIVATED ${kid}`, `PUBLISHED ${kid}`])
+  assert.deepEqual(events.seen.toSorted(), told.toSorted())
 })
 
 test('what is stored tells nothing of a private key without the master secret', { skip }, async () => {

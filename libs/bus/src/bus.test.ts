@@ -165,6 +165,31 @@ test('a filter finds entries by parts of their keys, and nothing else', { skip }
   }
 })
 
+test('of many requests at once each gets its own answer', { skip }, async () => {
+  await using setup = await startBus()
+  const bucket = (await setup.bus('admin-api')).bucket(documents)
+  const keys = Array.from({ length: 200 }, (_, index) => `k${index}`)
+  const revisions = await Promise.all(keys.map((key) => bucket.create(key, stored(key))))
+  assert.equal(new Set(revisions).size, keys.length)
+  const entries = await Promise.all(keys.map((key) => bucket.get(key)))
+  assert.deepEqual(
+    entries.map((entry) => entry?.value.name),
+    keys,
+  )
+  assert.deepEqual(
+    entries.map((entry) => entry?.revision),
+    revisions,
+  )
+})
+
+test('a publication that no stream takes is refused at once', { skip }, async () => {
+  await using setup = await startBus()
+  const bus = await setup.bus('admin-api')
+  const startedMs = performance.now()
+  await assert.rejects(bus.publishBytes('tollward.nowhere.v1.x.happened', new Uint8Array()), isCode('unavailable'))
+  assert(performance.now() - startedMs < 1000)
+})
+
 test('an extended value lapses at its new end and not at its old one, on reading and for watchers', {
   skip,
 }, async () => {

@@ -123,7 +123,7 @@ export async function openClients({
     return found
   }
 
-  const leader: Source = { document: (key) => documents.get(key), state: (key) => secrets.get(key) }
+  const leader: Source = { document: (key) => documents.get(key), state: (key) => stateOf(key) }
   const heardDocuments = new Map<string, Entry<StoredDocument>>()
   const heardStates = new Map<string, Entry<ClientSecret>>()
   const heard: Source = {
@@ -137,29 +137,58 @@ export async function openClients({
   ]
   const feedsClosed = opening.move()
 
-  /** Writes a client's state unless somebody else did meanwhile: then `next` decides again. Undefined: nothing to write. */
+  /** Tells that every token of the client has ended, and writes down that it was told. */
+  const announceEnd = async (entry: Entry<ClientSecret>): Promise<Entry<ClientSecret>> => {
+    const { clientId, generation, unannouncedEndAt, unannouncedEndReason: reason } = entry.value
+    const event = create(ClientRevokedSchema, { clientId, reason })
+    if (unannouncedEndAt) event.revokedAt = unannouncedEndAt
+    await bus.publish(clientRevoked, event, { id: `client.revoked.${clientId}.${generation}` })
+    const { unannouncedEndAt: _told, ...rest } = entry.value
+    const value = create(ClientSecretSchema, { ...rest, unannouncedEndReason: '' })
+    try {
+      return { ...entry, value, revision: await secrets.update(entry.key, value, entry.revision) }
+    } catch (error) {
+      // Whoever was faster has told it too, or ended everything once more and will tell that.
+      if (isOutrun(error)) return entry
+      throw error
+    }
+  }
+
+  /** A client's state, after whatever was left to tell of it. */
+  const stateOf = async (key: string): Promise<Entry<ClientSecret> | undefined> => {
+    const entry = await secrets.get(key)
+    return entry?.value.unannouncedEndAt ? await announceEnd(entry) : entry
+  }
+
+  /**
+   * Writes a client's state unless somebody else did meanwhile: then `next` decides again, and returns undefined if there is
+   * nothing to write. With `end` every token of the client ends; this is told when it resolves.
+   */
   const change = async (
     clientId: string,
     next: (entry: Entry<ClientSecret> | undefined) => Pick<ClientSecret, 'secretHash'> | undefined,
-  ): Promise<{ before: Entry<ClientSecret> | undefined } | undefined> => {
+    end?: string,
+  ): Promise<Entry<ClientSecret> | undefined> => {
     const key = keyOf(clientId)
     for (let attempt = 1; ; attempt++) {
       const before = await secrets.get(key)
       const wanted = next(before)
       if (!wanted) return undefined
+      const now = timestampFromMs(Date.now())
       const value = create(ClientSecretSchema, {
         format: SECRET_FORMAT,
         clientId,
         secretHash: wanted.secretHash,
         generation: randomBytes(GENERATION_BYTES).toString('base64url'),
-        changedAt: timestampFromMs(Date.now()),
+        changedAt: now,
       })
+      if (end !== undefined && before) Object.assign(value, { unannouncedEndAt: now, unannouncedEndReason: end })
       try {
-        await (before ? secrets.update(key, value, before.revision) : secrets.create(key, value))
-        return { before }
+        const revision = await (before ? secrets.update(key, value, before.revision) : secrets.create(key, value))
+        const entry = { key, value, revision }
+        return value.unannouncedEndAt ? await announceEnd(entry) : entry
       } catch (error) {
-        const outrun = error instanceof AppError && (error.code === 'conflict' || error.code === 'already_exists')
-        if (!outrun || attempt === WRITE_ATTEMPTS_MAX) throw error
+        if (!isOutrun(error) || attempt === WRITE_ATTEMPTS_MAX) throw error
       }
     }
   }
@@ -170,11 +199,6 @@ export async function openClients({
     const made = await secrets.get(keyOf(clientId))
     if (!made) throw new AppError('unavailable', 'This client is being deleted; try again in a second.')
     return made
-  }
-
-  const announce = async (clientId: string, reason: string) => {
-    const revokedAt = timestampFromMs(Date.now())
-    await bus.publish(clientRevoked, create(ClientRevokedSchema, { clientId, revokedAt, reason }))
   }
 
   /** Clients as they were put together last, by their parsed documents and the revision of their state. */
@@ -224,43 +248,41 @@ export async function openClients({
         throw new AppError('not_found', `There is no enabled Client document "${clientId}"; apply one first.`)
       }
       if (!usesSecret(found.spec)) {
-        const ended = await change(clientId, (entry) =>
-          entry && readable(entry).secretHash.length > 0 ? { secretHash: NO_SECRET } : undefined,
+        await change(
+          clientId,
+          (entry) => (entry && readable(entry).secretHash.length > 0 ? { secretHash: NO_SECRET } : undefined),
+          'authenticates without a secret now',
         )
-        if (ended) await announce(clientId, 'authenticates without a secret now')
         return ''
       }
       const secret = randomBytes(SECRET_BYTES).toString('base64url')
-      const changed = await change(clientId, (entry) =>
-        onlyIfMissing && entry && readable(entry).secretHash.length > 0
-          ? undefined
-          : { secretHash: hash('sha256', secret, 'buffer') },
+      const secretHash = hash('sha256', secret, 'buffer')
+      const changed = await change(
+        clientId,
+        (entry) => (onlyIfMissing && entry && readable(entry).secretHash.length > 0 ? undefined : { secretHash }),
+        'secret replaced',
       )
-      if (!changed) return ''
-      if (changed.before) await announce(clientId, 'secret replaced')
-      return secret
+      return changed ? secret : ''
     },
 
     endTokens: async (clientId, reason) => {
       if (operator?.clientId !== clientId && !isClientId(clientId)) {
         return (await registrations?.endTokens(clientId, reason)) ?? false
       }
-      const changed = await change(clientId, (entry) => {
-        if (entry) return { secretHash: readable(entry).secretHash }
-        return operator?.clientId === clientId ? { secretHash: NO_SECRET } : undefined
-      })
-      if (!changed) return false
-      await announce(clientId, reason)
-      return true
+      // The operator's first state: what is told of is not in it yet, so it is written twice.
+      if (operator?.clientId === clientId) {
+        await change(clientId, (entry) => (entry ? undefined : { secretHash: NO_SECRET }))
+      }
+      const next = (entry: Entry<ClientSecret> | undefined) => entry && { secretHash: readable(entry).secretHash }
+      return (await change(clientId, next, reason)) !== undefined
     },
 
     forget: async (clientId) => {
       if (operator?.clientId === clientId) {
         throw new AppError('failed_precondition', "The operator's client is in its file; remove that instead.")
       }
-      await secrets.remove(keyOf(clientId))
-      // Also where there was nothing: an earlier attempt may have ended between the two.
-      await announce(clientId, 'client deleted')
+      const ended = await change(clientId, (entry) => entry && { secretHash: NO_SECRET }, 'client deleted')
+      if (ended) await secrets.remove(ended.key, { revision: ended.revision })
     },
 
     noteChange: async (clientId) => {
@@ -298,6 +320,10 @@ export function isSecretOf(secretHash: string, secret: string): boolean {
 
 function keyOf(clientId: string): string {
   return hash('sha256', clientId, 'base64url')
+}
+
+function isOutrun(error: unknown): boolean {
+  return error instanceof AppError && (error.code === 'conflict' || error.code === 'already_exists')
 }
 
 function readable({ value }: Entry<ClientSecret>): ClientSecret {

@@ -53,6 +53,7 @@ export function peoplePart({ stores, ...options }: PeopleOptions): ProviderPart 
   return {
     configuration: peopleConfiguration(people),
     install: (provider) => {
+      leaveUnsavedSessions(provider)
       provider.use(async (ctx, next) => {
         const path = ctx.path
         const uid = INTERACTION_PATH.exec(path)?.[1]
@@ -68,6 +69,18 @@ export function peoplePart({ stores, ...options }: PeopleOptions): ProviderPart 
         )
       })
     },
+  }
+}
+
+/**
+ * Where somebody without a session opens a page that has none to begin with, such as an address of a device's sign-in that is
+ * over, oidc-provider wants to go on with a session that was never kept, and fails. There is nothing to go on with.
+ */
+function leaveUnsavedSessions(provider: Provider): void {
+  const sessions: { persist(this: { exp?: number }): Promise<unknown> } = provider.Session.prototype
+  const { persist } = sessions
+  sessions.persist = async function () {
+    return this.exp === undefined ? undefined : await persist.call(this)
   }
 }
 

@@ -4,17 +4,15 @@ import { Counter, Gauge, type Registry } from 'prom-client'
 export function introspectorMetrics(registry: Registry) {
   const registers = [registry]
   return {
-    lookups: new Counter({
+    lookups: tally(registry, {
       name: 'tollward_token_introspector_lookups_total',
       help: 'Tokens asked about, by where the answer came from.',
-      labelNames: ['from'],
-      registers,
+      label: 'from',
     }),
-    authentications: new Counter({
+    authentications: tally(registry, {
       name: 'tollward_token_introspector_authentications_total',
       help: 'Clients that authenticated themselves over HTTP, by who knew of them.',
-      labelNames: ['from'],
-      registers,
+      label: 'from',
     }),
     outdatedFills: new Counter({
       name: 'tollward_token_introspector_outdated_fills_total',
@@ -32,13 +30,31 @@ export function introspectorMetrics(registry: Registry) {
       help: 'Entries that had to go because a cache was full.',
       registers,
     }),
-    answers: new Counter({
+    answers: tally(registry, {
       name: 'tollward_token_introspector_http_answers_total',
       help: 'Answers to introspection requests over HTTP, by status.',
-      labelNames: ['status'],
-      registers,
+      label: 'status',
     }),
   }
+}
+
+/** A counter that is on the way of every request: added up in a map, since the library takes a microsecond for each addition. */
+function tally(
+  registry: Registry,
+  { name, help, label }: { readonly name: string; readonly help: string; readonly label: string },
+): (value: string) => void {
+  const added = new Map<string, number>()
+  new Counter({
+    name,
+    help,
+    labelNames: [label],
+    registers: [registry],
+    collect() {
+      for (const [value, times] of added) this.inc({ [label]: value }, times)
+      added.clear()
+    },
+  })
+  return (value) => void added.set(value, (added.get(value) ?? 0) + 1)
 }
 
 /** What is read when metrics are. */

@@ -2,7 +2,7 @@ import { hash, randomBytes } from 'node:crypto'
 import type { Client } from '@tollward/bus'
 import type { IssuerService } from '@tollward/contracts/token'
 import { clientTag, INTROSPECTOR_STALE_AFTER_MS, RevocableCache } from '@tollward/decision'
-import type { ClientCredentials } from '../domain/credentials.ts'
+import { type Presented, parseBasic } from '../domain/credentials.ts'
 import type { Caller } from '../domain/introspection.ts'
 import type { IntrospectorMetrics } from '../metrics.ts'
 
@@ -20,7 +20,7 @@ const KEY_BYTES = 64
 /** Clients that authenticated themselves a moment ago. */
 export interface Callers {
   /** Undefined: these are no client's credentials. AppError where the issuer is not reached. */
-  authenticate(credentials: ClientCredentials): Caller | undefined | Promise<Caller | undefined>
+  authenticate(presented: Presented): Caller | undefined | Promise<Caller | undefined>
   /** Forgets what depends on this tag. */
   forget(tag: string): void
 }
@@ -41,11 +41,11 @@ export function openCallers({
   const hashKey = randomBytes(KEY_BYTES).toString('latin1')
   const evicted = () => metrics.evictions.inc()
   const cache = new RevocableCache<Caller>({ entriesMax: CALLERS_MAX, forgottenMax: FORGOTTEN_MAX, evicted })
-  const fromCache = metrics.authentications.labels({ from: 'cache' })
-  const fromIssuer = metrics.authentications.labels({ from: 'issuer' })
 
-  const ask = async (credentials: ClientCredentials, key: string): Promise<Caller | undefined> => {
-    fromIssuer.inc()
+  const ask = async (presented: Presented, key: string): Promise<Caller | undefined> => {
+    const credentials = 'authorization' in presented ? parseBasic(presented.authorization) : presented
+    if (!credentials) return undefined
+    metrics.authentications('issuer')
     const { clientId } = credentials
     const begun = cache.begin()
     const { authenticated, introspects } = await issuer.authenticateClient(credentials)
@@ -57,14 +57,19 @@ export function openCallers({
   }
 
   return {
-    authenticate: (credentials) => {
-      const { clientId, clientSecret } = credentials
-      const key = hash('sha256', `${hashKey}${clientId.length}:${clientId}${clientSecret}`, 'base64')
+    authenticate: (presented) => {
+      const key = hash('sha256', hashKey + textOf(presented), 'base64')
       const known = feedSilentForMs() > INTROSPECTOR_STALE_AFTER_MS ? undefined : cache.get(key, Date.now())
-      if (!known) return ask(credentials, key)
-      fromCache.inc()
+      if (!known) return ask(presented, key)
+      metrics.authentications('cache')
       return known
     },
     forget: (tag) => cache.forget(tag, Date.now()),
   }
+}
+
+/** Different for any two credentials. */
+function textOf(presented: Presented): string {
+  if ('authorization' in presented) return `header ${presented.authorization}`
+  return `body ${presented.clientId.length}:${presented.clientId}${presented.clientSecret}`
 }

@@ -5,7 +5,8 @@ import type { Client } from '@tollward/bus'
 import type { IssuerService, TokenInfo } from '@tollward/contracts/token'
 import { toAppError } from '@tollward/errors'
 import type { Logger } from 'pino'
-import { readCredentials } from '../domain/credentials.ts'
+import { presentedCredentials } from '../domain/credentials.ts'
+import { type Form, readForm } from '../domain/form.ts'
 import { type Caller, introspectionOf, mayKnow } from '../domain/introspection.ts'
 import type { IntrospectorMetrics } from '../metrics.ts'
 import type { Callers } from './callers.ts'
@@ -58,11 +59,9 @@ type MaybePromise<T> = T | Promise<T>
  */
 export async function listenHttp(options: HttpOptions, host: string, port: number): Promise<HttpServer> {
   const limits = { requestTimeout: REQUEST_TIMEOUT_MS, headersTimeout: REQUEST_TIMEOUT_MS }
-  const ok = options.metrics.answers.labels({ status: '200' })
   const server = createServer(limits, (request, response) => {
     const conclude = (answer: Answer) => {
-      if (answer.status === 200) ok.inc()
-      else options.metrics.answers.inc({ status: String(answer.status) })
+      options.metrics.answers(String(answer.status))
       send(response, answer)
     }
     const refused = refusedByHead(request)
@@ -119,26 +118,23 @@ function readBody(request: IncomingMessage, done: (body: string | Answer) => voi
 function answering(options: HttpOptions, request: IncomingMessage, body: string): MaybePromise<Answer> {
   const failed = (thrown: unknown) => failure(thrown, options.log)
   try {
-    const answer = answerTo(options, request, new URLSearchParams(body))
+    const answer = answerTo(options, request, readForm(body))
     return answer instanceof Promise ? answer.catch(failed) : answer
   } catch (thrown) {
     return failed(thrown)
   }
 }
 
-function answerTo(options: HttpOptions, { headers }: IncomingMessage, form: URLSearchParams): MaybePromise<Answer> {
-  for (const name of ['token', 'client_id', 'client_secret']) {
-    if (form.getAll(name).length > 1) return refusal(400, 'invalid_request', `The parameter "${name}" is there twice.`)
-  }
-  const credentials = readCredentials(headers.authorization, form)
-  if (credentials === 'twice') {
-    return refusal(400, 'invalid_request', 'Authenticate by one method: client_secret_basic or client_secret_post.')
-  }
+function answerTo(options: HttpOptions, { headers }: IncomingMessage, form: Form | string): MaybePromise<Answer> {
+  if (typeof form === 'string') return refusal(400, 'invalid_request', `The parameter "${form}" is there twice.`)
+  const credentials = presentedCredentials(headers.authorization, form)
+  if (credentials === 'twice') return TWO_METHODS
   if (!credentials) return UNAUTHENTICATED
+  const { token, clientId } = form
   const accept = headers.accept ?? ''
   return then(options.callers.authenticate(credentials), (caller) => {
     if (!caller) return UNAUTHENTICATED
-    const token = form.get('token')
+    if (clientId !== undefined && clientId !== caller.clientId) return TWO_METHODS
     if (!token) return refusal(400, 'invalid_request', 'The parameter "token" is missing.')
     return then(options.lookup.tell(token), (info): MaybePromise<Answer> => {
       const text = mayKnow(caller, info) ? activeText(info, options.issuerUrl) : INACTIVE
@@ -194,6 +190,11 @@ function refusal(status: number, error: string, description: string, headers: re
 
 const CLOSING = ['connection', 'close']
 const TOO_LARGE = refusal(413, 'invalid_request', `The body may have at most ${BODY_BYTES_MAX} bytes.`, CLOSING)
+const TWO_METHODS = refusal(
+  400,
+  'invalid_request',
+  'Authenticate by one method: client_secret_basic or client_secret_post.',
+)
 const UNAUTHENTICATED = refusal(
   401,
   'invalid_client',

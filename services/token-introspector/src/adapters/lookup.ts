@@ -61,7 +61,6 @@ export function openLookup({
   const evicted = () => metrics.evictions.inc()
   const cache = new RevocableCache<TokenInfo>({ entriesMax: capacity, forgottenMax: FORGOTTEN_MAX, evicted })
   const running = new Map<string, Promise<TokenInfo>>()
-  const count = lookupCounters(metrics)
 
   /** Asks until there is an answer that no revocation overtook. */
   const ask = async (token: string, purpose: Purpose): Promise<TokenInfo> => {
@@ -89,7 +88,7 @@ export function openLookup({
   const askOnce = (tokenHash: string, token: string, purpose: Purpose): Promise<TokenInfo> => {
     const key = `${purpose} ${tokenHash}`
     const shared = running.get(key)
-    count[shared ? 'shared' : 'issuer']()
+    metrics.lookups(shared ? 'issuer, asked already' : 'issuer')
     if (shared) return shared
     const asked = ask(token, purpose).finally(() => running.delete(key))
     running.set(key, asked)
@@ -99,18 +98,18 @@ export function openLookup({
   const find = (token: string, purpose: 'pass' | 'tell', pastCache: boolean) => {
     if (!isTokenShaped(token)) return shapeless()
     if (pastCache || feedSilentForMs() > INTROSPECTOR_STALE_AFTER_MS) {
-      count.pastCache()
+      metrics.lookups('issuer, past the cache')
       return ask(token, purpose)
     }
     const tokenHash = hash('sha256', token, 'hex')
     const known = cache.get(tokenHash, Date.now())
     if (!known || (purpose === 'pass' && known.internalToken === '')) return askOnce(tokenHash, token, purpose)
-    count.cache()
+    metrics.lookups('cache')
     return known
   }
 
   const shapeless = () => {
-    count.shape()
+    metrics.lookups('shape')
     return create(TokenInfoSchema)
   }
 
@@ -124,21 +123,6 @@ export function openLookup({
       return isTokenShaped(token) ? askOnce(hash('sha256', token, 'hex'), token, 'tell of internal') : shapeless()
     },
     forget: (keyOrTag) => cache.forget(keyOrTag, Date.now()),
-  }
-}
-
-/** Counting is on the way of every question, so its counters are looked up once, here. */
-function lookupCounters({ lookups }: IntrospectorMetrics) {
-  const counter = (from: string) => {
-    const child = lookups.labels({ from })
-    return () => child.inc()
-  }
-  return {
-    cache: counter('cache'),
-    issuer: counter('issuer'),
-    shared: counter('issuer, asked already'),
-    pastCache: counter('issuer, past the cache'),
-    shape: counter('shape'),
   }
 }
 

@@ -1,7 +1,8 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import fc from 'fast-check'
-import { parseBasic, readCredentials } from './credentials.ts'
+import { parseBasic, presentedCredentials } from './credentials.ts'
+import { readForm } from './form.ts'
 import { isJwtShaped, isTokenShaped } from './introspection.ts'
 
 const basic = (text: string) => `Basic ${Buffer.from(text).toString('base64')}`
@@ -29,19 +30,38 @@ test('only what can stand in an Authorization header is asked about', () => {
 })
 
 test('a client authenticates by the header or by the body, and not by both', () => {
-  const form = (fields: Record<string, string>) => new URLSearchParams(fields)
-  const expected = { clientId: 'c', clientSecret: 's' }
+  const form = (fields: Record<string, string>) => {
+    const read = readForm(String(new URLSearchParams(fields)))
+    assert(typeof read === 'object')
+    return read
+  }
   const post = { client_id: 'c', client_secret: 's' }
-  assert.deepEqual(readCredentials(basic('c:s'), form({})), expected)
-  assert.deepEqual(readCredentials(basic('c:s'), form({ client_id: 'c' })), expected)
-  assert.deepEqual(readCredentials(undefined, form(post)), expected)
-  for (const fields of [post, { client_id: 'other' }, { client_secret: 's' }]) {
-    assert.equal(readCredentials(basic('c:s'), form(fields)), 'twice')
+  assert.deepEqual(presentedCredentials('Basic x', form({ token: 't' })), { authorization: 'Basic x' })
+  assert.deepEqual(presentedCredentials(undefined, form(post)), { clientId: 'c', clientSecret: 's' })
+  for (const fields of [post, { client_secret: 's' }, { client_secret: '' }]) {
+    assert.equal(presentedCredentials('Basic x', form(fields)), 'twice')
   }
   for (const fields of [{}, { client_id: 'c' }, { client_secret: 's' }, { client_id: '', client_secret: 's' }]) {
-    assert.equal(readCredentials(undefined, form(fields)), undefined)
+    assert.equal(presentedCredentials(undefined, form(fields)), undefined)
   }
-  assert.equal(readCredentials('Bearer t', form({})), undefined)
+})
+
+test('a body is read as a form, however little is in it, and nothing that decides may be there twice', () => {
+  const names = fc.constantFrom('token', 'client_id', 'client_secret', 'token_type_hint', 'x')
+  const values = fc.oneof(fc.stringMatching(/^[\w.~-]{1,60}$/), fc.string({ unit: 'binary', maxLength: 20 }))
+  fc.assert(
+    fc.property(fc.array(fc.tuple(names, values), { maxLength: 4 }), (fields) => {
+      const parameters = new URLSearchParams(fields)
+      const twice = ['token', 'client_id', 'client_secret'].filter((name) => parameters.getAll(name).length > 1)
+      const expected = {
+        token: parameters.get('token') ?? undefined,
+        clientId: parameters.get('client_id') ?? undefined,
+        clientSecret: parameters.get('client_secret') ?? undefined,
+      }
+      assert.deepEqual(readForm(String(parameters)), twice[0] ?? expected)
+    }),
+    { numRuns: 1000 },
+  )
 })
 
 test('only what has three parts can be an internal token', () => {

@@ -1,24 +1,20 @@
+import type { Form } from './form.ts'
+
 export interface ClientCredentials {
   readonly clientId: string
   readonly clientSecret: string
 }
 
-/**
- * Reads a client's credentials (RFC 6749, section 2.3.1): client_secret_basic from the header, or client_secret_post from the
- * body. Undefined: there are none that can be read. 'twice': a client may use one method only.
- */
-export function readCredentials(
+/** Credentials as they came, by one method (RFC 6749, section 2.3.1): client_secret_basic or client_secret_post. */
+export type Presented = { readonly authorization: string } | ClientCredentials
+
+/** What a client authenticates itself with. Undefined: nothing. 'twice': a client may use one method only. */
+export function presentedCredentials(
   authorization: string | undefined,
-  form: URLSearchParams,
-): ClientCredentials | 'twice' | undefined {
-  const clientId = form.get('client_id')
-  const clientSecret = form.get('client_secret')
-  if (authorization !== undefined) {
-    const basic = parseBasic(authorization)
-    // A client_id alone is no credential, but it must not name another client.
-    return clientSecret !== null || (clientId !== null && clientId !== basic?.clientId) ? 'twice' : basic
-  }
-  return clientId && clientSecret !== null ? { clientId, clientSecret } : undefined
+  { clientId, clientSecret }: Form,
+): Presented | 'twice' | undefined {
+  if (authorization !== undefined) return clientSecret === undefined ? { authorization } : 'twice'
+  return clientId && clientSecret !== undefined ? { clientId, clientSecret } : undefined
 }
 
 /** Reads client_secret_basic: RFC 7617 with both parts form-encoded (RFC 6749, section 2.3.1). Undefined: it is none. */

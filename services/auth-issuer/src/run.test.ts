@@ -48,6 +48,7 @@ interface ClientSpec {
   audience?: string[]
   authentication?: string
   tokenLifetime?: string
+  introspects?: string[]
   disabled?: boolean
 }
 
@@ -475,6 +476,9 @@ test('AuthenticateClient says yes to the client’s secret only', { skip }, asyn
   assert.equal(await ask('asker', ''), false)
   assert.equal(await ask('nobody', secret), false)
   assert.equal(await ask('', ''), false)
+  await apply('asker', { introspects: ['orders-api'] })
+  const { introspects } = await rpc.authenticateClient({ clientId: 'asker', clientSecret: secret })
+  assert.deepEqual(introspects, ['orders-api'])
 })
 
 test('an issued token is announced by its hash', { skip }, async () => {

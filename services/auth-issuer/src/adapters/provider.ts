@@ -19,7 +19,7 @@ export const BODY_BYTES_MAX = 16_384
 export const BUS_PATIENCE_MS = 1000
 
 /** Key of the client's generation among the claims that oidc-provider keeps with a token. */
-export const GENERATION = 'generation'
+const GENERATION = 'generation'
 
 /** Scopes of OpenID Connect: they are no API's. */
 export const OIDC_SCOPES: ReadonlySet<string> = new Set(['openid', 'offline_access'])

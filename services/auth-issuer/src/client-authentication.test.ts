@@ -92,7 +92,8 @@ async function certificate(name: string, issuer: string | undefined, subject: st
   }
   await run('openssl', ['req', ...key, '-subj', subject, '-out', file(`${name}.csr`)])
   await writeFile(file(`${name}.ext`), extensions || 'extendedKeyUsage=clientAuth')
-  const signer = ['-CA', file(`${issuer}.pem`), '-CAkey', file(`${issuer}.key`), '-CAcreateserial']
+  const serial = `0x${randomBytes(8).toString('hex')}`
+  const signer = ['-CA', file(`${issuer}.pem`), '-CAkey', file(`${issuer}.key`), '-set_serial', serial]
   const made = ['-in', file(`${name}.csr`), '-extfile', file(`${name}.ext`), '-days', days, '-out', file(`${name}.pem`)]
   await run('openssl', ['x509', '-req', ...signer, ...made])
 }

@@ -516,3 +516,16 @@ test('a token of a client that is bound to its certificate has the certificateâ€
   const info = (await rpc.exchange({ token })).info
   assert.deepEqual(info?.confirmation?.method, { case: 'x5tS256', value: thumbprint })
 })
+
+test('DPoP: a proof over the listener for certificates names the address of that listener', { skip }, async () => {
+  await apply('both', { authentication: 'tls_client_auth', certificateSubject: 'CN=both' })
+  await certificate('both', 'ca', '/CN=both')
+  const key = await signer('ES256')
+  const ask = async (htu: string, nonce?: string) => {
+    const headers = { dpop: await proofOf(key, { htu, ...(nonce && { nonce }) }) }
+    return call({ client_id: 'both' }, { base: mtlsUrl, certificate: 'both', headers })
+  }
+  const nonce = String((await ask(`${mtlsUrl}/token`)).headers['dpop-nonce'])
+  assertRefused(await ask(`${issuerUrl}/token`, nonce), 'the other address', 'invalid_dpop_proof', 400)
+  assertToken(await ask(`${mtlsUrl}/token`, nonce), 'DPoP')
+})

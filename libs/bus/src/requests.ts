@@ -9,10 +9,16 @@ const NO_RESPONDERS = 503
 
 const decoder = new TextDecoder()
 
+/** An answer as it came. */
+export interface Answer {
+  readonly data: Uint8Array
+  readonly headers: MsgHdrs | undefined
+}
+
 interface Waiting {
   readonly subject: string
   readonly deadlineMs: number
-  resolve(answer: JetStreamAnswer): void
+  resolve(answer: Answer): void
   reject(error: Error): void
 }
 
@@ -20,9 +26,9 @@ interface Waiting {
 type JetStreamAnswer = Record<string, unknown>
 
 /**
- * Requests to JetStream, of which there are several for each request from outside. They share one subscription and one timer,
- * and make an error only where something fails: nats-core's own make two with their stacks before each request, which takes
- * longer than all the rest.
+ * Requests to JetStream and to other services, of which there are several for each request from outside. They share one
+ * subscription and one timer, and make an error only where something fails: nats-core's own make two with their stacks before
+ * each request, which takes longer than all the rest.
  */
 export class Requests {
   readonly #connection: NatsConnection
@@ -43,20 +49,26 @@ export class Requests {
         if (!waiting) return
         this.#waiting.delete(key)
         if (error) waiting.reject(error)
-        else settle(waiting, data, headers)
+        else if (data.length === 0 && headers?.code === NO_RESPONDERS)
+          waiting.reject(new errors.NoRespondersError(waiting.subject))
+        else waiting.resolve({ data, headers })
       },
     })
   }
 
-  /** Sends a request and returns the answer. Throws TimeoutError, NoRespondersError, JetStreamApiError. */
-  request(subject: string, payload: Uint8Array, timeoutMs: number, headers?: MsgHdrs): Promise<JetStreamAnswer> {
-    const { promise, resolve, reject } = Promise.withResolvers<JetStreamAnswer>()
+  /** Sends a request to JetStream and returns its answer. Throws TimeoutError, NoRespondersError, JetStreamApiError. */
+  async request(subject: string, payload: Uint8Array, timeoutMs: number, headers?: MsgHdrs): Promise<JetStreamAnswer> {
+    return jetStreamAnswer(await this.ask(subject, payload, timeoutMs, headers))
+  }
+
+  /** Sends a request and returns the answer. Throws TimeoutError, NoRespondersError. */
+  ask(subject: string, payload: Uint8Array, timeoutMs: number, headers?: MsgHdrs): Promise<Answer> {
+    const { promise, resolve, reject } = Promise.withResolvers<Answer>()
     this.#count += 1
     const key = this.#count.toString(36)
     this.#waiting.set(key, { subject, deadlineMs: performance.now() + timeoutMs, resolve, reject })
     this.#timer ??= setInterval(() => this.#sweep(), SWEEP_MS).unref()
-    if (this.#unsent.length === 0) setImmediate(() => this.flush())
-    this.#unsent.push(() => {
+    this.send(() => {
       try {
         const reply = `${this.#inbox}.${key}`
         this.#connection.publish(subject, payload, headers === undefined ? { reply } : { reply, headers })
@@ -66,6 +78,12 @@ export class Requests {
       }
     })
     return promise
+  }
+
+  /** Publishes with whatever else is sent in this turn; `publish` must not throw. */
+  send(publish: () => void): void {
+    if (this.#unsent.length === 0) setImmediate(() => this.flush())
+    this.#unsent.push(publish)
   }
 
   /** Sends at once what waits for the end of this turn. */
@@ -97,18 +115,15 @@ export class Requests {
   }
 }
 
-function settle({ subject, resolve, reject }: Waiting, data: Uint8Array, headers: MsgHdrs | undefined): void {
-  if (data.length === 0 && headers?.code === NO_RESPONDERS) {
-    reject(new errors.NoRespondersError(subject))
-    return
-  }
+function jetStreamAnswer({ data }: Answer): JetStreamAnswer {
+  let answer: unknown
   try {
-    const answer: unknown = JSON.parse(decoder.decode(data))
+    answer = JSON.parse(decoder.decode(data))
     if (typeof answer !== 'object' || answer === null) throw new TypeError('an answer of JetStream is an object')
-    const { error, ...rest } = answer as { error?: ConstructorParameters<typeof JetStreamApiError>[0] }
-    if (error === undefined) resolve(rest)
-    else reject(new JetStreamApiError(error))
   } catch (cause) {
-    reject(new AppError('internal', 'JetStream answered something else than it should.', { cause }))
+    throw new AppError('internal', 'JetStream answered something else than it should.', { cause })
   }
+  const { error, ...rest } = answer as { error?: ConstructorParameters<typeof JetStreamApiError>[0] }
+  if (error !== undefined) throw new JetStreamApiError(error)
+  return rest
 }

@@ -7,10 +7,11 @@ import {
   type MessageShape,
   toBinary,
 } from '@bufbuild/protobuf'
-import { errors, headers, type Msg, type Subscription } from '@nats-io/transport-node'
+import { errors, headers, type Msg, type MsgHdrs, type Subscription } from '@nats-io/transport-node'
 import { methodSubject, responderName } from '@tollward/contracts'
 import { AppError, type ErrorCode, isErrorCode, toAppError } from '@tollward/errors'
 import { busError } from './errors.ts'
+import type { Answer } from './requests.ts'
 import type { Session } from './session.ts'
 
 const CALL_TIMEOUT_MS = 2000
@@ -59,23 +60,28 @@ export function serve<S extends DescService>(
       request: MessageShape<typeof method.input>,
       context: CallContext,
     ) => Promise<MessageInitShape<typeof method.output>>
+    const label = `${service.typeName}.${method.name}`
     const answer = async (message: Msg) => {
-      const stop = session.metrics.answers.startTimer({ method: `${service.typeName}.${method.name}` })
+      const beganMs = performance.now()
+      const done = (result: string) =>
+        session.metrics.answers.observe({ method: label, result }, (performance.now() - beganMs) / 1000)
+      const respond = (bytes: Uint8Array, head?: MsgHdrs) =>
+        session.requests.send(() => sendAnswer(session, method.name, message, bytes, head))
       try {
         if (running.size > ANSWERS_AT_ONCE_MAX)
           throw new AppError('resource_exhausted', 'Too many requests at once; try again.')
         const traceparent = message.headers?.get('traceparent')
         const response = await handle(decodeRequest(method.input, message.data), traceparent ? { traceparent } : {})
-        message.respond(toBinary(method.output, create(method.output, response)))
-        stop({ result: 'ok' })
+        respond(toBinary(method.output, create(method.output, response)))
+        done('ok')
       } catch (thrown) {
         const error = toAppError(thrown)
         if (error.code === 'internal') session.log.error({ err: thrown, method: method.name }, 'method failed')
         const head = headers()
         head.set(ERROR_HEADER, error.code)
         head.set(ERROR_MESSAGE_HEADER, error.message)
-        message.respond(new Uint8Array(), { headers: head })
-        stop({ result: error.code })
+        respond(new Uint8Array(), head)
+        done(error.code)
       }
     }
     subscriptions.push(
@@ -101,19 +107,20 @@ export function serve<S extends DescService>(
 export function client<S extends DescService>(session: Session, service: S, timeoutMs = CALL_TIMEOUT_MS): Client<S> {
   const call = (method: DescService['methods'][number]) => {
     const subject = methodSubject(service, method)
+    const label = `${service.typeName}.${method.name}`
     return async (request: MessageInitShape<typeof method.input>, options: { traceparent?: string } = {}) => {
-      const stop = session.metrics.calls.startTimer({ method: `${service.typeName}.${method.name}` })
-      const head = headers()
-      if (options.traceparent !== undefined) head.set('traceparent', options.traceparent)
+      const beganMs = performance.now()
+      const done = (result: string) =>
+        session.metrics.calls.observe({ method: label, result }, (performance.now() - beganMs) / 1000)
       try {
         const bytes = toBinary(method.input, create(method.input, request))
-        const reply = await session.connection.request(subject, bytes, { timeout: timeoutMs, headers: head })
-        const response = readReply(reply, (data) => fromBinary(method.output, data))
-        stop({ result: 'ok' })
+        const answer = await session.requests.ask(subject, bytes, timeoutMs, traced(options.traceparent))
+        const response = readAnswer(answer, (data) => fromBinary(method.output, data))
+        done('ok')
         return response
       } catch (thrown) {
         const error = callError(thrown, responderName(service))
-        stop({ result: error.code })
+        done(error.code)
         throw error
       }
     }
@@ -129,17 +136,38 @@ function decodeRequest<Desc extends DescMethodUnary['input']>(schema: Desc, data
   }
 }
 
-function readReply<T>(reply: Msg, decode: (data: Uint8Array) => T): T {
-  const code = reply.headers?.get(ERROR_HEADER)
-  if (!code) return decode(reply.data)
+function traced(traceparent: string | undefined): MsgHdrs | undefined {
+  if (traceparent === undefined) return undefined
+  const head = headers()
+  head.set('traceparent', traceparent)
+  return head
+}
+
+/** Whoever waits for an answer that cannot be sent hears nothing in time, and asks again. */
+function sendAnswer(
+  session: Session,
+  method: string,
+  message: Msg,
+  bytes: Uint8Array,
+  head: MsgHdrs | undefined,
+): void {
+  try {
+    message.respond(bytes, head === undefined ? {} : { headers: head })
+  } catch (error) {
+    session.log.warn({ err: error, method }, 'answer could not be sent')
+  }
+}
+
+function readAnswer<T>({ data, headers: head }: Answer, decode: (data: Uint8Array) => T): T {
+  const code = head?.get(ERROR_HEADER)
+  if (!code) return decode(data)
   const known: ErrorCode = isErrorCode(code) ? code : 'internal'
-  throw new AppError(known, reply.headers?.get(ERROR_MESSAGE_HEADER) || 'The service failed.')
+  throw new AppError(known, head?.get(ERROR_MESSAGE_HEADER) || 'The service failed.')
 }
 
 function callError(thrown: unknown, responder: string): AppError {
-  const cause = thrown instanceof errors.RequestError ? thrown.cause : thrown
-  if (cause instanceof errors.NoRespondersError || (thrown instanceof errors.RequestError && thrown.isNoResponders())) {
+  if (thrown instanceof errors.NoRespondersError) {
     return new AppError('unavailable', `${responder} is not there; try again in a moment.`, { cause: thrown })
   }
-  return busError(cause, `Asking ${responder}`)
+  return busError(thrown, `Asking ${responder}`)
 }

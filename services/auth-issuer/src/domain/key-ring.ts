@@ -67,13 +67,12 @@ export function ringAt(keys: readonly RingKey[], nowMs: number, times: RingTimes
     else moments.push(next.dueAtMs)
     for (const [index, key] of line.entries()) {
       const successor = line[index + 1]
-      const life = lifeOf(key, successor, times)
-      moments.push(key.signsFromMs, life.removedAtMs ?? 0)
-      if (key.readable && (life.removedAtMs ?? Infinity) > nowMs) published.push(key)
-      if (!successor || !life.removedAtMs || !life.signsUntilMs) continue
-      if (key.retired && life.removedAtMs <= nowMs) tasks.push({ do: 'remove', key })
-      else if (!key.retired && successor.signsFromMs <= nowMs)
-        tasks.push({ do: 'retire', key, successor, life: { ...life } as Required<KeyLife> })
+      const { signsUntilMs = Infinity, removedAtMs = Infinity } = lifeOf(key, successor, times)
+      moments.push(key.signsFromMs, removedAtMs)
+      if (key.readable && removedAtMs > nowMs) published.push(key)
+      if (key.retired && removedAtMs <= nowMs) tasks.push({ do: 'remove', key })
+      if (!key.retired && successor && signsUntilMs <= nowMs)
+        tasks.push({ do: 'retire', key, successor, life: { signsUntilMs, removedAtMs } })
     }
   }
   const isSigning = (key: RingKey) => signing.get(key.algorithm) === key

@@ -382,6 +382,12 @@ test('the end of a grant, of a person and of a client each ends what belongs to 
   assert.equal((await refresh(one.refresh_token, urls[1])).error, 'invalid_grant')
   assert.equal(await isActive(other.access_token), true)
 
+  const found = await signedIn()
+  const byToken = { target: { case: 'token', value: found.refresh_token }, reason: 'a refresh token' } as const
+  assert.equal((await rpc.revoke(byToken)).revoked, true)
+  assert.equal(await isActive(found.access_token), false)
+  assert.equal((await rpc.revoke(byToken)).revoked, false)
+
   await apply('brief')
   const brief = await redeem(await authorize('brief'), urls[0], { client_id: 'brief' })
   assert.equal(await isActive(brief.access_token), true)

@@ -12,6 +12,7 @@ import {
   isAlreadyThere,
   isConflict,
   keyOf,
+  keyOfHash,
   type NewPayload,
   type Payload,
   recordBucket,
@@ -36,6 +37,8 @@ export interface RefreshTokens {
    * InvalidGrant: somebody is ahead.
    */
   consume(id: string): Promise<string>
+  /** Id of the grant of the token with this SHA-256 (lower-case hexadecimal), used or not; undefined: there is none. */
+  grantOf(tokenHash: string): Promise<string | undefined>
   /** Nobody takes it any more, used or not. It stays, so that nothing can bring it back. */
   remove(id: string): Promise<void>
 }
@@ -116,6 +119,8 @@ export function openRefreshTokens(bus: Bus, successorKeys: readonly [Buffer, ...
       if (value === undefined) throw usedBefore()
       return value
     },
+
+    grantOf: async (hash) => (await bucket.get(keyOfHash(hash)))?.value.payload.grantId,
 
     remove: (id) =>
       change(id, async (record) =>

@@ -15,7 +15,7 @@ const REASON_LENGTH_MAX = 300
 export interface RpcOptions {
   readonly issuer: string
   readonly keys: Pick<KeyRing, 'mint' | 'jwks' | 'signIntrospection'>
-  readonly stores: Pick<Stores, 'clients' | 'tokens' | 'grants'>
+  readonly stores: Pick<Stores, 'clients' | 'tokens' | 'refreshTokens' | 'grants'>
   readonly accounts: Accounts
   readonly metrics: IssuerMetrics
 }
@@ -23,8 +23,14 @@ export interface RpcOptions {
 /** What auth-issuer answers on the bus. */
 export function issuerService(options: RpcOptions): Implementation<typeof IssuerService> {
   const { issuer, keys, stores, accounts, metrics } = options
-  const { clients, tokens, grants } = stores
+  const { clients, tokens, refreshTokens, grants } = stores
   const exchange = openExchange(options)
+  /** Ends an access token, or the whole grant that a refresh token stands for. */
+  const revokeToken = async (hash: string, reason: string): Promise<boolean> => {
+    if (await tokens.revoke(hash, reason)) return true
+    const grant = await refreshTokens.grantOf(hash)
+    return grant !== undefined && grants.revoke(grant, { reason })
+  }
   return {
     exchange: async ({ token, acceptInternal, withoutInternalToken }) => {
       const live = await exchange.lookUp(token)
@@ -51,9 +57,9 @@ export function issuerService(options: RpcOptions): Implementation<typeof Issuer
       }
       switch (target.case) {
         case 'token':
-          return { revoked: await tokens.revoke(tokenHash(target.value), reason) }
+          return { revoked: await revokeToken(tokenHash(target.value), reason) }
         case 'tokenHash':
-          return { revoked: await tokens.revoke(hashed(target.value), reason) }
+          return { revoked: await revokeToken(hashed(target.value), reason) }
         case 'grantHash':
           return { revoked: await grants.revokeByHash(hashed(target.value), reason) }
         case 'subject':

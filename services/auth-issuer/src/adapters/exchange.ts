@@ -38,8 +38,11 @@ export interface LiveToken {
 
 /** Looks tokens up at their source. */
 export interface Exchange {
-  /** What an opaque token is worth now; undefined: nothing. */
-  lookUp(token: string): Promise<LiveToken | undefined>
+  /**
+   * What an opaque token is worth now; undefined: nothing. With `heard`, by its client as it was heard of last: whoever then hears that
+   * the client was changed or revoked has to ask again without.
+   */
+  lookUp(token: string, options?: { readonly heard?: boolean }): Promise<LiveToken | undefined>
   /** The same for an internal token of ours: never more than it says, and nothing once its origin is worth nothing. */
   lookUpInternal(token: string): Promise<LiveToken | undefined>
   /** Makes an internal token for what `worth` says; `actor` is the client that passes it on. */
@@ -50,23 +53,25 @@ export function openExchange({ issuer, keys, stores }: ExchangeOptions): Exchang
   const { tokens, grants, clients } = stores
   const verify = internalVerifier(issuer, keys)
 
-  const lookUpHash = async (hash: string): Promise<LiveToken | undefined> => {
+  const lookUpHash = async (hash: string, heard = false): Promise<LiveToken | undefined> => {
     const payload = await tokens.findByHash(hash)
     const issued = payload && issuedToken(payload)
     if (!issued) return undefined
     const { grantId } = issued
     const [client, grant] = await Promise.all([
-      clients.find(issued.clientId),
+      heard ? clients.findHeard(issued.clientId) : clients.find(issued.clientId),
       grantId === undefined ? undefined : grants.find(grantId),
     ])
     if (grantId !== undefined && (!grant || grant.clientId !== issued.clientId)) return undefined
     const worth = worthOf(issued, client, Math.floor(Date.now() / 1000))
+    // Before a token is refused the source is asked.
+    if (!worth && heard) return lookUpHash(hash)
     return worth && client && { hash, worth, selfRegistered: client.selfRegistered }
   }
 
   return {
-    lookUp: async (token) =>
-      token === '' || token.length > TOKEN_LENGTH_MAX ? undefined : await lookUpHash(tokenHash(token)),
+    lookUp: async (token, { heard } = {}) =>
+      token === '' || token.length > TOKEN_LENGTH_MAX ? undefined : await lookUpHash(tokenHash(token), heard),
 
     lookUpInternal: async (token) => {
       if (token.length > TOKEN_LENGTH_MAX) return undefined

@@ -32,8 +32,8 @@ export function issuerService(options: RpcOptions): Implementation<typeof Issuer
     return grant !== undefined && grants.revoke(grant, { reason })
   }
   return {
-    exchange: async ({ token, acceptInternal, withoutInternalToken }) => {
-      const live = await exchange.lookUp(token)
+    exchange: async ({ token, acceptInternal, withoutInternalToken, pastCache }) => {
+      const live = await exchange.lookUp(token, { heard: !pastCache })
       const internal = !live && acceptInternal ? await exchange.lookUpInternal(token) : undefined
       metrics.exchanges.inc({ result: live || internal ? 'active' : 'inactive' })
       // An internal token is one already: another would be a way to make it last.

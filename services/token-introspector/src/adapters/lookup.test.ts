@@ -34,12 +34,16 @@ const inactive = () => create(TokenInfoSchema)
 /** A lookup whose issuer answers when the test lets it. */
 function lookupOf() {
   const registry = new Registry()
-  const questions: (PromiseWithResolvers<TokenInfo> & { acceptInternal: boolean; withoutInternalToken: boolean })[] = []
+  const questions: (PromiseWithResolvers<TokenInfo> & {
+    acceptInternal: boolean
+    withoutInternalToken: boolean
+    pastCache: boolean
+  })[] = []
   const feed = { silentForMs: 0 }
   const lookup = openLookup({
     issuer: {
-      exchange: async ({ acceptInternal = false, withoutInternalToken = false }) => {
-        const question = { ...Promise.withResolvers<TokenInfo>(), acceptInternal, withoutInternalToken }
+      exchange: async ({ acceptInternal = false, withoutInternalToken = false, pastCache = false }) => {
+        const question = { ...Promise.withResolvers<TokenInfo>(), acceptInternal, withoutInternalToken, pastCache }
         questions.push(question)
         return { $typeName: 'tollward.token.v1.ExchangeResponse', info: await question.promise }
       },
@@ -84,12 +88,31 @@ test('what is revoked is not answered from the cache any more, and what is not g
   }
 })
 
+test('an answer of what was just revoked or changed counts only if the issuer read it at its source', async () => {
+  for (const dependency of DEPENDENCIES.slice(1)) {
+    const { lookup, questions, nextQuestion } = lookupOf()
+    lookup.forget(dependency)
+    const answer = lookup.introspect(TOKEN)
+    const first = await nextQuestion(1)
+    assert.equal(first.pastCache, false)
+    // By what the issuer had heard of the client before.
+    first.resolve(active())
+    const second = await nextQuestion(2)
+    assert.equal(second.pastCache, true)
+    second.resolve(inactive())
+    assert.equal((await answer).active, false, dependency)
+    assert.equal(questions.length, 2)
+  }
+})
+
 test('whoever asks past the cache gets an answer that was asked for after the question came', async () => {
   const { lookup, questions, nextQuestion } = lookupOf()
   const early = lookup.introspect(TOKEN)
   const first = await nextQuestion(1)
   const past = lookup.introspect(TOKEN, { pastCache: true })
-  ;(await nextQuestion(2)).resolve(inactive())
+  const second = await nextQuestion(2)
+  assert.equal(second.pastCache, true)
+  second.resolve(inactive())
   first.resolve(active())
   assert.equal((await early).active, true)
   assert.equal((await past).active, false)

@@ -15,6 +15,13 @@ const CACHE_ENTRIES_MAX = 20_000
 /** Revocations and changes remembered, so that an answer from before is known to be one: 10 MB. */
 const FORGOTTEN_MAX = 50_000
 
+/**
+ * The issuer follows what clients are, and may not have heard yet what was heard here: for this long after an event, an answer about
+ * what it concerns counts only if the issuer read it at its source. More than the 2.5 s for which the issuer trusts what it follows,
+ * and an answer's way here.
+ */
+const ISSUER_LAG_MAX_MS = 5000
+
 /** Questions to the issuer for one answer that no revocation overtook. More than one overtaking is very rare. */
 const FILL_ATTEMPTS_MAX = 4
 
@@ -63,24 +70,27 @@ export function openLookup({
   const running = new Map<string, Promise<TokenInfo>>()
 
   /** Asks until there is an answer that no revocation overtook. */
-  const ask = async (token: string, purpose: Purpose): Promise<TokenInfo> => {
+  const ask = async (token: string, purpose: Purpose, atSource = false): Promise<TokenInfo> => {
     const tokenHash = hash('sha256', token, 'hex')
+    let pastCache = atSource
     for (let attempt = 0; attempt < FILL_ATTEMPTS_MAX; attempt++) {
       const begun = cache.begin()
-      const { info = create(TokenInfoSchema) } = await issuer.exchange({ token, ...PURPOSES[purpose] })
+      const { info = create(TokenInfoSchema) } = await issuer.exchange({ token, pastCache, ...PURPOSES[purpose] })
       if (!info.active) return info
+      const nowMs = Date.now()
       const tags = tagsOf(info)
+      if (!pastCache && cache.wasForgottenSince(tags, nowMs - ISSUER_LAG_MAX_MS)) {
+        pastCache = true
+        continue
+      }
       // An internal token depends on the one that it was made for, which its answer names.
       const isCurrent =
         purpose === 'tell of internal'
           ? !cache.isOutdated(begun, info.tokenHash, tags)
-          : cache.finish(begun, tokenHash, {
-              value: info,
-              tags,
-              usableUntilMs: usableUntilMs(lifeOf(info), Date.now()),
-            })
+          : cache.finish(begun, tokenHash, { value: info, tags, usableUntilMs: usableUntilMs(lifeOf(info), nowMs) })
       if (isCurrent) return info
       metrics.outdatedFills.inc()
+      pastCache = true
     }
     throw new AppError('unavailable', 'The token was revoked again and again while it was looked up; try again.')
   }
@@ -99,7 +109,7 @@ export function openLookup({
     if (!isTokenShaped(token)) return shapeless()
     if (pastCache || feedSilentForMs() > INTROSPECTOR_STALE_AFTER_MS) {
       metrics.lookups('issuer, past the cache')
-      return ask(token, purpose)
+      return ask(token, purpose, true)
     }
     const tokenHash = hash('sha256', token, 'hex')
     const known = cache.get(tokenHash, Date.now())

@@ -17,6 +17,7 @@ import {
   type Revocation,
   recordBucket,
   recordOf,
+  remembered,
   type StoredRecord,
 } from './records.ts'
 import { revocable } from './revocable.ts'
@@ -112,15 +113,23 @@ export function openGrants(options: {
     await bus.publish(consentGiven, event)
   }
 
-  const generationsOf = async ({ accountId = '', clientId = '' }: Payload): Promise<StoredRecord['generations']> => {
-    const [account, client] = await Promise.all([accounts.find(accountId), clients.find(clientId)])
+  const parties = { account: accounts.find, client: clients.find }
+
+  const generationsOf = async (
+    { accountId = '', clientId = '' }: Payload,
+    find = parties,
+  ): Promise<StoredRecord['generations']> => {
+    const [account, client] = await Promise.all([find.account(accountId), find.client(clientId)])
     return account?.enabled && client ? { account: account.generation, client: client.generation } : undefined
   }
 
-  const live = async (found: Entry<StoredRecord> | undefined): Promise<Entry<StoredRecord> | undefined> => {
+  const live = async (
+    found: Entry<StoredRecord> | undefined,
+    find = parties,
+  ): Promise<Entry<StoredRecord> | undefined> => {
     const entry = await ending.live(found)
     if (!entry) return undefined
-    const now = await generationsOf(entry.value.payload)
+    const now = await generationsOf(entry.value.payload, find)
     const { generations } = entry.value
     return now && generations?.account === now.account && generations.client === now.client ? entry : undefined
   }
@@ -159,7 +168,9 @@ export function openGrants(options: {
     },
 
     list: async (of) => {
-      const entries = await Promise.all((await bucket.entries(grantFilter(of))).map(live))
+      const find = { account: remembered(parties.account), client: remembered(parties.client) }
+      const found = await bucket.entries(grantFilter(of))
+      const entries = await Promise.all(found.map((entry) => live(entry, find)))
       return entries.flatMap((entry) => {
         if (!entry) return []
         const { payload } = entry.value

@@ -103,3 +103,13 @@ export function isConflict(error: unknown): boolean {
 export function isAlreadyThere(error: unknown): boolean {
   return error instanceof AppError && error.code === 'already_exists'
 }
+
+/** Asks once for each id: a list has many records of few people and clients. */
+export function remembered<T>(ask: (id: string) => Promise<T>): (id: string) => Promise<T> {
+  const answers = new Map<string, Promise<T>>()
+  return (id) => {
+    const answer = answers.get(id) ?? ask(id)
+    answers.set(id, answer)
+    return answer
+  }
+}

@@ -13,6 +13,7 @@ import {
   type Payload,
   recordBucket,
   recordOf,
+  remembered,
   type StoredRecord,
   sameEnd,
 } from './records.ts'
@@ -73,14 +74,18 @@ const NOBODY = '-'
 export function openSessions(bus: Bus, accounts: Accounts): Sessions {
   const bucket = recordBucket(bus, 'Session')
 
-  const isGood = async ({ value: { payload, revoked } }: Entry<StoredRecord>): Promise<boolean> => {
+  const isGood = async (
+    { value: { payload, revoked } }: Entry<StoredRecord>,
+    find = accounts.find,
+  ): Promise<boolean> => {
     if (revoked) return false
     if (payload.accountId === undefined) return true
-    const account = await accounts.find(payload.accountId)
+    const account = await find(payload.accountId)
     return account?.enabled === true && account.generation === SessionSchema.parse(payload).generation
   }
 
-  const good = async (entry: Entry<StoredRecord> | undefined) => (entry && (await isGood(entry)) ? entry : undefined)
+  const good = async (entry: Entry<StoredRecord> | undefined, find = accounts.find) =>
+    entry && (await isGood(entry, find)) ? entry : undefined
 
   const entryOf = async (id: string): Promise<Entry<StoredRecord> | undefined> => {
     const pointer = await bucket.get(idKey(id))
@@ -135,7 +140,8 @@ export function openSessions(bus: Bus, accounts: Accounts): Sessions {
 
     list: async (subject) => {
       const entries = await bucket.entries(`session.*.${subject === undefined ? '*' : keyOf(subject)}`)
-      const live = await Promise.all(entries.map(good))
+      const find = remembered(accounts.find)
+      const live = await Promise.all(entries.map((entry) => good(entry, find)))
       return live.flatMap((entry) => {
         if (!entry) return []
         const { accountId, loginTs, authorizations, exp = 0 } = SessionSchema.parse(entry.value.payload)

@@ -13,11 +13,15 @@ const skip = await requires({ tools: ['nats-server', 'taskset'] })
 
 const REQUEST = Buffer.from('GET / HTTP/1.1\r\nhost: x\r\n\r\n')
 
-test('the generator of load takes only the answer that counts, and every answer once', async () => {
+test('the generator of load takes only the answer that counts, and every answer once', async (context) => {
   let answered = 0
   const server = createServer((_request, response) => {
     answered += 1
     response.end(answered > 50 ? 'another' : 'right')
+  })
+  context.after(() => {
+    server.closeAllConnections()
+    server.close()
   })
   server.listen(0, '127.0.0.1')
   await new Promise((resolve) => server.once('listening', resolve))
@@ -28,8 +32,6 @@ test('the generator of load takes only the answer that counts, and every answer 
   assert.equal(seen.length, 50)
   assert.equal(answered, 50)
   await assert.rejects(load(target, 4, 1000), /should not come[\s\S]*another/)
-  server.closeAllConnections()
-  server.close()
 })
 
 test('the benchmark of introspection gets right answers from each of its servers', { skip }, async () => {

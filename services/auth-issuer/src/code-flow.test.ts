@@ -194,7 +194,7 @@ async function signedIn(): Promise<Answer> {
 }
 
 async function infoOf(value: string) {
-  const { info } = await rpc.exchange({ token: value })
+  const { info } = await rpc.exchange({ token: value, pastCache: true })
   assert(info)
   return info
 }

@@ -186,6 +186,8 @@ export async function openClients({
       try {
         const revision = await (before ? secrets.update(key, value, before.revision) : secrets.create(key, value))
         const entry = { key, value, revision }
+        // This replica at least issues nothing under the old generation any more.
+        keepNewer(heardStates, key, entry)
         return value.unannouncedEndAt ? await announceEnd(entry) : entry
       } catch (error) {
         if (!isOutrun(error) || attempt === WRITE_ATTEMPTS_MAX) throw error
@@ -305,10 +307,15 @@ function mirror<T>(map: Map<string, Entry<T>>): BucketObserver<T> {
       for (const [key, entry] of entries) map.set(key, entry)
     },
     change: (key, entry) => {
-      if (entry) map.set(key, entry)
+      if (entry) keepNewer(map, key, entry)
       else map.delete(key)
     },
   }
+}
+
+function keepNewer<T>(map: Map<string, Entry<T>>, key: string, entry: Entry<T>): void {
+  const known = map.get(key)
+  if (!known || known.revision < entry.revision) map.set(key, entry)
 }
 
 /** Whether `secret` has this SHA-256 (lower-case hexadecimal), in a time that tells nothing of either. */

@@ -83,6 +83,7 @@ before(async () => {
         TOLLWARD_MASTER_SECRET_FILE: join(path, 'master-secret'),
         TOLLWARD_LISTEN_PORT: String(port),
         TOLLWARD_HEALTH_PORT: String(await freePort()),
+        TOLLWARD_TRUSTED_PROXIES: '127.0.0.1',
       }),
     )
   first = await replica(ports[0])
@@ -463,4 +464,32 @@ test('an internal token is looked up where that is asked for, and is worth nothi
     true,
   )
   assert.equal((await rpc.exchange({ token: internalToken, acceptInternal: true })).info?.active, false)
+})
+
+test('nobody can make us keep the beginnings of sign-ins without end', { skip }, async () => {
+  const begin = async (from: string) => {
+    const query = new URLSearchParams({
+      client_id: 'app',
+      response_type: 'code',
+      redirect_uri: REDIRECT_URI,
+      scope: 'orders',
+      code_challenge: 'a'.repeat(43),
+      code_challenge_method: 'S256',
+    })
+    const headers = { accept: 'text/html', 'x-forwarded-for': from }
+    const response = await fetch(`${urls[1]}/auth?${query}`, { redirect: 'manual', headers })
+    await response.body?.cancel()
+    return response
+  }
+  const answers: Response[] = []
+  for (let round = 0; round < 20; round++) {
+    answers.push(...(await Promise.all(Array.from({ length: 40 }, () => begin('192.0.2.1')))))
+  }
+  const begun = answers.filter(({ status }) => status === 303).length
+  const refused = answers.filter(({ status }) => status === 429)
+  assert.equal(begun + refused.length, answers.length)
+  assert(begun >= 600 && begun < 700, String(begun))
+  assert.match(refused[0]?.headers.get('content-type') ?? '', /html/)
+  assert.equal(refused[0]?.headers.get('retry-after'), '1')
+  assert.equal((await begin('2001:db8::1')).status, 303, 'another source goes on')
 })

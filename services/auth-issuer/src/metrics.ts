@@ -15,6 +15,7 @@ const OAUTH_ERRORS = new Set([
   'unsupported_token_type',
   'temporarily_unavailable',
   'server_error',
+  'slow_down',
   'too_large',
 ])
 

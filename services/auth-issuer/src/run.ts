@@ -1,6 +1,7 @@
 import { connectBus } from '@tollward/bus'
 import { GrantService, IssuerService, KeyService, RegistrationService, UserService } from '@tollward/contracts/token'
 import { aborted, readSecretFile, type ServiceContext } from '@tollward/runtime'
+import { beginningsPart } from './adapters/beginnings.ts'
 import { clientAuthenticationPart } from './adapters/client-authentication.ts'
 import { openClients } from './adapters/clients.ts'
 import { dpopPart, openReplays } from './adapters/dpop.ts'
@@ -72,6 +73,7 @@ export async function run({ name, config, log, registry, health, signal }: Servi
   const stores = openStores({ bus, masterSecret, clients, accounts, metrics })
   const { introspectionUrl } = config
   const replays = openReplays(bus)
+  const beginnings = beginningsPart({ trustedProxies, metrics })
   const listener = currentListener(keys, () => {
     const parts = [
       keysPart(keys),
@@ -90,6 +92,7 @@ export async function run({ name, config, log, registry, health, signal }: Servi
         log,
       }),
       peoplePart({ issuer, stores, accounts, attempts, trustedProxies, metrics, log }),
+      beginnings,
     ]
     return createProvider({ issuer, introspectionUrl, stores, parts, metrics, log })
   })

@@ -11,7 +11,7 @@ export const name = 'introspection: token-introspector beside a bare oidc-provid
 /** Asked for in turn; the bare provider's memory holds a thousand values. */
 const KNOWN_TOKENS = 200
 /** More than can be asked for in one turn, so that none is asked for twice. */
-const FRESH_TOKENS_PER_MS = 4
+const FRESH_TOKENS_PER_MS = 10
 const ISSUING_CONNECTIONS = 16
 const ACTIVE = Buffer.from('"active":true')
 const OK = Buffer.from('HTTP/1.1 200')

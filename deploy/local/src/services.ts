@@ -97,7 +97,10 @@ const SETTINGS: Readonly<Record<ServiceName, (facts: Facts) => Record<string, st
     // Short enough to watch a rotation: a new key signs after twice this time.
     TOLLWARD_JWKS_MAX_AGE: '2s',
   }),
-  'token-introspector': () => ({ TOLLWARD_LISTEN_PORT: String(PORTS.introspector) }),
+  'token-introspector': () => ({
+    TOLLWARD_LISTEN_PORT: String(PORTS.introspector),
+    TOLLWARD_ISSUER_URL: localUrl(PORTS.issuer),
+  }),
   'payment-verifier': ({ paths, keys }) => ({
     TOLLWARD_LISTEN_PORT: String(PORTS.verifier),
     TOLLWARD_PUBLIC_URL: localUrl(PORTS.verifier),

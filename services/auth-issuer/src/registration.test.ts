@@ -532,7 +532,9 @@ test('without the bus nothing is registered or managed; with it everything goes 
     assert(Number(headers.get('retry-after')) > 0)
   }
   await nats.start()
-  await eventually(async () => (await send(uri, { method: 'GET', token })).status === 200, { what: 'it is there again' })
+  await eventually(async () => (await send(uri, { method: 'GET', token })).status === 200, {
+    what: 'it is there again',
+  })
   await eventually(async () => (await register()).status === 201, { what: 'registrations are counted again' })
 })
 

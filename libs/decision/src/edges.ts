@@ -75,6 +75,8 @@ export const INTROSPECTION_ATTEMPTS_MAX = 4
 export const PROOF_AGE_MAX_MS = 60_000
 /** How far a client's clock may be ahead. */
 export const PROOF_AHEAD_MAX_MS = 10_000
+/** Keys kept ready to verify with; others are read from the proof again, which takes as long as verifying. */
+export const PROOF_KEYS_MAX = 10_000
 /** Proofs remembered as used; some 60 bytes each. */
 export const PROOFS_MAX = 500_000
 

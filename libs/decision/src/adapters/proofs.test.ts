@@ -166,5 +166,11 @@ describe('DPoP proofs', () => {
       'an algorithm that is not offered',
     )
     assert.equal(await check(right, expected(key)), undefined, 'none of them used the right one up')
+    for (const wrong of [
+      await proofOf(thief, { header: { jwk: key.jwk } }),
+      await proofOf(key, { header: { jwk: key.privateJwk } }),
+    ]) {
+      assert.equal((await check(wrong, expected(key)))?.reason, 'proof-invalid', 'also once the key is known')
+    }
   })
 })

@@ -1,6 +1,7 @@
 import { hash } from 'node:crypto'
-import { calculateJwkThumbprint, decodeProtectedHeader, EmbeddedJWK, type JWTPayload, jwtVerify } from 'jose'
+import { type CryptoKey, decodeProtectedHeader, importJWK, type JWK, type JWTPayload, jwtVerify } from 'jose'
 import { PROOF_ALGORITHMS } from '../domain/answer.ts'
+import { BoundedMap } from '../domain/bounded-map.ts'
 import type { MaybePromise } from '../domain/judge.ts'
 import {
   type Binding,
@@ -11,7 +12,7 @@ import {
 } from '../domain/possession.ts'
 import { ReplayTable } from '../domain/replay-table.ts'
 import { canonicalUri } from '../domain/target.ts'
-import { PROOF_AGE_MAX_MS, PROOF_AHEAD_MAX_MS, PROOFS_MAX } from '../edges.ts'
+import { PROOF_AGE_MAX_MS, PROOF_AHEAD_MAX_MS, PROOF_KEYS_MAX, PROOFS_MAX } from '../edges.ts'
 
 /** Leading bytes of a SHA-256 by which a used proof is remembered: no two proofs share them, by chance or on purpose. */
 const PROOF_ID_BYTES = 16
@@ -37,12 +38,13 @@ export function openPossession(): Possession {
 /** Makes a check of DPoP proofs (RFC 9449, 4.3) that takes each proof once. */
 export function openProofs(): { readonly check: CheckProof; readonly size: number } {
   const used = new ReplayTable({ windowMs: PROOF_AGE_MAX_MS + PROOF_AHEAD_MAX_MS, idsMax: PROOFS_MAX })
+  const keys = new BoundedMap<string, CryptoKey | Uint8Array>(PROOF_KEYS_MAX, () => {})
   return {
     get size() {
       return used.size
     },
     check: async (proof, expected) => {
-      const payload = await verified(proof, expected.thumbprint)
+      const payload = await verified(proof, expected.thumbprint, keys)
       if (typeof payload === 'string') return invalid(payload)
       const nowMs = Date.now()
       const wrong = wrongClaim(payload, expected, nowMs)
@@ -56,20 +58,34 @@ export function openProofs(): { readonly check: CheckProof; readonly size: numbe
 }
 
 /** The claims of a proof that was signed by the key with this thumbprint; else what is wrong with it. */
-async function verified(proof: string, thumbprint: string): Promise<JWTPayload | string> {
+async function verified(
+  proof: string,
+  thumbprint: string,
+  keys: BoundedMap<string, CryptoKey | Uint8Array>,
+): Promise<JWTPayload | string> {
   try {
-    const { jwk } = decodeProtectedHeader(proof)
+    const { jwk, alg } = decodeProtectedHeader(proof)
     if (!jwk) return 'The DPoP proof has no public key in its header.'
+    if ('d' in jwk)
+      return 'The DPoP proof has a private key in its header: take another one, this is not yours alone any more.'
     // Before the signature, which costs more: a thief has another key.
-    if ((await calculateJwkThumbprint(jwk)) !== thumbprint) {
+    if (thumbprintOf(jwk) !== thumbprint) {
       return 'The DPoP proof was signed by another key than the one that this token is bound to.'
     }
-    const { payload } = await jwtVerify(proof, EmbeddedJWK, { typ: 'dpop+jwt', algorithms: [...PROOF_ALGORITHMS] })
+    const key = keys.get(thumbprint) ?? (await importJWK(jwk, alg))
+    const { payload } = await jwtVerify(proof, key, { typ: 'dpop+jwt', algorithms: [...PROOF_ALGORITHMS] })
+    keys.set(thumbprint, key)
     return payload
   } catch {
     // Whatever the library or the key's import did not like about it, it proves nothing.
     return 'The DPoP proof is not a JWT of type dpop+jwt, signed with ES256 or EdDSA by the public key in its header.'
   }
+}
+
+/** RFC 7638 for the kinds of keys that sign proofs here, at once; undefined for others. */
+function thumbprintOf({ kty, crv, x, y }: JWK): string | undefined {
+  if (kty === 'EC') return hash('sha256', JSON.stringify({ crv, kty, x, y }), 'base64url')
+  return kty === 'OKP' ? hash('sha256', JSON.stringify({ crv, kty, x }), 'base64url') : undefined
 }
 
 function wrongClaim(

@@ -108,10 +108,13 @@ describe('decider', { skip }, () => {
   test('the tokens of a revoked client are refused, and one issued afterwards is not', async () => {
     const token = neighbours.issue('disabled-client', ['orders'])
     assert.equal(await reason({ path: '/echo', token }), 'admitted')
+    const asked = () => neighbours.asked.introspect.filter((other) => other === token).length
+    const before = asked()
     await neighbours.revokeClient('disabled-client')
     await eventually(async () => (await reason({ path: '/echo', token })) === 'token-invalid', {
       what: 'token is refused',
     })
+    assert.equal(asked(), before, 'without asking anybody')
     assert.equal(await reason({ path: '/echo', token: neighbours.issue('disabled-client', ['orders']) }), 'admitted')
   })
 

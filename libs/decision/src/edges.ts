@@ -46,6 +46,11 @@ export const TOKENS_MAX = 50_000
 export const WORTHLESS_TOKENS_MAX = 50_000
 /** A random string does not become a token later; a short time suffices against one that is sent again and again. */
 export const WORTHLESS_FOR_MS = 2000
+/**
+ * Known tokens of a client or person whose tokens end are refused for this long without asking anybody; then the issuer is asked, in
+ * case one was issued after the end and known here before it was heard.
+ */
+export const ENDED_FOR_MS = 500
 /** Introspections under way at once; beyond that a token is refused with 503 rather than queued. */
 export const INTROSPECTIONS_MAX = 256
 /**

@@ -10,6 +10,7 @@ import type { Binding } from '../domain/possession.ts'
 import { RevocableCache } from '../domain/revocable-cache.ts'
 import {
   CALL_TIMEOUT_MS,
+  ENDED_FOR_MS,
   FEED_STALE_AFTER_MS,
   INTERNAL_TOKEN_LEFT_MIN_MS,
   INTROSPECTION_ATTEMPTS_MAX,
@@ -25,6 +26,9 @@ import {
 } from '../edges.ts'
 import type { DecisionMetrics } from '../metrics.ts'
 import { followRevocations, grantTag, type RevocationKind, tagsOf } from './revocations.ts'
+
+/** What ends tokens once and for all; of a client or a person there can be tokens from afterwards. */
+const ENDS_FOR_GOOD: ReadonlySet<RevocationKind> = new Set(['token', 'grant'])
 
 interface CachedToken extends KnownToken {
   readonly expiresAtMs: number
@@ -75,11 +79,10 @@ export class Tokens {
 
   #forget(keyOrTag: string, kind: RevocationKind, nowMs: number): void {
     const dropped = this.#known.forget(keyOrTag, nowMs)
-    // Tokens and grants end once and for all; of clients and people there may be tokens from afterwards.
-    const isEnd = kind === 'token' || kind === 'grant'
     for (const hash of dropped) {
-      if (isEnd) this.#worthless(hash, nowMs)
-      else this.#doubtedUntilMs.set(hash, nowMs + INTROSPECTOR_LAG_MAX_MS)
+      if (kind !== 'client change')
+        this.#worthless(hash, nowMs, ENDS_FOR_GOOD.has(kind) ? WORTHLESS_FOR_MS : ENDED_FOR_MS)
+      if (!ENDS_FOR_GOOD.has(kind)) this.#doubtedUntilMs.set(hash, nowMs + INTROSPECTOR_LAG_MAX_MS)
     }
   }
 
@@ -149,9 +152,9 @@ export class Tokens {
     throw new AppError('unavailable', 'The token was revoked or changed again and again while it was looked up.')
   }
 
-  #worthless(hash: string, nowMs: number): undefined {
+  #worthless(hash: string, nowMs: number, forMs = WORTHLESS_FOR_MS): undefined {
     this.#known.delete(hash)
-    this.#worthlessUntilMs.set(hash, nowMs + WORTHLESS_FOR_MS)
+    this.#worthlessUntilMs.set(hash, nowMs + forMs)
   }
 
   /** By what ends tokens once and for all. */

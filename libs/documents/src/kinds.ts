@@ -217,6 +217,7 @@ function certificateKeyFault({ x5c }: { readonly [member: string]: unknown }): s
 }
 
 const CERTIFICATE_AUTHENTICATION = new Set(['tls_client_auth', 'self_signed_tls_client_auth'])
+const SECRET_AUTHENTICATION = new Set(['client_secret_basic', 'client_secret_post'])
 const KEY_SET_AUTHENTICATION = new Set(['private_key_jwt', 'self_signed_tls_client_auth'])
 
 export const ClientSchema = document(
@@ -273,6 +274,8 @@ export const ClientSchema = document(
         grants.some((grant) => grant === 'client_credentials' || grant === 'token_exchange')
       )
         fault('authentication', 'a client without authentication cannot act for itself')
+      if (spec.introspects.length > 0 && !SECRET_AUTHENTICATION.has(authentication))
+        fault('introspects', 'needs authentication by secret: the introspection endpoint takes no other')
       if (KEY_SET_AUTHENTICATION.has(authentication) !== (spec.jwks !== undefined))
         fault('jwks', 'is for private_key_jwt and self_signed_tls_client_auth, and they need it')
       const keyFault = authentication === 'private_key_jwt' ? assertionKeyFault : certificateKeyFault

@@ -230,6 +230,11 @@ test('a Client’s fields fit together, or each fault says which go with which',
     [['client_credentials'], { certificateSubject: 'CN=shop' }, /certificateSubject: is for tls_client_auth/],
     [
       ['client_credentials'],
+      { authentication: 'tls_client_auth', certificateSubject: 'CN=shop', introspects: ['https://api.example'] },
+      /introspects: needs authentication by secret/,
+    ],
+    [
+      ['client_credentials'],
       { authentication: 'tls_client_auth', certificateSubject: '/O=Example/CN=shop' },
       /RFC 4514/,
     ],

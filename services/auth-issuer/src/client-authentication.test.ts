@@ -9,73 +9,40 @@ import { join } from 'node:path'
 import { after, before, test } from 'node:test'
 import { connect as connectTls } from 'node:tls'
 import { promisify } from 'node:util'
-import { create } from '@bufbuild/protobuf'
-import { connect } from '@nats-io/transport-node'
-import { type Bus, type Client, connectBus, provision } from '@tollward/bus'
-import { bucketContract } from '@tollward/contracts'
-import { StoredDocumentSchema } from '@tollward/contracts/document'
-import { IssuerService } from '@tollward/contracts/token'
-import { documentKey } from '@tollward/documents'
-import { createLog } from '@tollward/runtime'
-import { freePort, requires, startNatsServer, startService, temporaryDirectory } from '@tollward/testkit'
+import { freePort, requires } from '@tollward/testkit'
 import { CompactSign, calculateJwkThumbprint, exportJWK, generateKeyPair, type JWK, SignJWT } from 'jose'
-import { Registry } from 'prom-client'
+import { openTestIssuer, type TestIssuer } from './test-issuer.ts'
 
 const skip = await requires({ tools: ['nats-server', 'openssl'] })
 
 const resources = new AsyncDisposableStack()
 const run = promisify(execFile)
 
-let bus: Bus
-let rpc: Client<typeof IssuerService>
-let directory: string
-let issuerUrl: string
+let issuer: TestIssuer
 let mtlsUrl: string
 let otherUrl: string
 
 before(async () => {
   if (skip) return
-  const nats = resources.use(await startNatsServer())
-  const provisioner = await connect({ servers: nats.url })
-  await provision(provisioner)
-  await provisioner.close()
-  directory = resources.use(await temporaryDirectory('tollward-clients-')).path
-  await writeFile(join(directory, 'master-secret'), randomBytes(32).toString('base64url'), { mode: 0o600 })
+  issuer = resources.use(await openTestIssuer({ grants: ['client_credentials'], scopes: ['orders'] }))
   await authority('ca')
   await authority('other-ca')
   await certificate('server', 'ca', '/CN=auth', 'subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth')
-  const [port, mtlsPort, otherPort] = [await freePort(), await freePort(), await freePort()]
-  issuerUrl = `http://127.0.0.1:${port}`
+  const mtlsPort = await freePort()
   mtlsUrl = `https://127.0.0.1:${mtlsPort}`
-  otherUrl = `http://127.0.0.1:${otherPort}`
-  const env = {
-    TOLLWARD_NATS_URL: nats.url,
-    TOLLWARD_ISSUER_URL: issuerUrl,
-    TOLLWARD_MASTER_SECRET_FILE: join(directory, 'master-secret'),
-  }
-  const replicas = [
-    {
-      TOLLWARD_LISTEN_PORT: String(port),
-      TOLLWARD_MTLS_URL: mtlsUrl,
-      TOLLWARD_MTLS_LISTEN_PORT: String(mtlsPort),
-      TOLLWARD_MTLS_CERT_FILE: join(directory, 'server.pem'),
-      TOLLWARD_MTLS_KEY_FILE: join(directory, 'server.key'),
-      TOLLWARD_MTLS_CLIENT_CA_FILE: join(directory, 'ca.pem'),
-    },
-    { TOLLWARD_LISTEN_PORT: String(otherPort) },
-  ]
-  for (const replica of replicas) {
-    const ports = { TOLLWARD_HEALTH_PORT: String(await freePort()) }
-    resources.use(await startService('auth-issuer', { ...env, ...replica, ...ports }))
-  }
-  const log = createLog('test', 'silent')
-  bus = resources.use(await connectBus({ servers: nats.url, name: 'admin-api', log, registry: new Registry() }))
-  rpc = bus.client(IssuerService)
+  await issuer.replica({
+    TOLLWARD_MTLS_URL: mtlsUrl,
+    TOLLWARD_MTLS_LISTEN_PORT: String(mtlsPort),
+    TOLLWARD_MTLS_CERT_FILE: file('server.pem'),
+    TOLLWARD_MTLS_KEY_FILE: file('server.key'),
+    TOLLWARD_MTLS_CLIENT_CA_FILE: file('ca.pem'),
+  })
+  otherUrl = (await issuer.replica()).url
 })
 
 after(() => resources.disposeAsync())
 
-const file = (name: string) => join(directory, name)
+const file = (name: string) => join(issuer.directory, name)
 
 async function authority(name: string): Promise<void> {
   const subject = ['-subj', `/CN=${name}`, '-days', '2', '-addext', 'keyUsage=critical,keyCertSign']
@@ -84,29 +51,18 @@ async function authority(name: string): Promise<void> {
 }
 
 /** Makes name.key and name.pem, signed by an authority or, without one, by itself. */
-async function certificate(name: string, issuer: string | undefined, subject: string, extensions = '', days = '2') {
+async function certificate(name: string, caName: string | undefined, subject: string, extensions = '', days = '2') {
   const key = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes', '-keyout', file(`${name}.key`)]
-  if (issuer === undefined) {
+  if (caName === undefined) {
     await run('openssl', ['req', '-x509', ...key, '-subj', subject, '-days', days, '-out', file(`${name}.pem`)])
     return
   }
   await run('openssl', ['req', ...key, '-subj', subject, '-out', file(`${name}.csr`)])
   await writeFile(file(`${name}.ext`), extensions || 'extendedKeyUsage=clientAuth')
   const serial = `0x${randomBytes(8).toString('hex')}`
-  const signer = ['-CA', file(`${issuer}.pem`), '-CAkey', file(`${issuer}.key`), '-set_serial', serial]
+  const signer = ['-CA', file(`${caName}.pem`), '-CAkey', file(`${caName}.key`), '-set_serial', serial]
   const made = ['-in', file(`${name}.csr`), '-extfile', file(`${name}.ext`), '-days', days, '-out', file(`${name}.pem`)]
   await run('openssl', ['x509', '-req', ...signer, ...made])
-}
-
-async function apply(name: string, spec: Record<string, unknown>): Promise<void> {
-  const document = {
-    apiVersion: 'tollward.dev/v1',
-    kind: 'Client',
-    metadata: { name },
-    spec: { grants: ['client_credentials'], scopes: ['orders'], ...spec },
-  }
-  const value = create(StoredDocumentSchema, { format: 1, kind: 'Client', name, yaml: JSON.stringify(document) })
-  await bus.bucket(bucketContract(StoredDocumentSchema)).put(documentKey('Client', name), value)
 }
 
 interface Answer {
@@ -126,7 +82,7 @@ interface Call {
 
 /** A request of its own connection, with a certificate if one is named. */
 async function call(parameters: Record<string, string>, options: Call = {}): Promise<Answer> {
-  const { base = issuerUrl, path = '/token', method = 'POST', certificate: shown, headers = {} } = options
+  const { base = issuer.url, path = '/token', method = 'POST', certificate: shown, headers = {} } = options
   const tls = base.startsWith('https:') && {
     ca: await readFile(file('ca.pem')),
     ...(shown && { cert: await readFile(file(`${shown}.pem`)), key: await readFile(file(`${shown}.key`)) }),
@@ -174,7 +130,7 @@ async function assertionOf(
   claims: Record<string, unknown> = {},
   header: Record<string, unknown> = {},
 ): Promise<Record<string, string>> {
-  const whole = { iss: clientId, sub: clientId, aud: issuerUrl, jti: randomUUID(), exp: inSeconds(60), ...claims }
+  const whole = { iss: clientId, sub: clientId, aud: issuer.url, jti: randomUUID(), exp: inSeconds(60), ...claims }
   const given = Object.fromEntries(Object.entries(whole).filter(([, value]) => value !== undefined))
   const jwt = await new SignJWT(given).setProtectedHeader({ alg, ...header }).sign(privateKey)
   return { client_assertion_type: BEARER, client_assertion: jwt }
@@ -184,24 +140,24 @@ test('private_key_jwt: the client’s key is enough, with every algorithm that i
   for (const alg of ['ES256', 'EdDSA', 'Ed25519', 'RS256', 'PS256']) {
     const name = `assert-${alg.toLowerCase()}`
     const key = await signer(alg)
-    await apply(name, { authentication: 'private_key_jwt', jwks: { keys: [{ ...key.jwk, kid: 'one' }] } })
-    assert.equal((await rpc.replaceClientSecret({ clientId: name })).clientSecret, '', 'it has no secret')
+    await issuer.apply(name, { authentication: 'private_key_jwt', jwks: { keys: [{ ...key.jwk, kid: 'one' }] } })
+    assert.equal((await issuer.rpc.replaceClientSecret({ clientId: name })).clientSecret, '', 'it has no secret')
     const token = assertToken(await call(await assertionOf(name, key)))
     assertToken(await call(await assertionOf(name, key, {}, { kid: 'one' })))
-    assert.equal((await rpc.exchange({ token })).info?.clientId, name)
+    assert.equal((await issuer.rpc.exchange({ token })).info?.clientId, name)
   }
 })
 
 test('private_key_jwt: an assertion of another key, audience, client or time is refused', { skip }, async () => {
   const key = await signer('ES256')
   const name = 'asserting'
-  await apply(name, { authentication: 'private_key_jwt', jwks: { keys: [{ ...key.jwk, kid: 'one' }] } })
-  await apply('victim', { authentication: 'private_key_jwt', jwks: { keys: [(await signer('ES256')).jwk] } })
+  await issuer.apply(name, { authentication: 'private_key_jwt', jwks: { keys: [{ ...key.jwk, kid: 'one' }] } })
+  await issuer.apply('victim', { authentication: 'private_key_jwt', jwks: { keys: [(await signer('ES256')).jwk] } })
   assertToken(await call(await assertionOf(name, key)))
   const cases: [string, Record<string, unknown>][] = [
-    ['the token endpoint as audience', { aud: `${issuerUrl}/token` }],
+    ['the token endpoint as audience', { aud: `${issuer.url}/token` }],
     ['another issuer as audience', { aud: 'https://other.example' }],
-    ['another audience besides', { aud: [issuerUrl, 'https://other.example'] }],
+    ['another audience besides', { aud: [issuer.url, 'https://other.example'] }],
     ['no audience', { aud: undefined }],
     ['expired', { exp: inSeconds(-30) }],
     ['not yet valid', { nbf: inSeconds(120) }],
@@ -215,7 +171,7 @@ test('private_key_jwt: an assertion of another key, audience, client or time is 
   for (const [why, claims] of cases) assertRefused(await call(await assertionOf(name, key, claims)), why)
   assertRefused(await call(await assertionOf(name, await signer('ES256'))), 'another key')
   const small = smallRsa()
-  await apply('small', { authentication: 'private_key_jwt', jwks: { keys: [small.jwk] } })
+  await issuer.apply('small', { authentication: 'private_key_jwt', jwks: { keys: [small.jwk] } })
   assertRefused(
     await call({ client_assertion_type: BEARER, client_assertion: small.assertion }),
     'an RSA key of 1024 bits',
@@ -226,7 +182,7 @@ test('private_key_jwt: an assertion of another key, audience, client or time is 
 function smallRsa() {
   const { privateKey, publicKey } = generateKeyPairSync('rsa', { modulusLength: 1024 })
   const encode = (value: unknown) => Buffer.from(JSON.stringify(value)).toString('base64url')
-  const claims = { iss: 'small', sub: 'small', aud: issuerUrl, jti: randomUUID(), exp: inSeconds(60) }
+  const claims = { iss: 'small', sub: 'small', aud: issuer.url, jti: randomUUID(), exp: inSeconds(60) }
   const data = `${encode({ alg: 'RS256' })}.${encode(claims)}`
   const signature = sign('sha256', Buffer.from(data), privateKey).toString('base64url')
   return { jwk: publicKey.export({ format: 'jwk' }), assertion: `${data}.${signature}` }
@@ -235,8 +191,8 @@ function smallRsa() {
 test('private_key_jwt: no header makes another key, or none, good enough', { skip }, async () => {
   const name = 'confused'
   const [key, attacker] = [await signer('RS256'), await signer('RS256')]
-  await apply(name, { authentication: 'private_key_jwt', jwks: { keys: [{ ...key.jwk, kid: 'one' }] } })
-  const claims = { iss: name, sub: name, aud: issuerUrl, exp: inSeconds(60) }
+  await issuer.apply(name, { authentication: 'private_key_jwt', jwks: { keys: [{ ...key.jwk, kid: 'one' }] } })
+  const claims = { iss: name, sub: name, aud: issuer.url, exp: inSeconds(60) }
   const encode = (value: unknown) => Buffer.from(JSON.stringify(value)).toString('base64url')
   const assertion = (text: string) => ({ client_assertion_type: BEARER, client_assertion: text })
   for (const alg of ['none', 'None', 'NONE', '']) {
@@ -276,14 +232,14 @@ function rsaPem({ jwk }: Signer): string {
 
 test('an assertion is good once, on whichever replicas and however many at once', { skip }, async () => {
   const key = await signer('EdDSA')
-  await apply('once', { authentication: 'private_key_jwt', jwks: { keys: [key.jwk] } })
+  await issuer.apply('once', { authentication: 'private_key_jwt', jwks: { keys: [key.jwk] } })
   const used = await assertionOf('once', key)
   assertToken(await call(used))
   assertRefused(await call(used), 'the same again')
   assertRefused(await call(used, { base: otherUrl }), 'the same on another replica')
   for (let round = 0; round < 5; round++) {
     const contested = await assertionOf('once', key)
-    const bases = Array.from({ length: 16 }, (_, index) => (index % 2 === 0 ? issuerUrl : otherUrl))
+    const bases = Array.from({ length: 16 }, (_, index) => (index % 2 === 0 ? issuer.url : otherUrl))
     const answers = await Promise.all(bases.map((base) => call(contested, { base })))
     assert.equal(answers.filter(({ status }) => status === 200).length, 1)
     for (const answer of answers) if (answer.status !== 200) assertRefused(answer, 'at the same time')
@@ -292,16 +248,15 @@ test('an assertion is good once, on whichever replicas and however many at once'
 
 test('each client authenticates in its own way only', { skip }, async () => {
   const key = await signer('ES256')
-  await apply('by-key', { authentication: 'private_key_jwt', jwks: { keys: [key.jwk] } })
-  await apply('by-secret', {})
-  const { clientSecret } = await rpc.replaceClientSecret({ clientId: 'by-secret' })
+  await issuer.apply('by-key', { authentication: 'private_key_jwt', jwks: { keys: [key.jwk] } })
+  const clientSecret = await issuer.register('by-secret')
   assert.notEqual(clientSecret, '')
   assertRefused(await call({ client_id: 'by-key' }), 'without anything')
   assertRefused(await call({ client_id: 'by-key', client_secret: clientSecret }), 'a secret instead of a key')
   assertRefused(await call({ client_id: 'by-key', client_secret: '' }), 'an empty secret')
   assertRefused(await call({ client_id: 'by-secret' }), 'no secret')
   assertRefused(await call(await assertionOf('by-secret', key)), 'a key instead of a secret')
-  assert.equal((await rpc.authenticateClient({ clientId: 'by-key', clientSecret: '' })).authenticated, false)
+  assert.equal((await issuer.rpc.authenticateClient({ clientId: 'by-key', clientSecret: '' })).authenticated, false)
   const both = await call({ ...(await assertionOf('by-key', key)), client_id: 'by-key', client_secret: 'x' })
   assertRefused(both, 'two ways at once', 'invalid_request', 400)
   const mixed = await call({ ...(await assertionOf('by-key', key)), client_id: 'by-secret' })
@@ -310,31 +265,30 @@ test('each client authenticates in its own way only', { skip }, async () => {
 
 test('a client without secret ends and begins like any other; what it had as a secret is over', { skip }, async () => {
   const key = await signer('ES256')
-  await apply('changing', {})
-  const { clientSecret } = await rpc.replaceClientSecret({ clientId: 'changing' })
+  const clientSecret = await issuer.register('changing')
   const early = assertToken(await call({ client_id: 'changing', client_secret: clientSecret }))
-  await apply('changing', { authentication: 'private_key_jwt', jwks: { keys: [key.jwk] } })
-  assert.equal((await rpc.replaceClientSecret({ clientId: 'changing', onlyIfMissing: true })).clientSecret, '')
+  await issuer.apply('changing', { authentication: 'private_key_jwt', jwks: { keys: [key.jwk] } })
+  assert.equal((await issuer.rpc.replaceClientSecret({ clientId: 'changing', onlyIfMissing: true })).clientSecret, '')
   assertRefused(await call({ client_id: 'changing', client_secret: clientSecret }), 'the old secret')
-  assert.equal((await rpc.exchange({ token: early, pastCache: true })).info?.active, false)
+  assert.equal((await issuer.rpc.exchange({ token: early, pastCache: true })).info?.active, false)
   const token = assertToken(await call(await assertionOf('changing', key)))
-  assert.equal((await rpc.exchange({ token, pastCache: true })).info?.active, true)
-  assert.equal((await rpc.revoke({ target: { case: 'clientId', value: 'changing' } })).revoked, true)
-  assert.equal((await rpc.exchange({ token, pastCache: true })).info?.active, false)
+  assert.equal((await issuer.rpc.exchange({ token, pastCache: true })).info?.active, true)
+  assert.equal((await issuer.rpc.revoke({ target: { case: 'clientId', value: 'changing' } })).revoked, true)
+  assert.equal((await issuer.rpc.exchange({ token, pastCache: true })).info?.active, false)
   const later = assertToken(await call(await assertionOf('changing', key)))
-  await rpc.forgetClient({ clientId: 'changing' })
+  await issuer.rpc.forgetClient({ clientId: 'changing' })
   assertToken(await call(await assertionOf('changing', key)))
   assert.equal(
-    (await rpc.exchange({ token: later, pastCache: true })).info?.active,
+    (await issuer.rpc.exchange({ token: later, pastCache: true })).info?.active,
     false,
     'it was another client of this name',
   )
-  await apply('changing', {})
+  await issuer.apply('changing', {})
   assertRefused(await call({ client_id: 'changing', client_secret: clientSecret }), 'the secret of long ago')
 })
 
 test('tls_client_auth: a certificate of the authority with the exact subject, and no other', { skip }, async () => {
-  await apply('machine', { authentication: 'tls_client_auth', certificateSubject: 'CN=machine,O=Shop' })
+  await issuer.apply('machine', { authentication: 'tls_client_auth', certificateSubject: 'CN=machine,O=Shop' })
   await Promise.all([
     certificate('machine', 'ca', '/O=Shop/CN=machine'),
     certificate('longer', 'ca', '/C=CH/O=Shop/CN=machine'),
@@ -370,7 +324,7 @@ test('self_signed_tls_client_auth: the registered certificate, and no other', { 
   ])
   const der = (await readFile(file('own.pem'), 'utf8')).replace(/-----[^-]+-----|\s/g, '')
   const jwk = new X509Certificate(await readFile(file('own.pem'))).publicKey.export({ format: 'jwk' })
-  await apply('own', { authentication: 'self_signed_tls_client_auth', jwks: { keys: [{ ...jwk, x5c: [der] }] } })
+  await issuer.apply('own', { authentication: 'self_signed_tls_client_auth', jwks: { keys: [{ ...jwk, x5c: [der] }] } })
   assertToken(await call({ client_id: 'own' }, { base: mtlsUrl, certificate: 'own' }))
   for (const shown of ['own-again', 'verified']) {
     assertRefused(await call({ client_id: 'own' }, { base: mtlsUrl, certificate: shown }), shown)
@@ -425,15 +379,14 @@ interface ProofClaims {
 }
 
 async function proofOf(key: Signer, claims: ProofClaims = {}, header: Record<string, unknown> = {}): Promise<string> {
-  const whole = { htm: 'POST', htu: `${issuerUrl}/token`, jti: randomUUID(), iat: inSeconds(0), ...claims }
+  const whole = { htm: 'POST', htu: `${issuer.url}/token`, jti: randomUUID(), iat: inSeconds(0), ...claims }
   return await new SignJWT(whole as Record<string, string>)
     .setProtectedHeader({ alg: key.alg, typ: 'dpop+jwt', jwk: key.jwk, ...header })
     .sign(key.privateKey)
 }
 
 async function dpopClient(name: string) {
-  await apply(name, { senderConstraint: 'dpop' })
-  const { clientSecret } = await rpc.replaceClientSecret({ clientId: name })
+  const clientSecret = await issuer.register(name, { senderConstraint: 'dpop' })
   const ask = (proof?: string, base?: string) =>
     call(
       { client_id: name, client_secret: clientSecret },
@@ -451,7 +404,7 @@ test('DPoP: a token is bound to the key of a proof that has a nonce of ours', { 
   for (const alg of ['ES256', 'EdDSA', 'Ed25519']) {
     const key = await signer(alg)
     const token = assertToken(await ask(await proofOf(key, { nonce })), 'DPoP')
-    const info = (await rpc.exchange({ token })).info
+    const info = (await issuer.rpc.exchange({ token })).info
     assert.deepEqual(info?.confirmation?.method, { case: 'jkt', value: await calculateJwkThumbprint(key.jwk) })
   }
   assertRefused(await ask(), 'no proof', 'invalid_grant', 400)
@@ -465,7 +418,7 @@ test('DPoP: a proof for something else, of another time or of no key is refused'
   const invalid = 'invalid_dpop_proof'
   const cases: [string, ProofClaims][] = [
     ['another method', { htm: 'GET' }],
-    ['another address', { htu: `${issuerUrl}/token/revocation` }],
+    ['another address', { htu: `${issuer.url}/token/revocation` }],
     ['another host', { htu: 'http://evil.example/token' }],
     ['the other replica’s own address', { htu: `${otherUrl}/token` }],
     ['no address', { htu: undefined }],
@@ -482,7 +435,7 @@ test('DPoP: a proof for something else, of another time or of no key is refused'
   assertRefused(await ask(await proofOf(key, { nonce }, { typ: 'JWT' })), 'another type', invalid, 400)
   assertRefused(await ask(await proofOf(await signer('RS256'), { nonce })), 'an algorithm not offered', invalid, 400)
   const encode = (value: unknown) => Buffer.from(JSON.stringify(value)).toString('base64url')
-  const claims = { htm: 'POST', htu: `${issuerUrl}/token`, jti: randomUUID(), iat: inSeconds(0), nonce }
+  const claims = { htm: 'POST', htu: `${issuer.url}/token`, jti: randomUUID(), iat: inSeconds(0), nonce }
   const unsigned = `${encode({ alg: 'none', typ: 'dpop+jwt', jwk: key.jwk })}.${encode(claims)}.`
   assertRefused(await ask(unsigned), 'alg none', invalid, 400)
   const oct = { kty: 'oct', k: Buffer.alloc(32).toString('base64url') }
@@ -502,14 +455,14 @@ test('DPoP: a proof is good once, on whichever replica', { skip }, async () => {
   assertRefused(await ask(proof, otherUrl), 'the same on another replica', 'invalid_grant', 400)
   for (let round = 0; round < 5; round++) {
     const contested = await proofOf(key, { nonce })
-    const bases = Array.from({ length: 16 }, (_, index) => (index % 2 === 0 ? issuerUrl : otherUrl))
+    const bases = Array.from({ length: 16 }, (_, index) => (index % 2 === 0 ? issuer.url : otherUrl))
     const answers = await Promise.all(bases.map((base) => ask(contested, base)))
     assert.equal(answers.filter(({ status }) => status === 200).length, 1)
   }
 })
 
 test('a token of a client that is bound to its certificate has the certificate’s SHA-256', { skip }, async () => {
-  await apply('tied', {
+  await issuer.apply('tied', {
     authentication: 'tls_client_auth',
     certificateSubject: 'CN=tied',
     senderConstraint: 'certificate',
@@ -517,12 +470,12 @@ test('a token of a client that is bound to its certificate has the certificate�
   await certificate('tied', 'ca', '/CN=tied')
   const token = assertToken(await call({ client_id: 'tied' }, { base: mtlsUrl, certificate: 'tied' }))
   const thumbprint = hash('sha256', new X509Certificate(await readFile(file('tied.pem'))).raw, 'base64url')
-  const info = (await rpc.exchange({ token })).info
+  const info = (await issuer.rpc.exchange({ token })).info
   assert.deepEqual(info?.confirmation?.method, { case: 'x5tS256', value: thumbprint })
 })
 
 test('DPoP: a proof over the listener for certificates names the address of that listener', { skip }, async () => {
-  await apply('both', { authentication: 'tls_client_auth', certificateSubject: 'CN=both' })
+  await issuer.apply('both', { authentication: 'tls_client_auth', certificateSubject: 'CN=both' })
   await certificate('both', 'ca', '/CN=both')
   const key = await signer('ES256')
   const ask = async (htu: string, nonce?: string) => {
@@ -530,6 +483,6 @@ test('DPoP: a proof over the listener for certificates names the address of that
     return call({ client_id: 'both' }, { base: mtlsUrl, certificate: 'both', headers })
   }
   const nonce = String((await ask(`${mtlsUrl}/token`)).headers['dpop-nonce'])
-  assertRefused(await ask(`${issuerUrl}/token`, nonce), 'the other address', 'invalid_dpop_proof', 400)
+  assertRefused(await ask(`${issuer.url}/token`, nonce), 'the other address', 'invalid_dpop_proof', 400)
   assertToken(await ask(`${mtlsUrl}/token`, nonce), 'DPoP')
 })

@@ -1,39 +1,25 @@
 import assert from 'node:assert/strict'
 import { hash, randomBytes } from 'node:crypto'
-import { readdir, readFile, writeFile } from 'node:fs/promises'
-import { join } from 'node:path'
 import { after, before, test } from 'node:test'
 import { create } from '@bufbuild/protobuf'
 import { timestampFromMs } from '@bufbuild/protobuf/wkt'
-import { connect } from '@nats-io/transport-node'
-import { type Bus, type Client, connectBus, provision } from '@tollward/bus'
+import type { Client } from '@tollward/bus'
 import { bucketContract, contract } from '@tollward/contracts'
 import { PassActivatedSchema } from '@tollward/contracts/payment'
 import {
   ClientChangedSchema,
   ClientRevokedSchema,
-  IssuerService,
   RegistrationService,
   StoredClientSchema,
 } from '@tollward/contracts/token'
-import { createLog } from '@tollward/runtime'
-import {
-  eventually,
-  freePort,
-  type NatsServer,
-  requires,
-  type Service,
-  startNatsServer,
-  startService,
-  temporaryDirectory,
-} from '@tollward/testkit'
+import { eventually, requires } from '@tollward/testkit'
 import fc from 'fast-check'
 import * as oauth from 'oauth4webapi'
 import * as openid from 'openid-client'
-import { Registry } from 'prom-client'
 import { z } from 'zod'
 import { IDLE_LIFETIME_MS, PAID_LIFETIME_MS, UNUSED_LIFETIME_MS } from './domain/registration.ts'
 import { tokenHash } from './domain/token.ts'
+import { basic, filesOf, openTestIssuer, postForm, type Replica, type TestIssuer } from './test-issuer.ts'
 
 const skip = await requires({ tools: ['nats-server'] })
 
@@ -43,6 +29,8 @@ const SELF_REGISTRATION = {
   audience: ['https://api.example'],
   registrationsPerSourceAndHour: PER_SOURCE_AND_HOUR,
 }
+/** So that each test can come from sources of its own. */
+const TRUSTING = { TOLLWARD_TRUSTED_PROXIES: '127.0.0.1' }
 
 /** What the tests read of an answer. */
 const AnswerSchema = z.looseObject({
@@ -59,15 +47,11 @@ const AnswerSchema = z.looseObject({
 })
 type Body = Record<string, unknown>
 
-let nats: NatsServer
-let bus: Bus
-let issuer: Service
-let other: Service
+let issuer: TestIssuer
+let replicas: readonly [Replica, Replica]
 let url: string
 let otherUrl: string
 let closedUrl: string
-let env: Record<string, string>
-let rpc: Client<typeof IssuerService>
 let registrations: Client<typeof RegistrationService>
 const resources = new AsyncDisposableStack()
 const secretsSeen = new Set<string>()
@@ -75,42 +59,19 @@ let sources = 0
 
 before(async () => {
   if (skip) return
-  nats = resources.use(await startNatsServer())
-  const provisioner = await connect({ servers: nats.url })
-  await provision(provisioner)
-  await provisioner.close()
-  const { path } = resources.use(await temporaryDirectory('tollward-registration-'))
-  await writeFile(join(path, 'master-secret'), randomBytes(32).toString('base64url'), { mode: 0o600 })
-  const ports = [await freePort(), await freePort(), await freePort()] as const
-  url = `http://127.0.0.1:${ports[0]}`
-  otherUrl = `http://127.0.0.1:${ports[1]}`
-  closedUrl = `http://127.0.0.1:${ports[2]}`
-  env = {
-    TOLLWARD_NATS_URL: nats.url,
-    TOLLWARD_ISSUER_URL: url,
-    TOLLWARD_MASTER_SECRET_FILE: join(path, 'master-secret'),
-    // So that each test can come from sources of its own.
-    TOLLWARD_TRUSTED_PROXIES: '127.0.0.1',
-  }
-  const start = async (port: number, settings: Record<string, string>) =>
-    resources.use(
-      await startService('auth-issuer', {
-        ...env,
-        ...settings,
-        TOLLWARD_LISTEN_PORT: String(port),
-        TOLLWARD_HEALTH_PORT: String(await freePort()),
-      }),
-    )
-  const open = { TOLLWARD_SELF_REGISTRATION: JSON.stringify(SELF_REGISTRATION) }
-  ;[issuer, other] = await Promise.all([start(ports[0], open), start(ports[1], open)])
-  await start(ports[2], {})
-  const log = createLog('test', 'silent')
-  bus = resources.use(await connectBus({ servers: nats.url, name: 'admin-api', log, registry: new Registry() }))
-  rpc = bus.client(IssuerService)
-  registrations = bus.client(RegistrationService)
+  issuer = resources.use(await openTestIssuer({}))
+  replicas = await Promise.all([openReplica(SELF_REGISTRATION), openReplica(SELF_REGISTRATION)])
+  ;[url, otherUrl] = [replicas[0].url, replicas[1].url]
+  closedUrl = (await issuer.replica(TRUSTING)).url
+  registrations = issuer.bus.client(RegistrationService)
 })
 
 after(() => resources.disposeAsync())
+
+/** A replica at which anybody can register. */
+function openReplica(setting: object): Promise<Replica> {
+  return issuer.replica({ ...TRUSTING, TOLLWARD_SELF_REGISTRATION: JSON.stringify(setting) })
+}
 
 /** An address that no other test comes from. */
 function newSource(): string {
@@ -152,14 +113,11 @@ async function registered(body: Body = {}, sent: Sent & { base?: string } = {}) 
 }
 
 async function tokenRequest(clientId: string, secret: string, body: Record<string, string> = {}) {
-  const response = await fetch(`${url}/token`, {
-    method: 'POST',
-    headers: { authorization: `Basic ${Buffer.from(`${clientId}:${secret}`).toString('base64')}` },
-    body: new URLSearchParams({ grant_type: 'client_credentials', ...body }),
-  })
-  const answer = AnswerSchema.parse(await response.json())
+  const form = { grant_type: 'client_credentials', ...body }
+  const { status, text } = await postForm(`${url}/token`, form, basic(clientId, secret))
+  const answer = AnswerSchema.parse(JSON.parse(text))
   if (answer.access_token) secretsSeen.add(answer.access_token)
-  return { ...answer, status: response.status }
+  return { ...answer, status }
 }
 
 async function tokenOf(client: { client_id: string; client_secret: string }): Promise<string> {
@@ -169,7 +127,7 @@ async function tokenOf(client: { client_id: string; client_secret: string }): Pr
 }
 
 async function infoOf(token: string) {
-  const { info } = await rpc.exchange({ token })
+  const { info } = await issuer.rpc.exchange({ token })
   assert(info)
   return info
 }
@@ -266,7 +224,11 @@ test('a self-registered client gets tokens that say so, and nothing but what the
   )
   assert.equal((await tokenRequest(client.client_id, client.client_secret, { scope: 'tollward.admin' })).status, 400)
   const asked = { clientId: client.client_id, clientSecret: client.client_secret }
-  assert.equal((await rpc.authenticateClient(asked)).authenticated, false, 'it may ask nothing of other services')
+  assert.equal(
+    (await issuer.rpc.authenticateClient(asked)).authenticated,
+    false,
+    'it may ask nothing of other services',
+  )
   const excessive = [
     { grant_types: ['authorization_code'], redirect_uris: ['https://a.example/'] },
     { grant_types: ['urn:ietf:params:oauth:grant-type:token-exchange'] },
@@ -301,21 +263,11 @@ test('no more clients register themselves than may, however many come at once', 
   const { clients } = await registrations.listRegisteredClients({})
   const clientsMax = clients.filter(({ selfRegistered }) => selfRegistered).length + 3
   const setting = { ...SELF_REGISTRATION, clientsMax }
-  const start = async () => {
-    const port = await freePort()
-    const service = await startService('auth-issuer', {
-      ...env,
-      TOLLWARD_SELF_REGISTRATION: JSON.stringify(setting),
-      TOLLWARD_LISTEN_PORT: String(port),
-      TOLLWARD_HEALTH_PORT: String(await freePort()),
-    })
-    return { service, base: `http://127.0.0.1:${port}` }
-  }
-  const [one, two] = await Promise.all([start(), start()])
-  await using _one = one.service
-  await using _two = two.service
+  const [one, two] = await Promise.all([openReplica(setting), openReplica(setting)])
+  await using _one = one
+  await using _two = two
   const answers = await Promise.all(
-    Array.from({ length: 12 }, (_, index) => register({}, { base: (index % 2 === 0 ? one : two).base })),
+    Array.from({ length: 12 }, (_, index) => register({}, { base: (index % 2 === 0 ? one : two).url })),
   )
   const taken = answers.filter(({ status }) => status === 201)
   assert.equal(taken.length, 3)
@@ -323,16 +275,18 @@ test('no more clients register themselves than may, however many come at once', 
   const [first] = taken
   assert(first)
   await send(first.registration_client_uri, { method: 'DELETE', token: first.registration_access_token })
-  await eventually(async () => (await register({}, { base: one.base })).status === 201, { what: 'there is room again' })
+  await eventually(async () => (await register({}, { base: one.url })).status === 201, { what: 'there is room again' })
 })
 
 test('a registration is read, replaced and deleted with its token, which each update replaces', { skip }, async () => {
   const changed: string[] = []
   const revoked: string[] = []
-  await using _changes = await bus.follow(contract(ClientChangedSchema), 'now', ({ clientId }) =>
+  await using _changes = await issuer.bus.follow(contract(ClientChangedSchema), 'now', ({ clientId }) =>
     changed.push(clientId),
   )
-  await using _ends = await bus.follow(contract(ClientRevokedSchema), 'now', ({ clientId }) => revoked.push(clientId))
+  await using _ends = await issuer.bus.follow(contract(ClientRevokedSchema), 'now', ({ clientId }) =>
+    revoked.push(clientId),
+  )
   const token = await initialToken({
     scopes: ['orders', 'stock'],
     grants: ['client_credentials', 'authorization_code'],
@@ -423,7 +377,7 @@ test('an operator ends a registered client or its tokens alone', { skip }, async
   const client = await registered()
   const access = await tokenOf(client)
   const target = { case: 'clientId', value: client.client_id } as const
-  assert.equal((await rpc.revoke({ target, reason: 'misused' })).revoked, true)
+  assert.equal((await issuer.rpc.revoke({ target, reason: 'misused' })).revoked, true)
   assert.equal((await infoOf(access)).active, false)
   const newer = await tokenOf(client)
   assert.equal((await infoOf(newer)).active, true)
@@ -439,8 +393,10 @@ test('an operator ends a registered client or its tokens alone', { skip }, async
 
 test('an end that nobody was told of is told, and a deletion finished, at the next look', { skip }, async () => {
   const told: string[] = []
-  await using _ends = await bus.follow(contract(ClientRevokedSchema), 'now', ({ clientId }) => told.push(clientId))
-  const bucket = bus.bucket(bucketContract(StoredClientSchema))
+  await using _ends = await issuer.bus.follow(contract(ClientRevokedSchema), 'now', ({ clientId }) =>
+    told.push(clientId),
+  )
+  const bucket = issuer.bus.bucket(bucketContract(StoredClientSchema))
   for (const deleted of [false, true]) {
     const client = await registered()
     const key = keyOf(client.client_id)
@@ -474,7 +430,7 @@ test('a client may authenticate with keys of its own; then it gets no secret, an
 test('a self-registered client lapses soon if it is never used, later after its last token, and much later if it paid', {
   skip,
 }, async () => {
-  const bucket = bus.bucket(bucketContract(StoredClientSchema))
+  const bucket = issuer.bus.bucket(bucketContract(StoredClientSchema))
   const client = await registered()
   const lapsesIn = async () => {
     return ((await bucket.get(keyOf(client.client_id)))?.expiresAtMs ?? 0) - Date.now()
@@ -485,7 +441,7 @@ test('a self-registered client lapses soon if it is never used, later after its 
   await eventually(async () => (await lapsesIn()) > IDLE_LIFETIME_MS - 60_000, { what: 'the lapse is put off' })
   assert((await lapsesIn()) <= IDLE_LIFETIME_MS)
   const bought = { clientId: client.client_id, passId: 'p', plan: 'orders' }
-  await bus.publish(contract(PassActivatedSchema), create(PassActivatedSchema, bought))
+  await issuer.bus.publish(contract(PassActivatedSchema), create(PassActivatedSchema, bought))
   await eventually(async () => (await lapsesIn()) > PAID_LIFETIME_MS - 60_000, { what: 'what was paid for is kept' })
   const { registration_client_uri, registration_access_token: token, client_id } = client
   const body = { client_id, client_name: 'Buyer' }
@@ -520,7 +476,7 @@ test('malformed registrations get a JSON error and never a stack trace or a serv
 
 test('without the bus nothing is registered or managed; with it everything goes on', { skip }, async () => {
   const { registration_client_uri: uri, registration_access_token: token, client_id } = await registered()
-  await nats.stop()
+  await issuer.nats.stop()
   const requests = [
     register(),
     send(uri, { method: 'GET', token }),
@@ -531,7 +487,7 @@ test('without the bus nothing is registered or managed; with it everything goes 
     assert.deepEqual([status, error], [503, 'temporarily_unavailable'])
     assert(Number(headers.get('retry-after')) > 0)
   }
-  await nats.start()
+  await issuer.nats.start()
   await eventually(async () => (await send(uri, { method: 'GET', token })).status === 200, {
     what: 'it is there again',
   })
@@ -541,16 +497,12 @@ test('without the bus nothing is registered or managed; with it everything goes 
 test('secrets of registered clients are in the store and in logs only as hashes', { skip }, async () => {
   const client = await registered()
   await tokenOf(client)
-  await Promise.all([issuer.stop(), other.stop()])
-  await nats.stop()
-  const files = await readdir(nats.storeDir, { recursive: true, withFileTypes: true })
-  const contents = await Promise.all(
-    files.filter((file) => file.isFile()).map((file) => readFile(join(file.parentPath, file.name))),
-  )
-  const store = Buffer.concat(contents)
+  await Promise.all(replicas.map((replica) => replica.stop()))
+  await issuer.nats.stop()
+  const store = await filesOf(issuer.nats)
   assert(store.includes(Buffer.from(tokenHash(client.client_secret), 'hex')), 'the scan finds hashes')
   assert(store.includes(client.client_id), 'the scan finds values')
-  const log = [...issuer.lines, ...other.lines].join('\n')
+  const log = replicas.flatMap(({ lines }) => lines).join('\n')
   assert.match(log, /client registered/)
   assert(secretsSeen.size >= 3)
   for (const text of secretsSeen) {

@@ -1,163 +1,98 @@
 import assert from 'node:assert/strict'
 import { randomBytes } from 'node:crypto'
-import { readdir, readFile, writeFile } from 'node:fs/promises'
+import { writeFile } from 'node:fs/promises'
 import { request } from 'node:http'
 import { join } from 'node:path'
 import { after, before, test } from 'node:test'
-import { create } from '@bufbuild/protobuf'
 import { timestampMs } from '@bufbuild/protobuf/wkt'
-import { connect } from '@nats-io/transport-node'
-import { type Bus, type Client, connectBus, provision } from '@tollward/bus'
-import { bucketContract, contract } from '@tollward/contracts'
-import { StoredDocumentSchema } from '@tollward/contracts/document'
+import { contract } from '@tollward/contracts'
 import {
   ClientRevokedSchema,
-  IssuerService,
   TokenIssuedSchema,
   type TokenRevoked,
   TokenRevokedSchema,
 } from '@tollward/contracts/token'
-import { documentKey } from '@tollward/documents'
 import { AppError } from '@tollward/errors'
-import { createLog } from '@tollward/runtime'
-import {
-  eventually,
-  freePort,
-  type NatsServer,
-  requires,
-  type Service,
-  startNatsServer,
-  startService,
-  temporaryDirectory,
-} from '@tollward/testkit'
+import { eventually, requires } from '@tollward/testkit'
 import fc from 'fast-check'
 import { createRemoteJWKSet, jwtVerify } from 'jose'
 import * as oauth from 'oauth4webapi'
 import * as openid from 'openid-client'
-import { Registry } from 'prom-client'
 import { BODY_BYTES_MAX } from './adapters/provider.ts'
 import { tokenHash } from './domain/token.ts'
+import {
+  askForToken,
+  basic,
+  type ClientSpec,
+  filesOf,
+  openTestIssuer,
+  postForm,
+  type Replica,
+  type TestIssuer,
+  type TokenAnswer,
+} from './test-issuer.ts'
 
 const skip = await requires({ tools: ['nats-server'] })
 
 const OPERATOR_SECRET = randomBytes(32).toString('base64url')
 const MINUTES_10 = 600
 
-interface ClientSpec {
-  scopes?: string[]
-  audience?: string[]
-  authentication?: string
-  tokenLifetime?: string
-  introspects?: string[]
-  disabled?: boolean
-}
-
-let nats: NatsServer
-let bus: Bus
-let issuer: Service
-let issuerUrl: string
-let issuerEnv: Record<string, string>
-let rpc: Client<typeof IssuerService>
+let issuer: TestIssuer
+let first: Replica
+let settings: Record<string, string>
 const revoked: TokenRevoked[] = []
 const resources = new AsyncDisposableStack()
 const secretsSeen = new Set<string>([OPERATOR_SECRET])
 
 before(async () => {
   if (skip) return
-  nats = resources.use(await startNatsServer())
-  const provisioner = await connect({ servers: nats.url })
-  await provision(provisioner)
-  await provisioner.close()
-  const { path } = resources.use(await temporaryDirectory('tollward-issuer-'))
-  await writeFile(join(path, 'master-secret'), randomBytes(32).toString('base64url'), { mode: 0o600 })
+  issuer = resources.use(await openTestIssuer({ grants: ['client_credentials'] }))
   const operator = {
     clientId: 'operator',
     secretSha256: tokenHash(OPERATOR_SECRET),
     scopes: ['tollward.read', 'tollward.admin'],
   }
-  await writeFile(join(path, 'operator.json'), JSON.stringify(operator), { mode: 0o600 })
-  const port = await freePort()
-  issuerUrl = `http://127.0.0.1:${port}`
-  issuerEnv = {
-    TOLLWARD_NATS_URL: nats.url,
-    TOLLWARD_ISSUER_URL: issuerUrl,
-    TOLLWARD_MASTER_SECRET_FILE: join(path, 'master-secret'),
-    TOLLWARD_OPERATOR_CLIENT_FILE: join(path, 'operator.json'),
+  const operatorFile = join(issuer.directory, 'operator.json')
+  await writeFile(operatorFile, JSON.stringify(operator), { mode: 0o600 })
+  settings = {
+    TOLLWARD_OPERATOR_CLIENT_FILE: operatorFile,
     TOLLWARD_INTROSPECTION_URL: 'http://127.0.0.1:4010/introspect',
   }
-  issuer = resources.use(
-    await startService('auth-issuer', {
-      ...issuerEnv,
-      TOLLWARD_LISTEN_PORT: String(port),
-      TOLLWARD_HEALTH_PORT: String(await freePort()),
-    }),
-  )
-  const log = createLog('test', 'silent')
-  bus = resources.use(await connectBus({ servers: nats.url, name: 'admin-api', log, registry: new Registry() }))
-  rpc = bus.client(IssuerService)
-  resources.use(await bus.follow(contract(TokenRevokedSchema), 'beginning', (event) => revoked.push(event)))
+  first = await issuer.replica(settings)
+  resources.use(await issuer.bus.follow(contract(TokenRevokedSchema), 'beginning', (event) => revoked.push(event)))
 })
 
 after(() => resources.disposeAsync())
 
-async function apply(name: string, { scopes = [], audience = [], ...spec }: ClientSpec): Promise<void> {
-  const yaml = JSON.stringify({
-    apiVersion: 'tollward.dev/v1',
-    kind: 'Client',
-    metadata: { name },
-    spec: { grants: ['client_credentials'], scopes, audience, ...spec },
-  })
-  const value = create(StoredDocumentSchema, { format: 1, kind: 'Client', name, yaml })
-  await bus.bucket(bucketContract(StoredDocumentSchema)).put(documentKey('Client', name), value)
-}
-
 async function register(name: string, spec: ClientSpec): Promise<string> {
-  await apply(name, spec)
-  const { clientSecret } = await rpc.replaceClientSecret({ clientId: name })
+  const clientSecret = await issuer.register(name, spec)
   secretsSeen.add(clientSecret)
   return clientSecret
 }
 
-interface TokenAnswer {
-  status: number
-  access_token: string
-  scope?: string
-  expires_in?: number
-  error?: string
-  error_description?: string
-}
-
-async function post(path: string, clientId: string, secret: string, body: Record<string, string>, base = issuerUrl) {
-  const response = await fetch(base + path, {
-    method: 'POST',
-    headers: { authorization: `Basic ${Buffer.from(`${clientId}:${secret}`).toString('base64')}` },
-    body: new URLSearchParams(body),
-  })
-  const text = await response.text()
-  return { status: response.status, headers: response.headers, text }
+function post(path: string, clientId: string, secret: string, body: Record<string, string>, base = issuer.url) {
+  return postForm(base + path, body, basic(clientId, secret))
 }
 
 async function tokenRequest(
   clientId: string,
   secret: string,
   body: Record<string, string> = {},
-  base = issuerUrl,
+  base = issuer.url,
 ): Promise<TokenAnswer> {
-  const { status, text } = await post('/token', clientId, secret, { grant_type: 'client_credentials', ...body }, base)
-  const answer: Omit<TokenAnswer, 'status'> = JSON.parse(text)
+  const answer = await askForToken(base, { grant_type: 'client_credentials', ...body }, basic(clientId, secret))
   if (answer.access_token) secretsSeen.add(answer.access_token)
-  return { ...answer, status }
+  return answer
 }
 
-async function tokenOf(clientId: string, secret: string, base = issuerUrl): Promise<string> {
+async function tokenOf(clientId: string, secret: string, base = issuer.url): Promise<string> {
   const answer = await tokenRequest(clientId, secret, {}, base)
   assert.equal(answer.status, 200, JSON.stringify(answer))
   return answer.access_token
 }
 
 async function infoOf(token: string) {
-  const { info } = await rpc.exchange({ token, pastCache: true })
-  assert(info)
+  const info = await issuer.infoOf(token)
   if (info.internalToken) secretsSeen.add(info.internalToken)
   return info
 }
@@ -180,7 +115,7 @@ async function assertWorthNothing(token: string): Promise<void> {
 test('openid-client and oauth4webapi get a token by discovery and client credentials', { skip }, async () => {
   const secret = await register('conforming', { scopes: ['orders'], audience: ['https://api.example'] })
   for (const authentication of [openid.ClientSecretBasic(secret), openid.ClientSecretPost(secret)]) {
-    const config = await openid.discovery(new URL(issuerUrl), 'conforming', {}, authentication, {
+    const config = await openid.discovery(new URL(issuer.url), 'conforming', {}, authentication, {
       execute: [openid.allowInsecureRequests],
     })
     const tokens = await openid.clientCredentialsGrant(config, { scope: 'orders', resource: 'https://api.example' })
@@ -191,7 +126,7 @@ test('openid-client and oauth4webapi get a token by discovery and client credent
     await assertWorthNothing(tokens.access_token)
   }
   const insecure = { [oauth.allowInsecureRequests]: true }
-  const url = new URL(issuerUrl)
+  const url = new URL(issuer.url)
   const server = await oauth.processDiscoveryResponse(
     url,
     await oauth.discoveryRequest(url, { algorithm: 'oauth2', ...insecure }),
@@ -214,23 +149,23 @@ test('discovery advertises exactly what is offered, at the issuer’s address wh
 }, async () => {
   const text = await new Promise<string>((resolve, reject) => {
     const target = { headers: { host: 'evil.example', 'x-forwarded-host': 'evil.example' } }
-    const sent = request(`${issuerUrl}/.well-known/openid-configuration`, target, async (response) => {
+    const sent = request(`${issuer.url}/.well-known/openid-configuration`, target, async (response) => {
       resolve(Buffer.concat(await response.toArray()).toString())
     })
     sent.on('error', reject).end()
   })
   assert.deepEqual(JSON.parse(text), {
-    issuer: issuerUrl,
-    authorization_endpoint: `${issuerUrl}/auth`,
-    pushed_authorization_request_endpoint: `${issuerUrl}/request`,
-    device_authorization_endpoint: `${issuerUrl}/device/auth`,
-    token_endpoint: `${issuerUrl}/token`,
-    revocation_endpoint: `${issuerUrl}/token/revocation`,
+    issuer: issuer.url,
+    authorization_endpoint: `${issuer.url}/auth`,
+    pushed_authorization_request_endpoint: `${issuer.url}/request`,
+    device_authorization_endpoint: `${issuer.url}/device/auth`,
+    token_endpoint: `${issuer.url}/token`,
+    revocation_endpoint: `${issuer.url}/token/revocation`,
     introspection_endpoint: 'http://127.0.0.1:4010/introspect',
-    userinfo_endpoint: `${issuerUrl}/me`,
-    end_session_endpoint: `${issuerUrl}/session/end`,
-    registration_endpoint: `${issuerUrl}/reg`,
-    jwks_uri: `${issuerUrl}/jwks`,
+    userinfo_endpoint: `${issuer.url}/me`,
+    end_session_endpoint: `${issuer.url}/session/end`,
+    registration_endpoint: `${issuer.url}/reg`,
+    jwks_uri: `${issuer.url}/jwks`,
     grant_types_supported: [
       'authorization_code',
       'refresh_token',
@@ -251,14 +186,14 @@ test('discovery advertises exactly what is offered, at the issuer’s address wh
     dpop_signing_alg_values_supported: ['ES256', 'EdDSA', 'Ed25519'],
   })
   for (const path of ['/session/end/confirm', '/token/introspection', '/backchannel', '/nothing']) {
-    const response = await fetch(issuerUrl + path, { headers: { accept: 'text/html' } })
+    const response = await fetch(issuer.url + path, { headers: { accept: 'text/html' } })
     assert.equal(response.status, 404, path)
     assert.equal((JSON.parse(await response.text()) as { error: string }).error, 'not_found')
   }
 })
 
 test('the published keys have no private part', { skip }, async () => {
-  const { keys } = (await (await fetch(`${issuerUrl}/jwks`)).json()) as { keys: Record<string, string>[] }
+  const { keys } = (await (await fetch(`${issuer.url}/jwks`)).json()) as { keys: Record<string, string>[] }
   assert.deepEqual(
     keys.map((key) => Object.keys(key).sort().join(' ')),
     ['alg crv kid kty use x y', 'alg crv kid kty use x'],
@@ -271,7 +206,7 @@ test('a client works from the moment its document and secret exist, and no longe
   const secret = await register('sudden', { scopes: ['orders'] })
   const token = await tokenOf('sudden', secret)
   assert.equal((await infoOf(token)).active, true)
-  await apply('sudden', { scopes: ['orders'], disabled: true })
+  await issuer.apply('sudden', { scopes: ['orders'], disabled: true })
   await assertWorthNothing(token)
   const refused = async () => {
     const answer = await tokenRequest('sudden', secret)
@@ -283,7 +218,7 @@ test('a client works from the moment its document and secret exist, and no longe
 
 test('an unknown client, a wrong secret and a client without secret get the same answer', { skip }, async () => {
   await register('known', {})
-  await apply('secretless', {})
+  await issuer.apply('secretless', {})
   const answers = [
     await tokenRequest('known', 'wrong'),
     await tokenRequest('nobody', 'wrong'),
@@ -309,23 +244,23 @@ test('a scope beyond the document is refused, and without scope the token has th
   assert.equal((await tokenRequest('scoped', secret, { scope: 'stock' })).scope, 'stock')
   const all = await tokenRequest('scoped', secret)
   assert.equal(all.scope, 'orders stock')
-  await apply('scoped', { scopes: ['stock'] })
+  await issuer.apply('scoped', { scopes: ['stock'] })
   assert.deepEqual((await infoOf(all.access_token)).scopes, ['stock'], 'a scope that was taken away')
 })
 
 test('no document gives a scope of Tollward’s own; the operator’s file does', { skip }, async () => {
   const secret = await register('climber', { scopes: ['orders'] })
-  await apply('climber', { scopes: ['orders', 'tollward.admin'] })
+  await issuer.apply('climber', { scopes: ['orders', 'tollward.admin'] })
   await eventually(async () => (await tokenRequest('climber', secret)).error === 'invalid_client', {
     what: 'the whole document counts for nothing',
   })
   assert.equal((await tokenRequest('climber', secret, { scope: 'tollward.admin' })).error, 'invalid_client')
   await register('operator-like', {})
-  await apply('operator', { scopes: ['orders'] })
+  await issuer.apply('operator', { scopes: ['orders'] })
   const operator = await tokenRequest('operator', OPERATOR_SECRET, { scope: 'tollward.admin tollward.read' })
   assert.equal(operator.status, 200)
   assert.deepEqual((await infoOf(operator.access_token)).audience, ['urn:tollward:admin'])
-  await assert.rejects(rpc.replaceClientSecret({ clientId: 'operator' }), { code: 'failed_precondition' })
+  await assert.rejects(issuer.rpc.replaceClientSecret({ clientId: 'operator' }), { code: 'failed_precondition' })
 })
 
 test('audience and lifetime are the client’s; with several audiences a resource must be named', { skip }, async () => {
@@ -344,7 +279,7 @@ test('audience and lifetime are the client’s; with several audiences a resourc
   assert.deepEqual((await infoOf(named.access_token)).audience, ['https://b.example'])
   const foreign = await tokenRequest('two-audiences', two, { resource: 'https://c.example' })
   assert.equal(foreign.error, 'invalid_target')
-  await apply('two-audiences', { audience: ['https://a.example'] })
+  await issuer.apply('two-audiences', { audience: ['https://a.example'] })
   await assertWorthNothing(named.access_token)
 })
 
@@ -364,12 +299,12 @@ test('the internal token is an at+jwt that verifies against the published keys a
   assert.equal(first.tokenHash, tokenHash(token))
   assert.equal(first.clientId, 'exchanger')
   assert.equal(first.subject, 'exchanger')
-  const keys = createRemoteJWKSet(new URL(`${issuerUrl}/jwks`))
-  const checks = { issuer: issuerUrl, audience: 'https://api.example', typ: 'at+jwt', algorithms: ['ES256'] }
+  const keys = createRemoteJWKSet(new URL(`${issuer.url}/jwks`))
+  const checks = { issuer: issuer.url, audience: 'https://api.example', typ: 'at+jwt', algorithms: ['ES256'] }
   const { payload } = await jwtVerify(first.internalToken, keys, checks)
   const { iat, exp, jti, ...claims } = payload
   assert.deepEqual(claims, {
-    iss: issuerUrl,
+    iss: issuer.url,
     sub: 'exchanger',
     aud: 'https://api.example',
     client_id: 'exchanger',
@@ -416,24 +351,29 @@ test('Revoke ends a token by its hash, and every token of a client at once', { s
   const tokens = await Promise.all([1, 2, 3].map(() => tokenOf('revoked', secret)))
   const [first = '', second = '', third = ''] = tokens
   const hashed = { target: { case: 'tokenHash', value: tokenHash(first) }, reason: 'seen in a log' } as const
-  assert.equal((await rpc.revoke(hashed)).revoked, true)
-  assert.equal((await rpc.revoke(hashed)).revoked, false, 'it is revoked already')
+  assert.equal((await issuer.rpc.revoke(hashed)).revoked, true)
+  assert.equal((await issuer.rpc.revoke(hashed)).revoked, false, 'it is revoked already')
   await assertWorthNothing(first)
   assert.equal((await infoOf(second)).active, true)
 
   const clients: string[] = []
-  await using _events = await bus.follow(contract(ClientRevokedSchema), 'now', ({ clientId }) => clients.push(clientId))
-  assert.equal((await rpc.revoke({ target: { case: 'clientId', value: 'revoked' }, reason: 'stolen' })).revoked, true)
+  await using _events = await issuer.bus.follow(contract(ClientRevokedSchema), 'now', ({ clientId }) =>
+    clients.push(clientId),
+  )
+  assert.equal(
+    (await issuer.rpc.revoke({ target: { case: 'clientId', value: 'revoked' }, reason: 'stolen' })).revoked,
+    true,
+  )
   await assertWorthNothing(second)
   await assertWorthNothing(third)
   await eventually(() => clients.includes('revoked'), { what: 'the revocation of the client is announced' })
   assert.equal((await infoOf(await tokenOf('revoked', secret))).active, true, 'its secret still gets new tokens')
-  assert.equal((await rpc.revoke({ target: { case: 'clientId', value: 'nobody' } })).revoked, false)
-  await assert.rejects(rpc.revoke({ target: { case: 'tokenHash', value: 'xyz' } }), { code: 'invalid_argument' })
-  await assert.rejects(rpc.revoke({}), { code: 'invalid_argument' })
+  assert.equal((await issuer.rpc.revoke({ target: { case: 'clientId', value: 'nobody' } })).revoked, false)
+  await assert.rejects(issuer.rpc.revoke({ target: { case: 'tokenHash', value: 'xyz' } }), { code: 'invalid_argument' })
+  await assert.rejects(issuer.rpc.revoke({}), { code: 'invalid_argument' })
 
   const operator = await tokenOf('operator', OPERATOR_SECRET)
-  assert.equal((await rpc.revoke({ target: { case: 'clientId', value: 'operator' } })).revoked, true)
+  assert.equal((await issuer.rpc.revoke({ target: { case: 'clientId', value: 'operator' } })).revoked, true)
   await assertWorthNothing(operator)
 })
 
@@ -442,8 +382,8 @@ test('a new secret ends the old one and its tokens; a forgotten client’s token
 }, async () => {
   const old = await register('rotating', {})
   const token = await tokenOf('rotating', old)
-  assert.equal((await rpc.replaceClientSecret({ clientId: 'rotating', onlyIfMissing: true })).clientSecret, '')
-  const { clientSecret: secret } = await rpc.replaceClientSecret({ clientId: 'rotating' })
+  assert.equal((await issuer.rpc.replaceClientSecret({ clientId: 'rotating', onlyIfMissing: true })).clientSecret, '')
+  const { clientSecret: secret } = await issuer.rpc.replaceClientSecret({ clientId: 'rotating' })
   secretsSeen.add(secret)
   assert.equal(Buffer.from(secret, 'base64url').length, 32)
   await eventually(async () => (await tokenRequest('rotating', old)).status === 401, {
@@ -452,17 +392,17 @@ test('a new secret ends the old one and its tokens; a forgotten client’s token
   await assertWorthNothing(token)
   const newer = await tokenOf('rotating', secret)
 
-  await rpc.forgetClient({ clientId: 'rotating' })
+  await issuer.rpc.forgetClient({ clientId: 'rotating' })
   await eventually(async () => (await tokenRequest('rotating', secret)).status === 401, { what: 'it is unknown' })
   await register('rotating', {})
   await assertWorthNothing(newer)
-  await assert.rejects(rpc.replaceClientSecret({ clientId: 'never-applied' }), { code: 'not_found' })
+  await assert.rejects(issuer.rpc.replaceClientSecret({ clientId: 'never-applied' }), { code: 'not_found' })
 })
 
 test('of several first secrets asked for at once one is made', { skip }, async () => {
-  await apply('contested', {})
+  await issuer.apply('contested', {})
   const made = await Promise.all(
-    Array.from({ length: 8 }, () => rpc.replaceClientSecret({ clientId: 'contested', onlyIfMissing: true })),
+    Array.from({ length: 8 }, () => issuer.rpc.replaceClientSecret({ clientId: 'contested', onlyIfMissing: true })),
   )
   assert.equal(made.filter(({ clientSecret }) => clientSecret !== '').length, 1)
 })
@@ -470,21 +410,23 @@ test('of several first secrets asked for at once one is made', { skip }, async (
 test('AuthenticateClient says yes to the client’s secret only', { skip }, async () => {
   const secret = await register('asker', {})
   const ask = async (clientId: string, clientSecret: string) =>
-    (await rpc.authenticateClient({ clientId, clientSecret })).authenticated
+    (await issuer.rpc.authenticateClient({ clientId, clientSecret })).authenticated
   assert.equal(await ask('asker', secret), true)
   assert.equal(await ask('asker', `${secret}x`), false)
   assert.equal(await ask('asker', ''), false)
   assert.equal(await ask('nobody', secret), false)
   assert.equal(await ask('', ''), false)
-  await apply('asker', { introspects: ['orders-api'] })
-  const { introspects } = await rpc.authenticateClient({ clientId: 'asker', clientSecret: secret })
+  await issuer.apply('asker', { introspects: ['orders-api'] })
+  const { introspects } = await issuer.rpc.authenticateClient({ clientId: 'asker', clientSecret: secret })
   assert.deepEqual(introspects, ['orders-api'])
 })
 
 test('an issued token is announced by its hash', { skip }, async () => {
   const secret = await register('announced', { scopes: ['orders'] })
   const hashes: string[] = []
-  await using _events = await bus.follow(contract(TokenIssuedSchema), 'now', (event) => hashes.push(event.tokenHash))
+  await using _events = await issuer.bus.follow(contract(TokenIssuedSchema), 'now', (event) =>
+    hashes.push(event.tokenHash),
+  )
   const token = await tokenOf('announced', secret)
   await eventually(() => hashes.includes(tokenHash(token)), { what: 'the token is announced' })
 })
@@ -510,7 +452,7 @@ test('malformed requests get a JSON error and never a stack trace or a server er
         typeof content === 'string'
           ? content
           : new URLSearchParams(Array.isArray(content) ? content : Object.entries(content)).toString()
-      const response = await fetch(issuerUrl + path, { method: 'POST', headers: head, body })
+      const response = await fetch(issuer.url + path, { method: 'POST', headers: head, body })
       const text = await response.text()
       assert(response.status >= 400 && response.status < 500, `${response.status} ${text}`)
       const { error } = JSON.parse(text) as { error?: unknown }
@@ -524,11 +466,11 @@ test('malformed requests get a JSON error and never a stack trace or a server er
 test('an oversized body is refused with a clear error, whether its length is told or not', { skip }, async () => {
   const big = `grant_type=client_credentials&x=${'y'.repeat(BODY_BYTES_MAX)}`
   const contentType = { 'content-type': 'application/x-www-form-urlencoded' }
-  const told = await fetch(`${issuerUrl}/token`, { method: 'POST', headers: contentType, body: big })
+  const told = await fetch(`${issuer.url}/token`, { method: 'POST', headers: contentType, body: big })
   assert.equal(told.status, 413)
   assert.match(await told.text(), /at most 16384 bytes/)
   const stream = new Blob([big.repeat(5)]).stream()
-  const untold = await fetch(`${issuerUrl}/token`, {
+  const untold = await fetch(`${issuer.url}/token`, {
     method: 'POST',
     headers: contentType,
     body: stream,
@@ -539,21 +481,15 @@ test('an oversized body is refused with a clear error, whether its length is tol
 })
 
 test('two replicas share clients, tokens and revocations', { skip }, async () => {
-  const port = await freePort()
-  await using _second = await startService('auth-issuer', {
-    ...issuerEnv,
-    TOLLWARD_LISTEN_PORT: String(port),
-    TOLLWARD_HEALTH_PORT: String(await freePort()),
-  })
-  const otherUrl = `http://127.0.0.1:${port}`
+  await using second = await issuer.replica(settings)
   const secret = await register('roaming', {})
-  const [here, there] = [await tokenOf('roaming', secret), await tokenOf('roaming', secret, otherUrl)]
+  const [here, there] = [await tokenOf('roaming', secret), await tokenOf('roaming', secret, second.url)]
   // The queue group hands each call to either replica.
   for (let round = 0; round < 8; round++) {
     assert.equal((await infoOf(here)).active, true)
     assert.equal((await infoOf(there)).active, true)
   }
-  assert.equal((await post('/token/revocation', 'roaming', secret, { token: here }, otherUrl)).status, 200)
+  assert.equal((await post('/token/revocation', 'roaming', secret, { token: here }, second.url)).status, 200)
   assert.equal((await post('/token/revocation', 'roaming', secret, { token: there })).status, 200)
   for (let round = 0; round < 8; round++) {
     await assertWorthNothing(here)
@@ -566,19 +502,19 @@ test('without the bus requests get 503 and no token is worth anything; with it e
 }, async () => {
   const secret = await register('patient', {})
   const token = await tokenOf('patient', secret)
-  await nats.stop()
-  await assert.rejects(rpc.exchange({ token }), (error) => error instanceof AppError)
+  await issuer.nats.stop()
+  await assert.rejects(issuer.rpc.exchange({ token }), (error) => error instanceof AppError)
   const answer = await post('/token', 'patient', secret, { grant_type: 'client_credentials' })
   assert.equal(answer.status, 503, answer.text)
   assert.equal((JSON.parse(answer.text) as { error: string }).error, 'temporarily_unavailable')
   assert.equal(answer.headers.get('retry-after'), '1')
   assert.equal((await post('/token/revocation', 'patient', secret, { token })).status, 503)
-  await eventually(async () => (await fetch(`${issuer.healthUrl}/healthz/ready`)).status === 503, {
+  await eventually(async () => (await fetch(`${first.healthUrl}/healthz/ready`)).status === 503, {
     what: 'the issuer is not ready',
   })
-  await nats.start()
-  await eventually(async () => (await fetch(`${issuer.healthUrl}/healthz/ready`)).ok, { what: 'the issuer is ready' })
-  await eventually(() => bus.connected, { what: 'the test is connected' })
+  await issuer.nats.start()
+  await eventually(async () => (await fetch(`${first.healthUrl}/healthz/ready`)).ok, { what: 'the issuer is ready' })
+  await eventually(() => issuer.bus.connected, { what: 'the test is connected' })
   assert.equal((await infoOf(token)).active, true)
   assert.equal((await tokenRequest('patient', secret)).status, 200)
 })
@@ -587,16 +523,12 @@ test('no token, secret or internal token is in the store or in the log; their ha
   const secret = await register('traced', { scopes: ['orders'] })
   const token = await tokenOf('traced', secret)
   assert.equal((await infoOf(token)).active, true)
-  assert.equal((await issuer.stop()) === 0, true)
-  await nats.stop()
-  const files = await readdir(nats.storeDir, { recursive: true, withFileTypes: true })
-  const contents = await Promise.all(
-    files.filter((file) => file.isFile()).map((file) => readFile(join(file.parentPath, file.name))),
-  )
-  const store = Buffer.concat(contents)
+  assert.equal((await first.stop()) === 0, true)
+  await issuer.nats.stop()
+  const store = await filesOf(issuer.nats)
   assert(store.includes(Buffer.from(tokenHash(token), 'hex').toString('base64url')), 'the scan finds keys')
   assert(store.includes('"clientId":"traced"'), 'the scan finds values')
-  const log = issuer.lines.join('\n')
+  const log = first.lines.join('\n')
   assert.match(log, /"ready"/)
   assert(secretsSeen.size >= 4)
   for (const text of secretsSeen) {

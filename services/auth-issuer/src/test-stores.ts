@@ -1,22 +1,16 @@
-import { randomBytes } from 'node:crypto'
-import { writeFile } from 'node:fs/promises'
-import { join } from 'node:path'
-import { create } from '@bufbuild/protobuf'
-import { connect } from '@nats-io/transport-node'
-import { type Bus, connectBus, provision } from '@tollward/bus'
-import { bucketContract } from '@tollward/contracts'
-import { StoredDocumentSchema } from '@tollward/contracts/document'
-import { documentKey } from '@tollward/documents'
+import type { Bus } from '@tollward/bus'
 import { createLog } from '@tollward/runtime'
-import { type NatsServer, startNatsServer, temporaryDirectory } from '@tollward/testkit'
+import type { NatsServer } from '@tollward/testkit'
 import type { Adapter } from 'oidc-provider'
 import { Registry } from 'prom-client'
 import { openClients } from './adapters/clients.ts'
 import type { Accounts } from './adapters/grants.ts'
-import { type MasterSecret, readMasterSecret } from './adapters/master-secret.ts'
+import { readMasterSecret } from './adapters/master-secret.ts'
 import { oidcAdapters } from './adapters/oidc-adapter.ts'
 import { openStores, type Stores } from './adapters/stores.ts'
 import { issuerMetrics } from './metrics.ts'
+import { applyClient, startTestBus } from './test-issuer.ts'
+import { CODE_CLIENT } from './test-person.ts'
 
 const log = createLog('test', 'silent')
 
@@ -37,14 +31,8 @@ export interface TestStores extends AsyncDisposable {
 
 export async function startTestStores(): Promise<TestStores> {
   const resources = new AsyncDisposableStack()
-  const nats = resources.use(await startNatsServer())
-  const provisioner = await connect({ servers: nats.url })
-  await provision(provisioner)
-  await provisioner.close()
-  const { path } = resources.use(await temporaryDirectory('tollward-stores-'))
-  const secretFile = join(path, 'master-secret')
-  await writeFile(secretFile, randomBytes(32).toString('base64url'), { mode: 0o600 })
-  const masterSecret: MasterSecret = readMasterSecret(secretFile)
+  const { nats, masterSecretFile, connected } = resources.use(await startTestBus())
+  const masterSecret = readMasterSecret(masterSecretFile)
   const people = new Map<string, { generation: string; enabled: boolean }>()
   const accounts: Accounts = {
     find: async (subject) => people.get(subject),
@@ -54,8 +42,6 @@ export async function startTestStores(): Promise<TestStores> {
       return person !== undefined
     },
   }
-  const connected = async () =>
-    resources.use(await connectBus({ servers: nats.url, name: 'auth-issuer', log, registry: new Registry() }))
   const admin = await connected()
   return {
     nats,
@@ -67,22 +53,7 @@ export async function startTestStores(): Promise<TestStores> {
       const stores = openStores({ bus, masterSecret, clients, accounts, metrics })
       return { ...stores, adapter: oidcAdapters(stores) }
     },
-    apply: async (name, spec = {}) => {
-      const yaml = JSON.stringify({
-        apiVersion: 'tollward.dev/v1',
-        kind: 'Client',
-        metadata: { name },
-        spec: {
-          grants: ['authorization_code', 'refresh_token'],
-          redirectUris: ['http://127.0.0.1/callback'],
-          authentication: 'none',
-          scopes: ['orders'],
-          ...spec,
-        },
-      })
-      const value = create(StoredDocumentSchema, { format: 1, kind: 'Client', name, yaml })
-      await admin.bucket(bucketContract(StoredDocumentSchema)).put(documentKey('Client', name), value)
-    },
+    apply: (name, spec = {}) => applyClient(admin, name, { ...CODE_CLIENT, ...spec }),
     [Symbol.asyncDispose]: () => resources.disposeAsync(),
   }
 }

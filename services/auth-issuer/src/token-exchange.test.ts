@@ -1,21 +1,10 @@
 import assert from 'node:assert/strict'
 import { randomBytes } from 'node:crypto'
-import { writeFile } from 'node:fs/promises'
-import { join } from 'node:path'
 import { after, before, test } from 'node:test'
-import { create } from '@bufbuild/protobuf'
-import { connect } from '@nats-io/transport-node'
-import { type Bus, type Client, connectBus, provision } from '@tollward/bus'
-import { bucketContract } from '@tollward/contracts'
-import { StoredDocumentSchema } from '@tollward/contracts/document'
-import { IssuerService } from '@tollward/contracts/token'
-import { documentKey } from '@tollward/documents'
-import { createLog } from '@tollward/runtime'
-import { freePort, requires, startNatsServer, startService, temporaryDirectory } from '@tollward/testkit'
+import { requires } from '@tollward/testkit'
 import { createRemoteJWKSet, jwtVerify } from 'jose'
 import * as openid from 'openid-client'
-import { Registry } from 'prom-client'
-import { z } from 'zod'
+import { askForToken, basic, type ClientSpec, openTestIssuer, type TestIssuer } from './test-issuer.ts'
 
 const skip = await requires({ tools: ['nats-server'] })
 
@@ -23,42 +12,15 @@ const GRANT = 'urn:ietf:params:oauth:grant-type:token-exchange'
 const ACCESS_TOKEN = 'urn:ietf:params:oauth:token-type:access_token'
 const JWT = 'urn:ietf:params:oauth:token-type:jwt'
 
-const AnswerSchema = z.looseObject({
-  access_token: z.string().default(''),
-  token_type: z.string().optional(),
-  expires_in: z.number().optional(),
-  error: z.string().optional(),
-})
-
-let bus: Bus
-let url: string
-let rpc: Client<typeof IssuerService>
+let issuer: TestIssuer
 /** Secrets by client. */
 const secrets = new Map<string, string>()
 const resources = new AsyncDisposableStack()
 
 before(async () => {
   if (skip) return
-  const nats = resources.use(await startNatsServer())
-  const provisioner = await connect({ servers: nats.url })
-  await provision(provisioner)
-  await provisioner.close()
-  const { path } = resources.use(await temporaryDirectory('tollward-exchange-'))
-  await writeFile(join(path, 'master-secret'), randomBytes(32).toString('base64url'), { mode: 0o600 })
-  const port = await freePort()
-  url = `http://127.0.0.1:${port}`
-  resources.use(
-    await startService('auth-issuer', {
-      TOLLWARD_NATS_URL: nats.url,
-      TOLLWARD_ISSUER_URL: url,
-      TOLLWARD_MASTER_SECRET_FILE: join(path, 'master-secret'),
-      TOLLWARD_LISTEN_PORT: String(port),
-      TOLLWARD_HEALTH_PORT: String(await freePort()),
-    }),
-  )
-  const log = createLog('test', 'silent')
-  bus = resources.use(await connectBus({ servers: nats.url, name: 'admin-api', log, registry: new Registry() }))
-  rpc = bus.client(IssuerService)
+  issuer = resources.use(await openTestIssuer({ grants: ['client_credentials'] }))
+  await issuer.replica()
   await client('app', { scopes: ['orders', 'stock'], audience: ['https://orders.example', 'https://stock.example'] })
   await client('orders-api', {
     grants: ['client_credentials', 'token_exchange'],
@@ -69,26 +31,12 @@ before(async () => {
 
 after(() => resources.disposeAsync())
 
-async function apply(name: string, spec: Record<string, unknown>): Promise<void> {
-  const document = { apiVersion: 'tollward.dev/v1', kind: 'Client', metadata: { name } }
-  const yaml = JSON.stringify({ ...document, spec: { grants: ['client_credentials'], ...spec } })
-  const value = create(StoredDocumentSchema, { format: 1, kind: 'Client', name, yaml })
-  await bus.bucket(bucketContract(StoredDocumentSchema)).put(documentKey('Client', name), value)
+async function client(name: string, spec: ClientSpec): Promise<void> {
+  secrets.set(name, await issuer.register(name, spec))
 }
 
-async function client(name: string, spec: Record<string, unknown>): Promise<void> {
-  await apply(name, spec)
-  secrets.set(name, (await rpc.replaceClientSecret({ clientId: name })).clientSecret)
-}
-
-async function post(name: string, parameters: [string, string][]) {
-  const credentials = Buffer.from(`${name}:${secrets.get(name)}`).toString('base64')
-  const response = await fetch(`${url}/token`, {
-    method: 'POST',
-    headers: { authorization: `Basic ${credentials}` },
-    body: new URLSearchParams(parameters),
-  })
-  return { ...AnswerSchema.parse(await response.json()), status: response.status }
+function post(name: string, parameters: [string, string][]) {
+  return askForToken(issuer.url, parameters, basic(name, secrets.get(name)))
 }
 
 /** A token of the client `app` for its API of orders. */
@@ -112,8 +60,8 @@ function exchange(token: string, parameters: [string, string][] = [], name = 'or
 }
 
 async function claimsOf(token: string) {
-  const keys = createRemoteJWKSet(new URL(`${url}/jwks`))
-  return (await jwtVerify(token, keys, { issuer: url, typ: 'at+jwt', algorithms: ['ES256'] })).payload
+  const keys = createRemoteJWKSet(new URL(`${issuer.url}/jwks`))
+  return (await jwtVerify(token, keys, { issuer: issuer.url, typ: 'at+jwt', algorithms: ['ES256'] })).payload
 }
 
 test('a service gets an internal token for its caller’s, with the caller as subject and itself as actor', {
@@ -124,7 +72,7 @@ test('a service gets an internal token for its caller’s, with the caller as su
   assert.deepEqual(answer, { issued_token_type: ACCESS_TOKEN, token_type: 'Bearer', scope: 'orders stock' })
   const { iat, exp, jti, origin, ...claims } = await claimsOf(access_token)
   assert.deepEqual(claims, {
-    iss: url,
+    iss: issuer.url,
     sub: 'app',
     client_id: 'app',
     aud: 'https://orders.example',
@@ -139,13 +87,11 @@ test('a service gets an internal token for its caller’s, with the caller as su
 
 test('openid-client exchanges a token and asks for less', { skip }, async () => {
   const config = await openid.discovery(
-    new URL(url),
+    new URL(issuer.url),
     'orders-api',
     {},
     openid.ClientSecretBasic(secrets.get('orders-api')),
-    {
-      execute: [openid.allowInsecureRequests],
-    },
+    { execute: [openid.allowInsecureRequests] },
   )
   assert(config.serverMetadata().grant_types_supported?.includes(GRANT))
   const tokens = await openid.genericGrantRequest(config, GRANT, {
@@ -186,7 +132,7 @@ test('a subject token that is not live, not ours or of another type is refused',
     assert.equal((await exchange(token)).error, 'invalid_request')
   }
   const revoked = await subjectToken()
-  await rpc.revoke({ target: { case: 'token', value: revoked } })
+  await issuer.rpc.revoke({ target: { case: 'token', value: revoked } })
   assert.equal((await exchange(revoked)).error, 'invalid_request')
   const wrong: [string, string][][] = [
     [['subject_token_type', JWT]],
@@ -220,7 +166,7 @@ test('only a client whose document says so exchanges, authenticated', { skip }, 
   assert.equal((await exchange(token, [], 'unknown')).status, 401)
   await client('former', { grants: ['client_credentials', 'token_exchange'], audience: ['https://orders.example'] })
   assert.equal((await exchange(token, [], 'former')).status, 200)
-  await apply('former', { audience: ['https://orders.example'] })
+  await issuer.apply('former', { audience: ['https://orders.example'] })
   assert.equal((await exchange(token, [], 'former')).status, 400)
 })
 
@@ -231,14 +177,14 @@ test('what was exchanged lives no longer than its origin, and is worth nothing o
   const origin = (await post('brief', [['grant_type', 'client_credentials']])).access_token
   const { access_token, expires_in } = await exchange(origin)
   assert(expires_in !== undefined && expires_in <= 20)
-  const active = async () => (await rpc.exchange({ token: access_token, acceptInternal: true })).info?.active
+  const active = async () => (await issuer.rpc.exchange({ token: access_token, acceptInternal: true })).info?.active
   assert.equal(await active(), true)
-  await rpc.revoke({ target: { case: 'token', value: origin } })
+  await issuer.rpc.revoke({ target: { case: 'token', value: origin } })
   assert.equal(await active(), false)
 })
 
 test('a bound token stays bound when it is exchanged', { skip }, async () => {
-  const config = await openid.discovery(new URL(url), 'app', {}, openid.ClientSecretBasic(secrets.get('app')), {
+  const config = await openid.discovery(new URL(issuer.url), 'app', {}, openid.ClientSecretBasic(secrets.get('app')), {
     execute: [openid.allowInsecureRequests],
   })
   const DPoP = openid.getDPoPHandle(config, await openid.randomDPoPKeyPair('ES256'))

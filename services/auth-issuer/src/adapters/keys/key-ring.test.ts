@@ -3,27 +3,16 @@ import { randomBytes } from 'node:crypto'
 import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { test } from 'node:test'
-import { create } from '@bufbuild/protobuf'
-import { connect } from '@nats-io/transport-node'
-import { type Bus, connectBus, provision } from '@tollward/bus'
-import { bucketContract, contract } from '@tollward/contracts'
-import { StoredDocumentSchema } from '@tollward/contracts/document'
-import { IssuerService, KeyChange, KeyRotatedSchema, KeyService } from '@tollward/contracts/token'
-import { documentKey } from '@tollward/documents'
+import type { Bus } from '@tollward/bus'
+import { contract } from '@tollward/contracts'
+import { KeyChange, KeyRotatedSchema, KeyService } from '@tollward/contracts/token'
 import { createLog } from '@tollward/runtime'
-import {
-  eventually,
-  freePort,
-  type NatsServer,
-  requires,
-  startNatsServer,
-  startService,
-  temporaryDirectory,
-} from '@tollward/testkit'
+import { eventually, type NatsServer, requires } from '@tollward/testkit'
 import { createLocalJWKSet, decodeProtectedHeader, type JSONWebKeySet, jwtVerify } from 'jose'
 import { Registry } from 'prom-client'
 import { KEY_ALGORITHMS, lineOf } from '../../domain/key-ring.ts'
 import { issuerMetrics } from '../../metrics.ts'
+import { openTestIssuer, startTestBus } from '../../test-issuer.ts'
 import { readMasterSecret } from '../master-secret.ts'
 import { type KeyRing, openKeyRing } from './key-ring.ts'
 import type { PrivateJwk } from './stored-key.ts'
@@ -64,17 +53,10 @@ const [secret, laterSecret] = [randomBytes(32).toString('base64url'), randomByte
 
 async function openSite(): Promise<Site> {
   const resources = new AsyncDisposableStack()
-  const nats = resources.use(await startNatsServer())
-  const provisioner = await connect({ servers: nats.url })
-  await provision(provisioner)
-  await provisioner.close()
-  const { path } = resources.use(await temporaryDirectory('tollward-keys-'))
-  const log = createLog('test', 'silent')
-  const connected = async () =>
-    resources.use(await connectBus({ servers: nats.url, name: 'auth-issuer', log, registry: new Registry() }))
+  const { nats, directory, connected } = resources.use(await startTestBus())
   const bus = await connected()
   const secretFile = async (...lines: string[]) => {
-    const file = join(path, randomBytes(8).toString('hex'))
+    const file = join(directory, randomBytes(8).toString('hex'))
     await writeFile(file, lines.join('\n'), { mode: 0o600 })
     return file
   }
@@ -90,7 +72,7 @@ async function openSite(): Promise<Site> {
         maxAgeMs: options.maxAgeMs ?? MAX_AGE_MS,
         retentionMs: options.retentionMs ?? LONG_MS,
         metrics: issuerMetrics(new Registry()),
-        log,
+        log: createLog('test', 'silent'),
       })
       return resources.use(ring)
     },
@@ -315,28 +297,11 @@ test('without the bus the keys stay in use, copies of them may not be kept, and 
 test('under load no request fails while the keys turn, and every token verifies with the keys that were kept', {
   skip,
 }, async () => {
-  await using site = await openSite()
-  await using services = new AsyncDisposableStack()
-  const urls: string[] = []
-  for (const _replica of [1, 2]) {
-    const port = await freePort()
-    urls.push(`http://127.0.0.1:${port}`)
-    const env = {
-      TOLLWARD_NATS_URL: site.nats.url,
-      TOLLWARD_ISSUER_URL: urls[0] ?? '',
-      TOLLWARD_LISTEN_PORT: String(port),
-      TOLLWARD_HEALTH_PORT: String(await freePort()),
-      TOLLWARD_MASTER_SECRET_FILE: await site.secretFile(secret),
-      TOLLWARD_JWKS_MAX_AGE: '1s',
-    }
-    services.use(await startService('auth-issuer', env))
-  }
-  const log = createLog('test', 'silent')
-  const admin = services.use(
-    await connectBus({ servers: site.nats.url, name: 'admin-api', log, registry: new Registry() }),
-  )
-  const clientSecret = await registered(admin)
-  const [rpc, keys] = [admin.client(IssuerService), admin.client(KeyService)]
+  await using issuer = await openTestIssuer({ grants: ['client_credentials'] })
+  const settings = { TOLLWARD_JWKS_MAX_AGE: '1s' }
+  const urls = [(await issuer.replica(settings)).url, (await issuer.replica(settings)).url]
+  const clientSecret = await issuer.register('loaded')
+  const [rpc, keys] = [issuer.rpc, issuer.bus.client(KeyService)]
 
   const jwksOf = async (url: string) => {
     const response = await fetch(`${url}/jwks`)
@@ -381,16 +346,3 @@ test('under load no request fails while the keys turn, and every token verifies 
   assert.equal((await keys.listKeys({})).keys.length, 4)
   assert.equal(kids.size, 2)
 })
-
-async function registered(admin: Bus): Promise<string> {
-  const spec = { grants: ['client_credentials'] }
-  const document = { apiVersion: 'tollward.dev/v1', kind: 'Client', metadata: { name: 'loaded' }, spec }
-  const value = create(StoredDocumentSchema, {
-    format: 1,
-    kind: 'Client',
-    name: 'loaded',
-    yaml: JSON.stringify(document),
-  })
-  await admin.bucket(bucketContract(StoredDocumentSchema)).put(documentKey('Client', 'loaded'), value)
-  return (await admin.client(IssuerService).replaceClientSecret({ clientId: 'loaded' })).clientSecret
-}

@@ -1,31 +1,16 @@
 import assert from 'node:assert/strict'
-import { createHash, randomBytes } from 'node:crypto'
-import { writeFile } from 'node:fs/promises'
+import { randomBytes } from 'node:crypto'
 import { createServer, type Server } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { join } from 'node:path'
 import { after, before, test } from 'node:test'
-import { create } from '@bufbuild/protobuf'
-import { connect } from '@nats-io/transport-node'
-import { type Bus, type Client, connectBus, provision } from '@tollward/bus'
-import { bucketContract } from '@tollward/contracts'
-import { StoredDocumentSchema } from '@tollward/contracts/document'
-import { GrantService, IssuerService, UserService } from '@tollward/contracts/token'
-import { documentKey } from '@tollward/documents'
-import { createLog } from '@tollward/runtime'
-import {
-  eventually,
-  freePort,
-  type NatsServer,
-  requires,
-  type Service,
-  startNatsServer,
-  startService,
-  temporaryDirectory,
-} from '@tollward/testkit'
+import type { Client } from '@tollward/bus'
+import { GrantService, UserService } from '@tollward/contracts/token'
+import { eventually, requires } from '@tollward/testkit'
 import axe from 'axe-core'
-import { Registry } from 'prom-client'
 import puppeteer, { type Browser, type Page } from 'puppeteer-core'
+import { askForToken, basic, openTestIssuer, postForm, type TestIssuer } from '../../test-issuer.ts'
+import { authorizationRequest, PASSWORD, redemption } from '../../test-person.ts'
 import { readMasterSecret } from '../master-secret.ts'
 import { openAttempts } from './attempts.ts'
 
@@ -33,16 +18,12 @@ const CHROMIUM = '/usr/bin/chromium'
 
 const skip = await requires({ tools: ['nats-server'], files: [CHROMIUM] })
 
-const PASSWORD = 'correct horse battery'
-
 /** What would be markup if anything were forgotten. */
 const CLIENT_NAME = 'Shop <b>"&\' co'
 
 const NAVIGATION_TIMEOUT_MS = 20_000
 
-let nats: NatsServer
-let bus: Bus
-let issuerUrl: string
+let issuer: TestIssuer
 /** Where the client waits, on another site than the issuer. */
 let clientUrl: string
 let secret: string
@@ -50,60 +31,31 @@ let browser: Browser
 let users: Client<typeof UserService>
 /** Who signs in where nothing of them is changed. */
 let somebody: string
-let masterSecretFile: string
 const resources = new AsyncDisposableStack()
 
 before(async () => {
   if (skip) return
-  nats = resources.use(await startNatsServer())
-  const provisioner = await connect({ servers: nats.url })
-  await provision(provisioner)
-  await provisioner.close()
-  const { path } = resources.use(await temporaryDirectory('tollward-people-'))
-  masterSecretFile = join(path, 'master-secret')
-  await writeFile(masterSecretFile, randomBytes(32).toString('base64url'), { mode: 0o600 })
-  const port = await freePort()
-  issuerUrl = `http://127.0.0.1:${port}`
-  resources.use(await startReplica(port))
-  const log = createLog('test', 'silent')
-  bus = resources.use(await connectBus({ servers: nats.url, name: 'admin-api', log, registry: new Registry() }))
-  users = bus.client(UserService, { timeoutMs: NAVIGATION_TIMEOUT_MS })
+  issuer = resources.use(await openTestIssuer({ scopes: ['orders', 'stock'], audience: ['orders-api'] }))
+  await issuer.replica()
+  users = issuer.bus.client(UserService, { timeoutMs: NAVIGATION_TIMEOUT_MS })
   clientUrl = await startClientSite()
-  await apply('shop', {
+  secret = await issuer.register('shop', {
     displayName: CLIENT_NAME,
     grants: ['authorization_code', 'refresh_token'],
     redirectUris: [`${clientUrl}/cb`],
   })
-  await apply('tv', { displayName: 'Television', grants: ['device_code'] })
-  secret = (await bus.client(IssuerService).replaceClientSecret({ clientId: 'shop' })).clientSecret
+  await issuer.apply('tv', { displayName: 'Television', grants: ['device_code'] })
   somebody = await newPerson()
   browser = await puppeteer.launch({
     executablePath: CHROMIUM,
     protocolTimeout: NAVIGATION_TIMEOUT_MS,
-    userDataDir: join(path, 'browser'),
+    userDataDir: join(issuer.directory, 'browser'),
     args: ['--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage'],
   })
   resources.defer(() => browser.close())
 })
 
 after(() => resources.disposeAsync())
-
-async function startReplica(port: number): Promise<Service> {
-  return startService('auth-issuer', {
-    TOLLWARD_NATS_URL: nats.url,
-    TOLLWARD_ISSUER_URL: issuerUrl,
-    TOLLWARD_MASTER_SECRET_FILE: masterSecretFile,
-    TOLLWARD_LISTEN_PORT: String(port),
-    TOLLWARD_HEALTH_PORT: String(await freePort()),
-  })
-}
-
-async function apply(name: string, spec: Record<string, unknown>): Promise<void> {
-  const full = { scopes: ['orders', 'stock'], audience: ['orders-api'], ...spec }
-  const yaml = JSON.stringify({ apiVersion: 'tollward.dev/v1', kind: 'Client', metadata: { name }, spec: full })
-  const value = create(StoredDocumentSchema, { format: 1, kind: 'Client', name, yaml })
-  await bus.bucket(bucketContract(StoredDocumentSchema)).put(documentKey('Client', name), value)
-}
 
 /** A page for the client's redirect URI, and one with a form that posts what its query says to where it says. */
 async function startClientSite(): Promise<string> {
@@ -138,7 +90,7 @@ async function newPerson(): Promise<string> {
 
 async function sessionsOf(name: string): Promise<unknown[]> {
   const [user] = (await users.listUsers({ user: name })).users
-  return (await bus.client(GrantService).listSessions({ subject: user?.subject ?? 'nobody' })).sessions
+  return (await issuer.bus.client(GrantService).listSessions({ subject: user?.subject ?? 'nobody' })).sessions
 }
 
 /** A window of a browser that knows nothing yet, in which no script runs. */
@@ -150,20 +102,11 @@ async function newPage(): Promise<Page & AsyncDisposable> {
   return Object.assign(page, { [Symbol.asyncDispose]: () => context.close() })
 }
 
-const verifier = randomBytes(32).toString('base64url')
+const { verifier, parameters: request } = authorizationRequest('shop', { state: 'the-state' })
 
 function authorizationUrl(parameters: Record<string, string> = {}): string {
-  const query = new URLSearchParams({
-    client_id: 'shop',
-    response_type: 'code',
-    redirect_uri: `${clientUrl}/cb`,
-    scope: 'openid orders',
-    state: 'the-state',
-    code_challenge: createHash('sha256').update(verifier).digest('base64url'),
-    code_challenge_method: 'S256',
-    ...parameters,
-  })
-  return `${issuerUrl}/auth?${query}`
+  const query = new URLSearchParams({ ...request, redirect_uri: `${clientUrl}/cb`, ...parameters })
+  return `${issuer.url}/auth?${query}`
 }
 
 async function press(page: Page, ...keys: ('Tab' | 'Enter' | 'Space')[]): Promise<void> {
@@ -237,7 +180,7 @@ async function assertAccessible(page: Page): Promise<void> {
 async function authorize(page: Page, name: string, parameters: Record<string, string> = {}): Promise<URL> {
   await page.goto(authorizationUrl(parameters))
   await typeSignIn(page, name, PASSWORD)
-  if (page.url().startsWith(issuerUrl)) await pressButton(page, 'Allow')
+  if (page.url().startsWith(issuer.url)) await pressButton(page, 'Allow')
   return new URL(page.url())
 }
 
@@ -261,20 +204,12 @@ test('a person signs in and consents with the keyboard alone, without scripts, a
   const landed = new URL(page.url())
   assert.equal(landed.origin + landed.pathname, `${clientUrl}/cb`)
   assert.equal(landed.searchParams.get('state'), 'the-state')
-  assert.equal(landed.searchParams.get('iss'), issuerUrl)
-  const response = await fetch(`${issuerUrl}/token`, {
-    method: 'POST',
-    headers: { authorization: `Basic ${Buffer.from(`shop:${secret}`).toString('base64')}` },
-    body: new URLSearchParams({
-      grant_type: 'authorization_code',
-      code: landed.searchParams.get('code') ?? '',
-      redirect_uri: `${clientUrl}/cb`,
-      code_verifier: verifier,
-    }),
-  })
-  const tokens = (await response.json()) as { access_token: string; scope: string }
-  assert.equal(response.status, 200, JSON.stringify(tokens))
-  const { info } = await bus.client(IssuerService).exchange({ token: tokens.access_token })
+  assert.equal(landed.searchParams.get('iss'), issuer.url)
+  const code = landed.searchParams.get('code') ?? ''
+  const form = { ...redemption('shop', { code, verifier }), redirect_uri: `${clientUrl}/cb` }
+  const tokens = await askForToken(issuer.url, form, basic('shop', secret))
+  assert.equal(tokens.status, 200, JSON.stringify(tokens))
+  const { info } = await issuer.rpc.exchange({ token: tokens.access_token })
   const [user] = (await users.listUsers({ user: name })).users
   assert.equal(info?.subject, user?.subject)
   assert.deepEqual(
@@ -282,7 +217,7 @@ test('a person signs in and consents with the keyboard alone, without scripts, a
     ['orders'],
   )
   await users.setUserEnabled({ name, enabled: false })
-  const later = await bus.client(IssuerService).exchange({ token: tokens.access_token })
+  const later = await issuer.rpc.exchange({ token: tokens.access_token })
   assert.equal(later.info?.active, false, 'a disabled person’s tokens are worth nothing at once')
 })
 
@@ -395,7 +330,7 @@ test('a form of another site is refused, even with the right token and cookies',
   for (const token of ['', 'AAAA', form.slice(0, -2), `${form.slice(0, -2)}AA`]) {
     assert.equal((await post({}, token)).status, 400, 'not without the token')
   }
-  assert.equal((await post({ origin: issuerUrl, 'sec-fetch-site': 'same-origin' }, form)).status, 303)
+  assert.equal((await post({ origin: issuer.url, 'sec-fetch-site': 'same-origin' }, form)).status, 303)
 })
 
 test('no script runs in a page, however it got there', { skip }, async () => {
@@ -435,16 +370,9 @@ test('no script runs in a page, however it got there', { skip }, async () => {
 test('a person connects a device with the keyboard alone', { skip }, async () => {
   await using page = await newPage()
   const name = somebody
-  const tvSecret = (await bus.client(IssuerService).replaceClientSecret({ clientId: 'tv' })).clientSecret
-  const authorization = `Basic ${Buffer.from(`tv:${tvSecret}`).toString('base64')}`
-  const ask = async (path: string, body: Record<string, string>) => {
-    const response = await fetch(issuerUrl + path, {
-      method: 'POST',
-      headers: { authorization },
-      body: new URLSearchParams(body),
-    })
-    return (await response.json()) as Record<string, string>
-  }
+  const tvSecret = (await issuer.rpc.replaceClientSecret({ clientId: 'tv' })).clientSecret
+  const ask = async (path: string, body: Record<string, string>): Promise<Record<string, string>> =>
+    JSON.parse((await postForm(issuer.url + path, body, basic('tv', tvSecret))).text)
   const device = await ask('/device/auth', { scope: 'orders' })
   const poll = () =>
     ask('/token', { grant_type: 'urn:ietf:params:oauth:grant-type:device_code', device_code: device.device_code ?? '' })
@@ -476,7 +404,7 @@ test('a person connects a device with the keyboard alone', { skip }, async () =>
 test('a person signs out by way of a question', { skip }, async () => {
   await using page = await newPage()
   await authorize(page, somebody)
-  await page.goto(`${issuerUrl}/session/end`)
+  await page.goto(`${issuer.url}/session/end`)
   assert.equal(await headingOf(page), 'Sign out?')
   await assertAccessible(page)
   await pressButton(page, 'Sign out')
@@ -493,7 +421,7 @@ test('an error that no client can be told is a page in the words of the RFC', { 
   assert.match(await textOf(page), /invalid_redirect_uri/)
   assert.doesNotMatch(await textOf(page), /\.js|node_modules|Error:/)
   await assertAccessible(page)
-  await page.goto(`${issuerUrl}/interaction/nothing`)
+  await page.goto(`${issuer.url}/interaction/nothing`)
   assert.equal(await headingOf(page), 'This page is over')
   await assertAccessible(page)
 })
@@ -504,13 +432,13 @@ test('a person sees what they have on their account page, and ends it', { skip }
   const name = await newPerson()
   const [user] = (await users.listUsers({ user: name })).users
   await authorize(elsewhere, name)
-  await page.goto(`${issuerUrl}/account`)
+  await page.goto(`${issuer.url}/account`)
   await assertAccessible(page)
   await typeSignIn(page, name, PASSWORD)
   assert.equal(await headingOf(page), 'Your account')
   assert((await textOf(page)).includes(CLIENT_NAME))
   await assertAccessible(page)
-  const grantService = bus.client(GrantService)
+  const grantService = issuer.bus.client(GrantService)
   const has = async () => {
     const subject = user?.subject ?? 'nobody'
     const [{ sessions }, { grants }] = await Promise.all([
@@ -531,7 +459,7 @@ test('a person sees what they have on their account page, and ends it', { skip }
   await pressButton(page, 'End everything')
   assert.equal(await headingOf(page), 'Everything has ended')
   assert.deepEqual(await has(), { sessions: 0, grants: 0 })
-  await page.goto(`${issuerUrl}/account`)
+  await page.goto(`${issuer.url}/account`)
   assert.equal(await headingOf(page), 'Sign in')
 })
 
@@ -540,12 +468,12 @@ test('a person ends nothing that is somebody else’s', { skip }, async () => {
   await using victim = await newPage()
   const [name, other] = [await newPerson(), await newPerson()]
   await authorize(victim, other)
-  await page.goto(`${issuerUrl}/account`)
+  await page.goto(`${issuer.url}/account`)
   await typeSignIn(page, name, PASSWORD)
   const headers = { cookie: await cookiesFor(page, page.url()) }
   const form = await formTokenOf(page)
   const [user] = (await users.listUsers({ user: other })).users
-  const grantService = bus.client(GrantService)
+  const grantService = issuer.bus.client(GrantService)
   const subject = user?.subject ?? 'nobody'
   const [session] = (await grantService.listSessions({ subject })).sessions
   const [grant] = (await grantService.listGrants({ subject })).grants
@@ -553,7 +481,7 @@ test('a person ends nothing that is somebody else’s', { skip }, async () => {
   const ending = { sessions: { session: session.sessionHash }, grants: { grant: grant.grantHash } }
   for (const [path, field] of Object.entries(ending)) {
     const body = new URLSearchParams({ form, ...field })
-    const response = await fetch(`${issuerUrl}/account/${path}`, { method: 'POST', redirect: 'manual', headers, body })
+    const response = await fetch(`${issuer.url}/account/${path}`, { method: 'POST', redirect: 'manual', headers, body })
     assert.equal(response.headers.get('location'), '/account?done=gone')
   }
   assert.equal((await grantService.listSessions({ subject })).sessions.length, 1)
@@ -567,7 +495,7 @@ test('a new password ends every other session, and the person stays signed in wh
   await using elsewhere = await newPage()
   const name = await newPerson()
   await authorize(elsewhere, name)
-  await page.goto(`${issuerUrl}/account`)
+  await page.goto(`${issuer.url}/account`)
   await typeSignIn(page, name, PASSWORD)
   const change = async (...values: string[]) => {
     await page.focus('#current')
@@ -588,7 +516,7 @@ test('a new password ends every other session, and the person stays signed in wh
   assert.match(await textOf(page), /The password was changed/)
   await elsewhere.goto(authorizationUrl({ prompt: 'none' }))
   assert.equal(new URL(elsewhere.url()).searchParams.get('error'), 'login_required')
-  await page.goto(`${issuerUrl}/account`)
+  await page.goto(`${issuer.url}/account`)
   assert.equal(await headingOf(page), 'Your account')
   await elsewhere.goto(authorizationUrl())
   await typeSignIn(elsewhere, name, PASSWORD)
@@ -613,16 +541,16 @@ test('a name that was tried too often has to wait, except where its person has s
   await using stranger = await newPage()
   const name = await newPerson()
   await authorize(page, name)
-  const attempts = openAttempts({ bus, masterSecret: readMasterSecret(masterSecretFile) })
+  const attempts = openAttempts({ bus: issuer.bus, masterSecret: readMasterSecret(issuer.masterSecretFile) })
   const tried = async () => (await attempts.signIn({ name, address: randomBytes(16), browser: undefined })).admitted
   while (await tried());
   await stranger.goto(authorizationUrl())
   await typeSignIn(stranger, name, PASSWORD)
   assert.match(await textOf(stranger), /That was too often. Try again in 5 minutes./)
   await assertAccessible(stranger)
-  await page.goto(`${issuerUrl}/session/end`)
+  await page.goto(`${issuer.url}/session/end`)
   await pressButton(page, 'Sign out')
-  await page.goto(`${issuerUrl}/account`)
+  await page.goto(`${issuer.url}/account`)
   await typeSignIn(page, name, PASSWORD)
   assert.equal(await headingOf(page), 'Your account')
 })
@@ -648,11 +576,10 @@ test('a sign-in that was begun before everything ended does not come to its end 
 
 test('a sign-in that one replica began is finished by another', { skip }, async () => {
   await using page = await newPage()
-  const port = await freePort()
-  await using _other = await startReplica(port)
+  await using other = await issuer.replica()
   await page.goto(authorizationUrl())
   const form = await formTokenOf(page)
-  const at = (path: string) => new URL(path, `http://127.0.0.1:${port}`)
+  const at = (path: string) => new URL(path, other.url)
   const posted = await fetch(at(new URL(page.url()).pathname), {
     method: 'POST',
     redirect: 'manual',
@@ -670,7 +597,7 @@ test('a sign-in that one replica began is finished by another', { skip }, async 
 test('codes of devices cannot be guessed fast', { skip }, async () => {
   const tryCode = async () => {
     const body = new URLSearchParams({ user_code: 'BBBB-BBBB', xsrf: 'x' })
-    return (await fetch(`${issuerUrl}/device`, { method: 'POST', body, headers: { accept: 'text/html' } })).status
+    return (await fetch(`${issuer.url}/device`, { method: 'POST', body, headers: { accept: 'text/html' } })).status
   }
   const statuses = new Set<number>()
   for (let count = 0; count < 60; count++) statuses.add(await tryCode())
@@ -679,10 +606,10 @@ test('codes of devices cannot be guessed fast', { skip }, async () => {
 
 test('without the bus a person reads that it does not work at the moment', { skip }, async () => {
   await using page = await newPage()
-  await page.goto(`${issuerUrl}/account`)
+  await page.goto(`${issuer.url}/account`)
   await typeSignIn(page, somebody, PASSWORD)
-  await nats.stop()
-  for (const url of [`${issuerUrl}/account`, authorizationUrl()]) {
+  await issuer.nats.stop()
+  for (const url of [`${issuer.url}/account`, authorizationUrl()]) {
     const response = await page.goto(url)
     assert.equal(response?.status(), 503, url)
     assert.equal(await headingOf(page), 'This does not work at the moment')

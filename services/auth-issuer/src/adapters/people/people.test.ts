@@ -3,8 +3,7 @@ import { hash, randomBytes } from 'node:crypto'
 import { after, before, test } from 'node:test'
 import { create } from '@bufbuild/protobuf'
 import { timestampFromMs } from '@bufbuild/protobuf/wkt'
-import { connect } from '@nats-io/transport-node'
-import { type Bus, connectBus, provision } from '@tollward/bus'
+import type { Bus } from '@tollward/bus'
 import { bucketContract, contract, parseAddress } from '@tollward/contracts'
 import {
   AccountNameSchema,
@@ -16,10 +15,10 @@ import {
   SubjectRevokedSchema,
   UserService,
 } from '@tollward/contracts/token'
-import { createLog } from '@tollward/runtime'
-import { eventually, type NatsServer, requires, startNatsServer } from '@tollward/testkit'
+import { eventually, requires } from '@tollward/testkit'
 import { Registry } from 'prom-client'
 import { issuerMetrics } from '../../metrics.ts'
+import { startTestBus, type TestBus } from '../../test-issuer.ts'
 import type { MasterSecret } from '../master-secret.ts'
 import { type Accounts, openAccounts } from './accounts.ts'
 import { type Attempts, openAttempts } from './attempts.ts'
@@ -41,7 +40,7 @@ const RATES = {
   source: { burst: 6, intervalMs: 3_600_000 },
 }
 
-let nats: NatsServer
+let shared: TestBus
 let bus: Bus
 /** Two replicas. */
 let accounts: Accounts
@@ -58,12 +57,8 @@ const masterSecret: MasterSecret = { derive: () => secret, deriveAll: () => [sec
 
 before(async () => {
   if (skip) return
-  nats = resources.use(await startNatsServer())
-  const provisioner = await connect({ servers: nats.url })
-  await provision(provisioner)
-  await provisioner.close()
-  const log = createLog('test', 'silent')
-  bus = resources.use(await connectBus({ servers: nats.url, name: 'auth-issuer', log, registry: new Registry() }))
+  shared = resources.use(await startTestBus())
+  bus = await shared.connected()
   metrics = issuerMetrics(new Registry())
   accounts = openAccounts({ bus, passwords: openPasswords(metrics, FAST), metrics })
   others = openAccounts({ bus, passwords: openPasswords(metrics, FAST), metrics })
@@ -373,9 +368,8 @@ test('no name and no address stands in a key of what was counted', { skip }, asy
 })
 
 test('operators create, list, disable and delete people over the bus', { skip }, async () => {
-  const log = createLog('test', 'silent')
   await using _served = bus.serve(UserService, userService(accounts))
-  await using caller = await connectBus({ servers: nats.url, name: 'admin-api', log, registry: new Registry() })
+  const caller = await shared.connected('admin-api')
   const users = caller.client(UserService)
   const name = newName()
   const { user, password } = await users.createUser({ name })

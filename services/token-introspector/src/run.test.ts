@@ -302,7 +302,8 @@ test('a revocation that happened while the process was frozen counts once it goe
   assert.equal((await rpc.introspect({ token })).info?.active, true)
   process.kill(introspector.pid, 'SIGSTOP')
   try {
-    await issuerRpc.revoke({ target: { case: 'token', value: token } })
+    // Connected again is not yet subscribed again.
+    await eventually(() => issuerRpc.revoke({ target: { case: 'token', value: token } }), { what: 'the revocation' })
   } finally {
     process.kill(introspector.pid, 'SIGCONT')
   }

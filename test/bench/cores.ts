@@ -6,11 +6,14 @@ import process from 'node:process'
 export const SERVER_CORE = 0
 export const GENERATOR_CORE = 1
 
+/** Before anything is bound: a bound process counts only the cores that it is bound to. */
+const CORES = availableParallelism()
+
 /**
  * Binds this process, and so every program that it starts from now on, to one core. Where there is only one, nothing can be
  * kept apart.
  */
 export function moveTo(core: number): void {
-  if (availableParallelism() < 2 && core > 0) return
+  if (core >= CORES) return
   execFileSync('taskset', ['--all-tasks', '--cpu-list', '--pid', String(core), String(process.pid)])
 }

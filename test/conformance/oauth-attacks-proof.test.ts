@@ -67,7 +67,7 @@ async function boundToken(): Promise<string> {
 test('a proof is good once, and with a nonce of the server’s only', { skip }, async () => {
   const proof = await dpopProof(keys, { htu: tokenUrl, nonce })
   assert.equal((await request(proof)).status, 200)
-  assertOAuthError(await request(proof), /^invalid_(dpop_proof|grant)$/, 400)
+  assertOAuthError(await request(proof), 'invalid_dpop_proof', 400)
   const once = await dpopProof(keys, { htu: tokenUrl, nonce })
   const answers = await Promise.all(Array.from({ length: 8 }, () => request(once)))
   assert.equal(answers.filter(({ status }) => status === 200).length, 1, 'of many uses of one proof at once')

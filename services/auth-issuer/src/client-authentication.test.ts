@@ -451,8 +451,8 @@ test('DPoP: a proof is good once, on whichever replica', { skip }, async () => {
   const key = await signer('EdDSA')
   const proof = await proofOf(key, { nonce })
   assertToken(await ask(proof), 'DPoP')
-  assertRefused(await ask(proof), 'the same again', 'invalid_grant', 400)
-  assertRefused(await ask(proof, otherUrl), 'the same on another replica', 'invalid_grant', 400)
+  assertRefused(await ask(proof), 'the same again', 'invalid_dpop_proof', 400)
+  assertRefused(await ask(proof, otherUrl), 'the same on another replica', 'invalid_dpop_proof', 400)
   for (let round = 0; round < 5; round++) {
     const contested = await proofOf(key, { nonce })
     const bases = Array.from({ length: 16 }, (_, index) => (index % 2 === 0 ? issuer.url : otherUrl))

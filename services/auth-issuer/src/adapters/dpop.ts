@@ -1,6 +1,8 @@
 import { hash } from 'node:crypto'
 import type { Bus } from '@tollward/bus'
 import { AppError } from '@tollward/errors'
+import { decodeJwt } from 'jose'
+import { errors, Provider } from 'oidc-provider'
 import type { ProviderPart } from './compose.ts'
 import type { MasterSecret } from './master-secret.ts'
 
@@ -46,7 +48,18 @@ export function dpopPart(masterSecret: Pick<MasterSecret, 'derive'>, replays: Re
     },
     install: (provider) => {
       // Its own way is to look and then to write, between which another replica does the same.
-      provider.ReplayDetection.unique = replays.unique
+      provider.ReplayDetection.unique = async (user: string, jti: string, expSeconds: number) => {
+        if (await replays.unique(user, jti, expSeconds)) return true
+        // Its own word is invalid_grant; RFC 9449, section 5 has one for proofs.
+        if (isProof(jti)) throw new errors.InvalidDpopProof('DPoP proof was used before')
+        return false
+      }
     },
   }
+}
+
+/** Whether this is the `jti` of the proof of the request under way, which was verified before it is looked up. */
+function isProof(jti: string): boolean {
+  const proof = Provider.ctx?.req.headers.dpop
+  return typeof proof === 'string' && decodeJwt(proof).jti === jti
 }

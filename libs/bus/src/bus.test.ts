@@ -202,6 +202,8 @@ test('an extended value lapses at its new end and not at its old one, on reading
   })
   const startMs = Date.now()
   const revision = await bucket.create('k', stored('short'), { expiresAtMs: startMs + 1000 })
+  // A value that is replaced before it was sent is not sent any more.
+  await eventually(() => changes.includes('short'), { what: 'the watcher seeing the value' })
   await bucket.update('k', stored('long'), revision, { expiresAtMs: startMs + 3000 })
   await eventually(async () => (await bucket.get('k')) === undefined, { what: 'the end of the value' })
   assert.ok(Date.now() - startMs >= 3000, 'it ended before its new end')

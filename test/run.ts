@@ -8,8 +8,11 @@ import { CHECKS } from './checks/list.ts'
 import { runCheck } from './checks/run-check.ts'
 import { emptyTally, type Tally, tallyLine } from './tally.ts'
 
-/** Test files at once: most of their time they wait for servers. */
-const CONCURRENCY = 3
+/** Test files at once: as many as have a core each on a small machine. More of them only slow each other's servers down. */
+const CONCURRENCY = 2
+
+/** Tests that say how fast something comes back, or keep a whole stack busy: beside others they would measure those. */
+const ALONE = ['test/e2e/faults.test.ts', 'test/conformance/oauth-replicas.test.ts']
 
 /** A test that hangs fails instead of holding everything up. */
 const TEST_TIMEOUT_MS = 300_000
@@ -65,10 +68,22 @@ async function test(tally: Tally): Promise<void> {
   const files = globSync('{libs,services,deploy,test,bpf}/**/*.test.ts', { cwd: ROOT, exclude: ['**/node_modules/**'] })
     .filter((file) => wanted.length === 0 || wanted.some((part) => file.includes(part)))
     .sort()
+  const alone = files.filter((file) => ALONE.includes(file))
+  if (wanted.length === 0 && alone.length < ALONE.length) throw new Error('a test to be run alone is not there')
+  await testAtOnce(
+    files.filter((file) => !alone.includes(file)),
+    CONCURRENCY,
+    tally,
+  )
+  await testAtOnce(alone, 1, tally)
+}
+
+async function testAtOnce(files: string[], concurrency: number, tally: Tally): Promise<void> {
+  if (files.length === 0) return
   const stream = run({
     files,
     cwd: ROOT,
-    concurrency: CONCURRENCY,
+    concurrency,
     timeout: TEST_TIMEOUT_MS,
     execArgv: ['--test-force-exit'],
   })

@@ -1,7 +1,9 @@
 // npm test: every check and every test, after getting what they need. Arguments: parts of file names, to run only those.
 import { globSync } from 'node:fs'
+import { join } from 'node:path'
 import { run } from 'node:test'
 import { spec } from 'node:test/reporters'
+import { pathToFileURL } from 'node:url'
 import { acquireBitcoind, acquireEnvoy, acquireNatsServer, ensureSystemPackages, findOnPath } from '@tollward/acquire'
 import { ROOT } from './checks/copy.ts'
 import { CHECKS } from './checks/list.ts'
@@ -85,8 +87,10 @@ async function testAtOnce(files: string[], concurrency: number, tally: Tally): P
     cwd: ROOT,
     concurrency,
     timeout: TEST_TIMEOUT_MS,
-    execArgv: ['--test-force-exit'],
+    execArgv: ['--test-force-exit', '--import', pathToFileURL(join(import.meta.dirname, 'whole-output.ts')).href],
   })
+  const told = new Set<string>()
+  stream.on('test:summary', ({ file }) => file !== undefined && told.add(file))
   stream.on('test:pass', ({ details, skip }) => {
     if (details.type !== 'suite') tally[skip === undefined || skip === false ? 'passed' : 'skipped'] += 1
   })
@@ -96,4 +100,8 @@ async function testAtOnce(files: string[], concurrency: number, tally: Tally): P
   await new Promise<void>((resolve, reject) => {
     stream.compose(spec).on('error', reject).on('end', resolve).pipe(process.stdout, { end: false })
   })
+  for (const file of files.filter((each) => !told.has(join(ROOT, each)))) {
+    tally.failed += 1
+    process.stdout.write(`✖ ${file} did not tell all of its results\n`)
+  }
 }

@@ -80,6 +80,10 @@ export const DURABLES: Readonly<Record<string, DurableTopology>> = {
   'ledger-announcer': { stream: 'LEDGER', filter: 'tollward.ledger.v1.>' },
   'pass-announcer': { stream: 'KV_passes', filter: '$KV.passes.>' },
   'issuer-passes': { stream: 'EVENTS', filter: 'tollward.payment.v1.pass.activated' },
+  'conduct-calls': { stream: 'OBSERVED', filter: 'tollward.sensor.v1.call.observed.>' },
+  'conduct-findings': { stream: FINDING_STREAM, filter: `${FINDING_SUBJECT}.*` },
+  'conduct-logins': { stream: 'EVENTS', filter: 'tollward.token.v1.login.failed' },
+  'conduct-reuses': { stream: 'EVENTS', filter: 'tollward.token.v1.refresh.reused' },
   'alert-router': { stream: 'ALERTS', filter: 'tollward.detection.v1.>' },
   'siem-default': { stream: FINDING_STREAM, filter: `${FINDING_SUBJECT}.*` },
 }
@@ -93,6 +97,7 @@ export const BUCKETS: Readonly<Record<string, BucketTopology>> = {
   documents: { maxBytes: 64 * MIB },
   blocks: { maxBytes: 512 * MIB },
   passes: { maxBytes: 512 * MIB },
+  conduct: { maxBytes: 256 * MIB },
   'oidc-ClientSecret': { maxBytes: 16 * MIB },
   'oidc-Client': { maxBytes: 64 * MIB },
   'oidc-ClientCredentials': { maxBytes: 512 * MIB },
@@ -140,6 +145,7 @@ const DECISION_POINT = {
     'payment-verifier.redeem',
     'payment-verifier.lease',
     'payment-verifier.record',
+    'payment-verifier.quote',
   ],
 } satisfies Access
 
@@ -159,10 +165,17 @@ export const ACCESS: Readonly<Record<string, Access>> = {
   },
   'payment-verifier': {
     publishes: ['tollward.payment.v1.>', 'tollward.ledger.v1.>'],
-    consumes: ['ledger-announcer', 'pass-announcer'],
+    consumes: [
+      'ledger-announcer',
+      'pass-announcer',
+      'conduct-calls',
+      'conduct-findings',
+      'conduct-logins',
+      'conduct-reuses',
+    ],
     follows: [{ stream: 'LEDGER', filter: 'tollward.ledger.v1.>' }],
-    readsBuckets: ['documents', 'passes'],
-    writesBuckets: ['passes'],
+    readsBuckets: ['documents', 'passes', 'conduct'],
+    writesBuckets: ['passes', 'conduct'],
     calls: ['token-introspector.introspect'],
     serves: true,
   },
@@ -192,6 +205,6 @@ export const ACCESS: Readonly<Record<string, Access>> = {
     listens: ['tollward.sensor.v1.flow.observed.*'],
     readsBuckets: ['documents', 'blocks', 'passes'],
     writesBuckets: ['documents', 'blocks'],
-    calls: ['auth-issuer', 'token-introspector', 'payment-verifier'],
+    calls: ['auth-issuer', 'token-introspector', 'payment-verifier', 'payment-treasury', 'payment-conduct'],
   },
 }

@@ -139,6 +139,7 @@ export async function startNeighbours(): Promise<Neighbours> {
       givenBack.set(passId, (givenBack.get(passId) ?? 0) + unusedRequests)
       return {}
     },
+    quote: async () => ({ isSold: false }),
     listInvoices: async () => ({ invoices: [] }),
   })
   const stopIntrospector = once(() => introspector[Symbol.asyncDispose]())

@@ -126,20 +126,75 @@ export const ApiPolicySchema = document(
   }),
 )
 
+/** Below 546 sats an output is dust, which nodes do not relay. */
+const DUST_SATS = 546
+const amountSats = z.int().min(DUST_SATS).max(2_100_000_000_000_000)
+const confirmations = z.int().min(1).max(100)
+
+/** How many confirmations an amount needs: always the same, or by steps of which the last has no limit. */
+const confirmationSteps = z
+  .array(z.strictObject({ belowSats: amountSats.optional(), confirmations }))
+  .min(1)
+  .max(10)
+  .superRefine((steps, context) => {
+    const fault = (index: number, message: string) => context.addIssue({ code: 'custom', path: [index], message })
+    for (const [index, { belowSats }] of steps.entries()) {
+      const isLast = index === steps.length - 1
+      if (isLast !== (belowSats === undefined)) fault(index, 'every step but the last has belowSats')
+      const before = steps[index - 1]?.belowSats
+      if (belowSats !== undefined && before !== undefined && belowSats <= before) fault(index, 'steps go upwards')
+    }
+  })
+
+/** Hundredths of a percent; nothing is given away for nothing. */
+const basisPoints = z.int().min(0).max(9000)
+
+const discounts = z.strictObject({
+  /** For paying in bitcoin. */
+  bitcoin: basisPoints.default(0),
+  /** For conduct: in full from a score of 1000 on, in proportion between minimumScore and that, below it nothing. */
+  conduct: z
+    .strictObject({
+      basisPoints: basisPoints.min(1),
+      minimumScore: z.int().min(0).max(999).default(500),
+      /** Since the client was first seen. */
+      minimumAge: duration.default('7d'),
+      /** In settled payments: having many clients must cost more than it saves. */
+      minimumPaidSats: z.int().min(0).max(2_100_000_000_000_000).default(0),
+    })
+    .optional(),
+  /** All discounts together. */
+  cap: basisPoints.default(9000),
+  /** No discount leads below. */
+  floorSats: amountSats.default(DUST_SATS),
+})
+
 export const PlanSchema = document(
   'Plan',
   z
     .strictObject({
-      /** Below 546 sats an output is dust, which nodes do not relay. */
-      priceSats: z.int().min(546).max(2_100_000_000_000_000),
+      priceSats: amountSats,
       /** How many requests the pass is good for; absent: as many as its duration allows. */
       requests: z.int().min(1).max(1_000_000_000).optional(),
       duration: duration.optional(),
-      confirmations: z.int().min(1).max(100),
+      confirmations: z.union([confirmations, confirmationSteps]),
       /** The transaction must be seen within this time after the invoice. */
       payWithin: duration,
       /** Its last needed confirmation must have a median time past within this time after the invoice. */
       confirmWithin: duration,
+      /** Or it must come within so many blocks: with both, one of them is enough, because nobody can make blocks come faster. */
+      confirmWithinBlocks: z.int().min(1).max(10_000).optional(),
+      /** From the invoice on; a payment that is not redeemed by then becomes credit. */
+      redeemWithin: duration.default('30d'),
+      discounts: discounts.prefault({}),
+      /** Which money that bought nothing becomes the client's credit; the rest stays on record for the operator. */
+      credit: z
+        .strictObject({
+          late: z.boolean().default(true),
+          short: z.boolean().default(true),
+          excess: z.boolean().default(true),
+        })
+        .prefault({}),
     })
     .refine((spec) => spec.requests !== undefined || spec.duration !== undefined, {
       error: 'give requests, duration, or both: a pass has to end',

@@ -422,6 +422,7 @@ test('passes come from their bucket, invoices from payment-verifier', { skip }, 
     redeem: unused,
     lease: unused,
     record: unused,
+    quote: unused,
     listInvoices: async ({ clientId, limit }) => ({
       invoices: [{ invoiceId: `${clientId}-${limit}`, amountSats: 1n }],
     }),

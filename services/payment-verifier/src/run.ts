@@ -53,7 +53,9 @@ export async function run({ name, config, log, registry, health, signal }: Servi
   })
 
   for (const announcer of await announce(bus, book)) resources.use(announcer)
-  resources.use(bus.serve(VerifierService, verifier({ book, chain, passes, metrics, network, nodeSilentMaxMs })))
+  resources.use(
+    bus.serve(VerifierService, verifier({ book, chain, passes, plans, publicUrl, metrics, network, nodeSilentMaxMs })),
+  )
   const introspector = bus.client(IntrospectorService)
   const authenticate = callerCheck({ introspector, possession: openPossession(), publicUrl })
   const http = createHttp({

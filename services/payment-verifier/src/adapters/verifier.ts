@@ -7,11 +7,13 @@ import { RedeemOutcome, type VerifierService } from '@tollward/contracts/payment
 import { AppError } from '@tollward/errors'
 import { type Invoice, standingOf, type View } from '../domain/invoice.ts'
 import { passIdOf } from '../domain/pass.ts'
+import { priceOf } from '../domain/price.ts'
 import { decideRedemption, type Presentation, type Redemption } from '../domain/redemption.ts'
 import type { Metrics } from '../metrics.ts'
 import { assertFollowed, type Chain } from './chain.ts'
 import type { LedgerBook } from './ledger.ts'
 import type { Passes } from './passes.ts'
+import type { Plans } from './plans.ts'
 
 /** When asking again makes sense: where blocks come by the minute, and where they come when somebody mines. */
 const RETRY_AFTER_SECONDS: Readonly<Record<Network, number>> = { regtest: 1, signet: 30, mainnet: 30 }
@@ -23,16 +25,22 @@ export interface VerifierOptions {
   readonly book: LedgerBook
   readonly chain: Chain
   readonly passes: Passes
+  readonly plans: Plans
+  /** Where clients reach this service. */
+  readonly publicUrl: string
   readonly metrics: Metrics
   readonly network: Network
   readonly nodeSilentMaxMs: number
 }
 
+/** A client that nothing is known of. */
+const NOBODY = { score: 0, ageMs: 0, paidSats: 0n }
+
 type Response = Awaited<ReturnType<Implementation<typeof VerifierService>['redeem']>>
 
 /** What payment-verifier answers on the bus. */
 export function verifier(options: VerifierOptions): Implementation<typeof VerifierService> {
-  const { passes, metrics } = options
+  const { passes, plans, publicUrl, metrics } = options
   return {
     redeem: async ({ clientId, plan, txid }) => {
       const presentation = { clientId, plan, txid: txid.toLowerCase() }
@@ -52,6 +60,14 @@ export function verifier(options: VerifierOptions): Implementation<typeof Verifi
         throw invalid('Say which pass, who gives back, and the record id.')
       await passes.giveBack(passId, unusedRequests, recordId)
       return {}
+    },
+    quote: async ({ clientId, plan: name }) => {
+      if (clientId === '' || name === '') throw invalid('Say which client asks, and for which plan.')
+      const plan = plans.get(name)
+      if (plan === undefined) return { isSold: false }
+      const { listSats, sats, cuts } = priceOf(plan, NOBODY)
+      const invoicesUrl = `${publicUrl}/invoices`
+      return { isSold: true, listPriceSats: listSats, priceSats: sats, discounts: [...cuts], invoicesUrl }
     },
     listInvoices: async ({ clientId, limit }) => {
       const { book, chain } = options

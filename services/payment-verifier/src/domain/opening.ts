@@ -7,6 +7,7 @@ import { AppError } from '@tollward/errors'
 import type { Fact } from './facts.ts'
 import type { Invoice, Place } from './invoice.ts'
 import type { Ledger } from './ledger.ts'
+import { confirmationsFor } from './price.ts'
 
 /** What a client asks for. */
 export interface Order {
@@ -66,7 +67,7 @@ export function openedFact(order: Order, at: AccountAddress, tip: Place, nowMs: 
     clientId: order.clientId,
     plan: metadata.name,
     amountSats: BigInt(spec.priceSats),
-    confirmations: spec.confirmations,
+    confirmations: confirmationsFor(order.plan, BigInt(spec.priceSats)),
     quotaRequests: BigInt(spec.requests ?? 0),
     durationSeconds: BigInt(spec.duration === undefined ? 0 : Math.ceil(durationMs(spec.duration) / 1000)),
     addressIndex: at.index,

@@ -13,7 +13,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file tollward/ledger/v1/entry.proto.
  */
 export const file_tollward_ledger_v1_entry: GenFile = /*@__PURE__*/
-  fileDesc("Ch50b2xsd2FyZC9sZWRnZXIvdjEvZW50cnkucHJvdG8SEnRvbGx3YXJkLmxlZGdlci52MSK7AwoNRW50cnlBcHBlbmRlZBIvCgthcHBlbmRlZF9hdBgBIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASOwoOaW52b2ljZV9vcGVuZWQYAiABKAsyIS50b2xsd2FyZC5sZWRnZXIudjEuSW52b2ljZU9wZW5lZEgAEjcKDHBheW1lbnRfc2VlbhgDIAEoCzIfLnRvbGx3YXJkLmxlZGdlci52MS5QYXltZW50U2VlbkgAEkEKEXBheW1lbnRfY29uZmlybWVkGAQgASgLMiQudG9sbHdhcmQubGVkZ2VyLnYxLlBheW1lbnRDb25maXJtZWRIABJFChNwYXltZW50X3VuY29uZmlybWVkGAUgASgLMiYudG9sbHdhcmQubGVkZ2VyLnYxLlBheW1lbnRVbmNvbmZpcm1lZEgAEj8KEGludm9pY2VfcmVkZWVtZWQYBiABKAsyIy50b2xsd2FyZC5sZWRnZXIudjEuSW52b2ljZVJlZGVlbWVkSAA6L+rHGCsKIXRvbGx3YXJkLmxlZGdlci52MS5lbnRyeS5hcHBlbmRlZBIGTEVER0VSQgcKBWVudHJ5IqQDCg1JbnZvaWNlT3BlbmVkEhIKCmludm9pY2VfaWQYASABKAkSEQoJY2xpZW50X2lkGAIgASgJEgwKBHBsYW4YAyABKAkSEwoLYW1vdW50X3NhdHMYBCABKAQSFQoNY29uZmlybWF0aW9ucxgFIAEoDRIWCg5xdW90YV9yZXF1ZXN0cxgGIAEoBBIYChBkdXJhdGlvbl9zZWNvbmRzGAcgASgEEhUKDWFkZHJlc3NfaW5kZXgYCCABKA0SDwoHYWRkcmVzcxgJIAEoCRIOCgZzY3JpcHQYCiABKAwSLQoJb3BlbmVkX2F0GAsgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIqCgZwYXlfYnkYDCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEi4KCmNvbmZpcm1fYnkYDSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhIKCnRpcF9oZWlnaHQYDiABKA0SEAoIdGlwX2hhc2gYDyABKAwSFwoPaWRlbXBvdGVuY3lfa2V5GBAgASgJIiYKCE91dHBvaW50EgwKBHR4aWQYASABKAwSDAoEdm91dBgCIAEoDSKTAQoLUGF5bWVudFNlZW4SEgoKaW52b2ljZV9pZBgBIAEoCRIuCghvdXRwb2ludBgCIAEoCzIcLnRvbGx3YXJkLmxlZGdlci52MS5PdXRwb2ludBITCgthbW91bnRfc2F0cxgDIAEoBBIrCgdzZWVuX2F0GAQgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCLLAQoQUGF5bWVudENvbmZpcm1lZBISCgppbnZvaWNlX2lkGAEgASgJEi4KCG91dHBvaW50GAIgASgLMhwudG9sbHdhcmQubGVkZ2VyLnYxLk91dHBvaW50EhMKC2Ftb3VudF9zYXRzGAMgASgEEhQKDGJsb2NrX2hlaWdodBgEIAEoDRISCgpibG9ja19oYXNoGAUgASgMEjQKEG1lZGlhbl90aW1lX3Bhc3QYBiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIoIBChJQYXltZW50VW5jb25maXJtZWQSEgoKaW52b2ljZV9pZBgBIAEoCRIuCghvdXRwb2ludBgCIAEoCzIcLnRvbGx3YXJkLmxlZGdlci52MS5PdXRwb2ludBIUCgxibG9ja19oZWlnaHQYAyABKA0SEgoKYmxvY2tfaGFzaBgEIAEoDCJnCg9JbnZvaWNlUmVkZWVtZWQSEgoKaW52b2ljZV9pZBgBIAEoCRIPCgdwYXNzX2lkGAIgASgJEi8KC3JlZGVlbWVkX2F0GAMgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcGIGcHJvdG8z", [file_google_protobuf_timestamp, file_tollward_options_v1_options]);
+  fileDesc("Ch50b2xsd2FyZC9sZWRnZXIvdjEvZW50cnkucHJvdG8SEnRvbGx3YXJkLmxlZGdlci52MSLqBQoNRW50cnlBcHBlbmRlZBIvCgthcHBlbmRlZF9hdBgBIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASOwoOaW52b2ljZV9vcGVuZWQYAiABKAsyIS50b2xsd2FyZC5sZWRnZXIudjEuSW52b2ljZU9wZW5lZEgAEjcKDHBheW1lbnRfc2VlbhgDIAEoCzIfLnRvbGx3YXJkLmxlZGdlci52MS5QYXltZW50U2VlbkgAEkEKEXBheW1lbnRfY29uZmlybWVkGAQgASgLMiQudG9sbHdhcmQubGVkZ2VyLnYxLlBheW1lbnRDb25maXJtZWRIABJFChNwYXltZW50X3VuY29uZmlybWVkGAUgASgLMiYudG9sbHdhcmQubGVkZ2VyLnYxLlBheW1lbnRVbmNvbmZpcm1lZEgAEj8KEGludm9pY2VfcmVkZWVtZWQYBiABKAsyIy50b2xsd2FyZC5sZWRnZXIudjEuSW52b2ljZVJlZGVlbWVkSAASPwoQcGF5bWVudF9yZXBsYWNlZBgHIAEoCzIjLnRvbGx3YXJkLmxlZGdlci52MS5QYXltZW50UmVwbGFjZWRIABIzCgpwYXNzX2RyYXduGAggASgLMh0udG9sbHdhcmQubGVkZ2VyLnYxLlBhc3NEcmF3bkgAEjUKC21vbmV5X2ZvdW5kGAkgASgLMh4udG9sbHdhcmQubGVkZ2VyLnYxLk1vbmV5Rm91bmRIABJBChFhZGRyZXNzZXNfc2tpcHBlZBgKIAEoCzIkLnRvbGx3YXJkLmxlZGdlci52MS5BZGRyZXNzZXNTa2lwcGVkSAASPQoPY3JlZGl0X2FkanVzdGVkGAsgASgLMiIudG9sbHdhcmQubGVkZ2VyLnYxLkNyZWRpdEFkanVzdGVkSAA6L+rHGCsKIXRvbGx3YXJkLmxlZGdlci52MS5lbnRyeS5hcHBlbmRlZBIGTEVER0VSQgcKBWVudHJ5IqkFCg1JbnZvaWNlT3BlbmVkEhIKCmludm9pY2VfaWQYASABKAkSEQoJY2xpZW50X2lkGAIgASgJEgwKBHBsYW4YAyABKAkSEwoLYW1vdW50X3NhdHMYBCABKAQSFQoNY29uZmlybWF0aW9ucxgFIAEoDRIWCg5xdW90YV9yZXF1ZXN0cxgGIAEoBBIYChBkdXJhdGlvbl9zZWNvbmRzGAcgASgEEhUKDWFkZHJlc3NfaW5kZXgYCCABKA0SDwoHYWRkcmVzcxgJIAEoCRIOCgZzY3JpcHQYCiABKAwSLQoJb3BlbmVkX2F0GAsgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIqCgZwYXlfYnkYDCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEi4KCmNvbmZpcm1fYnkYDSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhIKCnRpcF9oZWlnaHQYDiABKA0SEAoIdGlwX2hhc2gYDyABKAwSFwoPaWRlbXBvdGVuY3lfa2V5GBAgASgJEhcKD2xpc3RfcHJpY2Vfc2F0cxgRIAEoBBIvCglkaXNjb3VudHMYEiADKAsyHC50b2xsd2FyZC5sZWRnZXIudjEuRGlzY291bnQSEwoLY3JlZGl0X3NhdHMYEyABKAQSGQoRY29uZmlybV9ieV9oZWlnaHQYFCABKA0SLQoJcmVkZWVtX2J5GBUgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIQCghwYWdlX2tleRgWIAEoDBI3Cg1jcmVkaXRfcG9saWN5GBcgASgLMiAudG9sbHdhcmQubGVkZ2VyLnYxLkNyZWRpdFBvbGljeRIPCgdwYXNzX2lkGBggASgJIlIKCERpc2NvdW50EgwKBGtpbmQYASABKAkSFAoMYmFzaXNfcG9pbnRzGAIgASgNEhMKC2Ftb3VudF9zYXRzGAMgASgEEg0KBXNjb3JlGAQgASgNIjsKDENyZWRpdFBvbGljeRIMCgRsYXRlGAEgASgIEg0KBXNob3J0GAIgASgIEg4KBmV4Y2VzcxgDIAEoCCImCghPdXRwb2ludBIMCgR0eGlkGAEgASgMEgwKBHZvdXQYAiABKA0ikwEKC1BheW1lbnRTZWVuEhIKCmludm9pY2VfaWQYASABKAkSLgoIb3V0cG9pbnQYAiABKAsyHC50b2xsd2FyZC5sZWRnZXIudjEuT3V0cG9pbnQSEwoLYW1vdW50X3NhdHMYAyABKAQSKwoHc2Vlbl9hdBgEIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiywEKEFBheW1lbnRDb25maXJtZWQSEgoKaW52b2ljZV9pZBgBIAEoCRIuCghvdXRwb2ludBgCIAEoCzIcLnRvbGx3YXJkLmxlZGdlci52MS5PdXRwb2ludBITCgthbW91bnRfc2F0cxgDIAEoBBIUCgxibG9ja19oZWlnaHQYBCABKA0SEgoKYmxvY2tfaGFzaBgFIAEoDBI0ChBtZWRpYW5fdGltZV9wYXN0GAYgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCKCAQoSUGF5bWVudFVuY29uZmlybWVkEhIKCmludm9pY2VfaWQYASABKAkSLgoIb3V0cG9pbnQYAiABKAsyHC50b2xsd2FyZC5sZWRnZXIudjEuT3V0cG9pbnQSFAoMYmxvY2tfaGVpZ2h0GAMgASgNEhIKCmJsb2NrX2hhc2gYBCABKAwiZwoPSW52b2ljZVJlZGVlbWVkEhIKCmludm9pY2VfaWQYASABKAkSDwoHcGFzc19pZBgCIAEoCRIvCgtyZWRlZW1lZF9hdBgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiagoPUGF5bWVudFJlcGxhY2VkEhIKCmludm9pY2VfaWQYASABKAkSLgoIb3V0cG9pbnQYAiABKAsyHC50b2xsd2FyZC5sZWRnZXIudjEuT3V0cG9pbnQSEwoLcmVwbGFjZWRfYnkYAyABKAwiSAoJUGFzc0RyYXduEg8KB3Bhc3NfaWQYASABKAkSEgoKaW52b2ljZV9pZBgCIAEoCRIWCg5kcmF3bl9yZXF1ZXN0cxgDIAEoBCKSAQoKTW9uZXlGb3VuZBIVCg1hZGRyZXNzX2luZGV4GAEgASgNEi4KCG91dHBvaW50GAIgASgLMhwudG9sbHdhcmQubGVkZ2VyLnYxLk91dHBvaW50EhMKC2Ftb3VudF9zYXRzGAMgASgEEhQKDGJsb2NrX2hlaWdodBgEIAEoDRISCgpibG9ja19oYXNoGAUgASgMIjYKEEFkZHJlc3Nlc1NraXBwZWQSEgoKbmV4dF9pbmRleBgBIAEoDRIOCgZyZWFzb24YAiABKAkioQEKDkNyZWRpdEFkanVzdGVkEhUKDWFkanVzdG1lbnRfaWQYASABKAkSEQoJY2xpZW50X2lkGAIgASgJEhMKC2Ftb3VudF9zYXRzGAMgASgSEg4KBnJlYXNvbhgEIAEoCRIQCghvcGVyYXRvchgFIAEoCRIuCghvdXRwb2ludBgGIAEoCzIcLnRvbGx3YXJkLmxlZGdlci52MS5PdXRwb2ludGIGcHJvdG8z", [file_google_protobuf_timestamp, file_tollward_options_v1_options]);
 
 /**
  * One line of the ledger. The stream LEDGER is the money itself: entries are appended with the expected last sequence, so that
@@ -60,6 +60,36 @@ export type EntryAppended = Message<"tollward.ledger.v1.EntryAppended"> & {
      */
     value: InvoiceRedeemed;
     case: "invoiceRedeemed";
+  } | {
+    /**
+     * @generated from field: tollward.ledger.v1.PaymentReplaced payment_replaced = 7;
+     */
+    value: PaymentReplaced;
+    case: "paymentReplaced";
+  } | {
+    /**
+     * @generated from field: tollward.ledger.v1.PassDrawn pass_drawn = 8;
+     */
+    value: PassDrawn;
+    case: "passDrawn";
+  } | {
+    /**
+     * @generated from field: tollward.ledger.v1.MoneyFound money_found = 9;
+     */
+    value: MoneyFound;
+    case: "moneyFound";
+  } | {
+    /**
+     * @generated from field: tollward.ledger.v1.AddressesSkipped addresses_skipped = 10;
+     */
+    value: AddressesSkipped;
+    case: "addressesSkipped";
+  } | {
+    /**
+     * @generated from field: tollward.ledger.v1.CreditAdjusted credit_adjusted = 11;
+     */
+    value: CreditAdjusted;
+    case: "creditAdjusted";
   } | { case: undefined; value?: undefined };
 };
 
@@ -94,6 +124,8 @@ export type InvoiceOpened = Message<"tollward.ledger.v1.InvoiceOpened"> & {
   plan: string;
 
   /**
+   * To be paid to the address: the list price less discounts and credit. 0: credit covers it all, and pass_id is set.
+   *
    * @generated from field: uint64 amount_sats = 4;
    */
   amountSats: bigint;
@@ -169,6 +201,62 @@ export type InvoiceOpened = Message<"tollward.ledger.v1.InvoiceOpened"> & {
    * @generated from field: string idempotency_key = 16;
    */
   idempotencyKey: string;
+
+  /**
+   * The plan's price; 0 in entries from before there were discounts: amount_sats.
+   *
+   * @generated from field: uint64 list_price_sats = 17;
+   */
+  listPriceSats: bigint;
+
+  /**
+   * What was taken off the list price, and why.
+   *
+   * @generated from field: repeated tollward.ledger.v1.Discount discounts = 18;
+   */
+  discounts: Discount[];
+
+  /**
+   * Of the client's credit, what this invoice uses. It comes back when the invoice closes without being paid.
+   *
+   * @generated from field: uint64 credit_sats = 19;
+   */
+  creditSats: bigint;
+
+  /**
+   * Height of the block with the last needed confirmation at or below this one; 0: confirm_by alone counts.
+   *
+   * @generated from field: uint32 confirm_by_height = 20;
+   */
+  confirmByHeight: number;
+
+  /**
+   * A paid invoice that is not redeemed by then becomes credit; absent: never.
+   *
+   * @generated from field: google.protobuf.Timestamp redeem_by = 21;
+   */
+  redeemBy?: Timestamp | undefined;
+
+  /**
+   * Random; opens the invoice's page for people, which shows and changes nothing else.
+   *
+   * @generated from field: bytes page_key = 22;
+   */
+  pageKey: Uint8Array;
+
+  /**
+   * What becomes credit; frozen like the price. Absent in entries from before there was credit: nothing does.
+   *
+   * @generated from field: tollward.ledger.v1.CreditPolicy credit_policy = 23;
+   */
+  creditPolicy?: CreditPolicy | undefined;
+
+  /**
+   * The pass of an invoice that credit covers: opened and redeemed are one fact then.
+   *
+   * @generated from field: string pass_id = 24;
+   */
+  passId: string;
 };
 
 /**
@@ -177,6 +265,77 @@ export type InvoiceOpened = Message<"tollward.ledger.v1.InvoiceOpened"> & {
  */
 export const InvoiceOpenedSchema: GenMessage<InvoiceOpened> = /*@__PURE__*/
   messageDesc(file_tollward_ledger_v1_entry, 1);
+
+/**
+ * @generated from message tollward.ledger.v1.Discount
+ */
+export type Discount = Message<"tollward.ledger.v1.Discount"> & {
+  /**
+   * bitcoin: for paying in bitcoin; conduct: for how the client behaved.
+   *
+   * @generated from field: string kind = 1;
+   */
+  kind: string;
+
+  /**
+   * @generated from field: uint32 basis_points = 2;
+   */
+  basisPoints: number;
+
+  /**
+   * @generated from field: uint64 amount_sats = 3;
+   */
+  amountSats: bigint;
+
+  /**
+   * The conduct score that decided, 0 to 1000.
+   *
+   * @generated from field: uint32 score = 4;
+   */
+  score: number;
+};
+
+/**
+ * Describes the message tollward.ledger.v1.Discount.
+ * Use `create(DiscountSchema)` to create a new message.
+ */
+export const DiscountSchema: GenMessage<Discount> = /*@__PURE__*/
+  messageDesc(file_tollward_ledger_v1_entry, 2);
+
+/**
+ * Which money of a closed invoice its client may spend again. Money that becomes no credit stays on record for the operator.
+ *
+ * @generated from message tollward.ledger.v1.CreditPolicy
+ */
+export type CreditPolicy = Message<"tollward.ledger.v1.CreditPolicy"> & {
+  /**
+   * Seen or confirmed too late, or not redeemed in time.
+   *
+   * @generated from field: bool late = 1;
+   */
+  late: boolean;
+
+  /**
+   * Less than the amount.
+   *
+   * @generated from field: bool short = 2;
+   */
+  short: boolean;
+
+  /**
+   * More than the amount.
+   *
+   * @generated from field: bool excess = 3;
+   */
+  excess: boolean;
+};
+
+/**
+ * Describes the message tollward.ledger.v1.CreditPolicy.
+ * Use `create(CreditPolicySchema)` to create a new message.
+ */
+export const CreditPolicySchema: GenMessage<CreditPolicy> = /*@__PURE__*/
+  messageDesc(file_tollward_ledger_v1_entry, 3);
 
 /**
  * Outpoint: the key by which money is counted once.
@@ -202,7 +361,7 @@ export type Outpoint = Message<"tollward.ledger.v1.Outpoint"> & {
  * Use `create(OutpointSchema)` to create a new message.
  */
 export const OutpointSchema: GenMessage<Outpoint> = /*@__PURE__*/
-  messageDesc(file_tollward_ledger_v1_entry, 2);
+  messageDesc(file_tollward_ledger_v1_entry, 4);
 
 /**
  * An output to an invoice's script in the mempool or in a block, for the first time.
@@ -236,7 +395,7 @@ export type PaymentSeen = Message<"tollward.ledger.v1.PaymentSeen"> & {
  * Use `create(PaymentSeenSchema)` to create a new message.
  */
 export const PaymentSeenSchema: GenMessage<PaymentSeen> = /*@__PURE__*/
-  messageDesc(file_tollward_ledger_v1_entry, 3);
+  messageDesc(file_tollward_ledger_v1_entry, 5);
 
 /**
  * The output is in a block of the best chain.
@@ -282,7 +441,7 @@ export type PaymentConfirmed = Message<"tollward.ledger.v1.PaymentConfirmed"> & 
  * Use `create(PaymentConfirmedSchema)` to create a new message.
  */
 export const PaymentConfirmedSchema: GenMessage<PaymentConfirmed> = /*@__PURE__*/
-  messageDesc(file_tollward_ledger_v1_entry, 4);
+  messageDesc(file_tollward_ledger_v1_entry, 6);
 
 /**
  * The block left the best chain.
@@ -316,7 +475,7 @@ export type PaymentUnconfirmed = Message<"tollward.ledger.v1.PaymentUnconfirmed"
  * Use `create(PaymentUnconfirmedSchema)` to create a new message.
  */
 export const PaymentUnconfirmedSchema: GenMessage<PaymentUnconfirmed> = /*@__PURE__*/
-  messageDesc(file_tollward_ledger_v1_entry, 5);
+  messageDesc(file_tollward_ledger_v1_entry, 7);
 
 /**
  * The owner presented the transaction, and the pass began.
@@ -345,5 +504,182 @@ export type InvoiceRedeemed = Message<"tollward.ledger.v1.InvoiceRedeemed"> & {
  * Use `create(InvoiceRedeemedSchema)` to create a new message.
  */
 export const InvoiceRedeemedSchema: GenMessage<InvoiceRedeemed> = /*@__PURE__*/
-  messageDesc(file_tollward_ledger_v1_entry, 6);
+  messageDesc(file_tollward_ledger_v1_entry, 8);
+
+/**
+ * An unconfirmed output that no node holds any more. PaymentSeen or PaymentConfirmed of the same output brings it back.
+ *
+ * @generated from message tollward.ledger.v1.PaymentReplaced
+ */
+export type PaymentReplaced = Message<"tollward.ledger.v1.PaymentReplaced"> & {
+  /**
+   * @generated from field: string invoice_id = 1;
+   */
+  invoiceId: string;
+
+  /**
+   * @generated from field: tollward.ledger.v1.Outpoint outpoint = 2;
+   */
+  outpoint?: Outpoint | undefined;
+
+  /**
+   * The transaction that spends the same coins, internal byte order; empty: not known, it only vanished.
+   *
+   * @generated from field: bytes replaced_by = 3;
+   */
+  replacedBy: Uint8Array;
+};
+
+/**
+ * Describes the message tollward.ledger.v1.PaymentReplaced.
+ * Use `create(PaymentReplacedSchema)` to create a new message.
+ */
+export const PaymentReplacedSchema: GenMessage<PaymentReplaced> = /*@__PURE__*/
+  messageDesc(file_tollward_ledger_v1_entry, 9);
+
+/**
+ * Quota handed out so far never exceeds this: written before it does, so that a pass whose value in the bucket is lost is made
+ * again without giving anything twice.
+ *
+ * @generated from message tollward.ledger.v1.PassDrawn
+ */
+export type PassDrawn = Message<"tollward.ledger.v1.PassDrawn"> & {
+  /**
+   * @generated from field: string pass_id = 1;
+   */
+  passId: string;
+
+  /**
+   * @generated from field: string invoice_id = 2;
+   */
+  invoiceId: string;
+
+  /**
+   * Of the pass's whole life.
+   *
+   * @generated from field: uint64 drawn_requests = 3;
+   */
+  drawnRequests: bigint;
+};
+
+/**
+ * Describes the message tollward.ledger.v1.PassDrawn.
+ * Use `create(PassDrawnSchema)` to create a new message.
+ */
+export const PassDrawnSchema: GenMessage<PassDrawn> = /*@__PURE__*/
+  messageDesc(file_tollward_ledger_v1_entry, 10);
+
+/**
+ * Money at an address of the account that no invoice in the ledger has: the invoice was lost with a ledger, or somebody else
+ * gave the address out. It belongs to nobody until an operator says to whom.
+ *
+ * @generated from message tollward.ledger.v1.MoneyFound
+ */
+export type MoneyFound = Message<"tollward.ledger.v1.MoneyFound"> & {
+  /**
+   * @generated from field: uint32 address_index = 1;
+   */
+  addressIndex: number;
+
+  /**
+   * @generated from field: tollward.ledger.v1.Outpoint outpoint = 2;
+   */
+  outpoint?: Outpoint | undefined;
+
+  /**
+   * @generated from field: uint64 amount_sats = 3;
+   */
+  amountSats: bigint;
+
+  /**
+   * @generated from field: uint32 block_height = 4;
+   */
+  blockHeight: number;
+
+  /**
+   * @generated from field: bytes block_hash = 5;
+   */
+  blockHash: Uint8Array;
+};
+
+/**
+ * Describes the message tollward.ledger.v1.MoneyFound.
+ * Use `create(MoneyFoundSchema)` to create a new message.
+ */
+export const MoneyFoundSchema: GenMessage<MoneyFound> = /*@__PURE__*/
+  messageDesc(file_tollward_ledger_v1_entry, 11);
+
+/**
+ * Addresses below this index are never given out any more, whether or not the ledger says what became of them.
+ *
+ * @generated from message tollward.ledger.v1.AddressesSkipped
+ */
+export type AddressesSkipped = Message<"tollward.ledger.v1.AddressesSkipped"> & {
+  /**
+   * @generated from field: uint32 next_index = 1;
+   */
+  nextIndex: number;
+
+  /**
+   * @generated from field: string reason = 2;
+   */
+  reason: string;
+};
+
+/**
+ * Describes the message tollward.ledger.v1.AddressesSkipped.
+ * Use `create(AddressesSkippedSchema)` to create a new message.
+ */
+export const AddressesSkippedSchema: GenMessage<AddressesSkipped> = /*@__PURE__*/
+  messageDesc(file_tollward_ledger_v1_entry, 12);
+
+/**
+ * An operator gave or took credit.
+ *
+ * @generated from message tollward.ledger.v1.CreditAdjusted
+ */
+export type CreditAdjusted = Message<"tollward.ledger.v1.CreditAdjusted"> & {
+  /**
+   * Random: the same adjustment counts once.
+   *
+   * @generated from field: string adjustment_id = 1;
+   */
+  adjustmentId: string;
+
+  /**
+   * @generated from field: string client_id = 2;
+   */
+  clientId: string;
+
+  /**
+   * @generated from field: sint64 amount_sats = 3;
+   */
+  amountSats: bigint;
+
+  /**
+   * @generated from field: string reason = 4;
+   */
+  reason: string;
+
+  /**
+   * Who did it, as the audit has it.
+   *
+   * @generated from field: string operator = 5;
+   */
+  operator: string;
+
+  /**
+   * The money found that it is for; absent: none.
+   *
+   * @generated from field: tollward.ledger.v1.Outpoint outpoint = 6;
+   */
+  outpoint?: Outpoint | undefined;
+};
+
+/**
+ * Describes the message tollward.ledger.v1.CreditAdjusted.
+ * Use `create(CreditAdjustedSchema)` to create a new message.
+ */
+export const CreditAdjustedSchema: GenMessage<CreditAdjusted> = /*@__PURE__*/
+  messageDesc(file_tollward_ledger_v1_entry, 13);
 

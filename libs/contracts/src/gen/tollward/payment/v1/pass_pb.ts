@@ -13,7 +13,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file tollward/payment/v1/pass.proto.
  */
 export const file_tollward_payment_v1_pass: GenFile = /*@__PURE__*/
-  fileDesc("Ch50b2xsd2FyZC9wYXltZW50L3YxL3Bhc3MucHJvdG8SE3RvbGx3YXJkLnBheW1lbnQudjEi2gIKBFBhc3MSDgoGZm9ybWF0GAEgASgNEg8KB3Bhc3NfaWQYAiABKAkSEQoJY2xpZW50X2lkGAMgASgJEgwKBHBsYW4YBCABKAkSEgoKaW52b2ljZV9pZBgFIAEoCRIWCg5xdW90YV9yZXF1ZXN0cxgGIAEoBBIXCg9sZWFzZWRfcmVxdWVzdHMYByABKAQSMAoMYWN0aXZhdGVkX2F0GAggASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIuCgpleHBpcmVzX2F0GAkgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBItCgVzdGF0ZRgKIAEoDjIeLnRvbGx3YXJkLnBheW1lbnQudjEuUGFzc1N0YXRlEhUKDXN0YXRlX2NoYW5nZXMYCyABKA0SFQoNcmVjb3JkX2hhc2hlcxgMIAMoDDoM8scYCAoGcGFzc2VzKnIKCVBhc3NTdGF0ZRIaChZQQVNTX1NUQVRFX1VOU1BFQ0lGSUVEEAASFQoRUEFTU19TVEFURV9BQ1RJVkUQARIYChRQQVNTX1NUQVRFX0VYSEFVU1RFRBACEhgKFFBBU1NfU1RBVEVfU1VTUEVOREVEEANiBnByb3RvMw", [file_google_protobuf_timestamp, file_tollward_options_v1_options]);
+  fileDesc("Ch50b2xsd2FyZC9wYXltZW50L3YxL3Bhc3MucHJvdG8SE3RvbGx3YXJkLnBheW1lbnQudjEiwwMKBFBhc3MSDgoGZm9ybWF0GAEgASgNEg8KB3Bhc3NfaWQYAiABKAkSEQoJY2xpZW50X2lkGAMgASgJEgwKBHBsYW4YBCABKAkSEgoKaW52b2ljZV9pZBgFIAEoCRIWCg5xdW90YV9yZXF1ZXN0cxgGIAEoBBIXCg9sZWFzZWRfcmVxdWVzdHMYByABKAQSMAoMYWN0aXZhdGVkX2F0GAggASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIuCgpleHBpcmVzX2F0GAkgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBItCgVzdGF0ZRgKIAEoDjIeLnRvbGx3YXJkLnBheW1lbnQudjEuUGFzc1N0YXRlEhUKDXN0YXRlX2NoYW5nZXMYCyABKA0SFQoNcmVjb3JkX2hhc2hlcxgMIAMoDBIuCgZsZWFzZXMYDSADKAsyHi50b2xsd2FyZC5wYXltZW50LnYxLlBhc3NMZWFzZRIWCg5kcmF3bl9yZXF1ZXN0cxgOIAEoBBIfChd1bnJlY29yZGVkX3JlcXVlc3RzX21heBgPIAEoDToM8scYCAoGcGFzc2VzIo8BCglQYXNzTGVhc2USEAoIbGVhc2VfaWQYASABKAkSDgoGaG9sZGVyGAIgASgJEhgKEGdyYW50ZWRfcmVxdWVzdHMYAyABKAQSGQoRcmVjb3JkZWRfcmVxdWVzdHMYBCABKAQSKwoHZW5kc19hdBgFIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAqcgoJUGFzc1N0YXRlEhoKFlBBU1NfU1RBVEVfVU5TUEVDSUZJRUQQABIVChFQQVNTX1NUQVRFX0FDVElWRRABEhgKFFBBU1NfU1RBVEVfRVhIQVVTVEVEEAISGAoUUEFTU19TVEFURV9TVVNQRU5ERUQQA2IGcHJvdG8z", [file_google_protobuf_timestamp, file_tollward_options_v1_options]);
 
 /**
  * What a payment bought. payment-verifier alone writes it; authorizer and gateway watch it.
@@ -54,7 +54,7 @@ export type Pass = Message<"tollward.payment.v1.Pass"> & {
   quotaRequests: bigint;
 
   /**
-   * Of the quota, what was handed out to decision points; what a crashed one held counts as used.
+   * Of the quota, what was served as far as recorded, and what decision points hold.
    *
    * @generated from field: uint64 leased_requests = 7;
    */
@@ -90,6 +90,27 @@ export type Pass = Message<"tollward.payment.v1.Pass"> & {
    * @generated from field: repeated bytes record_hashes = 12;
    */
   recordHashes: Uint8Array[];
+
+  /**
+   * Chunks that decision points hold now.
+   *
+   * @generated from field: repeated tollward.payment.v1.PassLease leases = 13;
+   */
+  leases: PassLease[];
+
+  /**
+   * Of the quota, what the ledger allows to hand out before its next PassDrawn.
+   *
+   * @generated from field: uint64 drawn_requests = 14;
+   */
+  drawnRequests: bigint;
+
+  /**
+   * The most that one crashed decision point costs: what it may serve without having recorded it.
+   *
+   * @generated from field: uint32 unrecorded_requests_max = 15;
+   */
+  unrecordedRequestsMax: number;
 };
 
 /**
@@ -98,6 +119,53 @@ export type Pass = Message<"tollward.payment.v1.Pass"> & {
  */
 export const PassSchema: GenMessage<Pass> = /*@__PURE__*/
   messageDesc(file_tollward_payment_v1_pass, 0);
+
+/**
+ * A chunk of the quota in the hands of one decision point.
+ *
+ * @generated from message tollward.payment.v1.PassLease
+ */
+export type PassLease = Message<"tollward.payment.v1.PassLease"> & {
+  /**
+   * Random.
+   *
+   * @generated from field: string lease_id = 1;
+   */
+  leaseId: string;
+
+  /**
+   * The process that spends it.
+   *
+   * @generated from field: string holder = 2;
+   */
+  holder: string;
+
+  /**
+   * @generated from field: uint64 granted_requests = 3;
+   */
+  grantedRequests: bigint;
+
+  /**
+   * Served of it, as last recorded. What is served beyond is less than Pass.unrecorded_requests_max.
+   *
+   * @generated from field: uint64 recorded_requests = 4;
+   */
+  recordedRequests: bigint;
+
+  /**
+   * If nothing is recorded until then, the rest comes back, less unrecorded_requests_max.
+   *
+   * @generated from field: google.protobuf.Timestamp ends_at = 5;
+   */
+  endsAt?: Timestamp | undefined;
+};
+
+/**
+ * Describes the message tollward.payment.v1.PassLease.
+ * Use `create(PassLeaseSchema)` to create a new message.
+ */
+export const PassLeaseSchema: GenMessage<PassLease> = /*@__PURE__*/
+  messageDesc(file_tollward_payment_v1_pass, 1);
 
 /**
  * @generated from enum tollward.payment.v1.PassState

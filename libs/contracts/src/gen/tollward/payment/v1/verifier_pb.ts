@@ -6,7 +6,11 @@ import type { GenEnum, GenFile, GenMessage, GenService } from "@bufbuild/protobu
 import { enumDesc, fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
 import type { Timestamp } from "@bufbuild/protobuf/wkt";
 import { file_google_protobuf_timestamp } from "@bufbuild/protobuf/wkt";
+import type { Discount } from "../../ledger/v1/entry_pb.ts";
+import { file_tollward_ledger_v1_entry } from "../../ledger/v1/entry_pb.ts";
 import { file_tollward_options_v1_options } from "../../options/v1/options_pb.ts";
+import type { Conduct } from "./conduct_pb.ts";
+import { file_tollward_payment_v1_conduct } from "./conduct_pb.ts";
 import type { Pass } from "./pass_pb.ts";
 import { file_tollward_payment_v1_pass } from "./pass_pb.ts";
 import type { Message, UnknownEnum } from "@bufbuild/protobuf";
@@ -15,7 +19,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file tollward/payment/v1/verifier.proto.
  */
 export const file_tollward_payment_v1_verifier: GenFile = /*@__PURE__*/
-  fileDesc("CiJ0b2xsd2FyZC9wYXltZW50L3YxL3ZlcmlmaWVyLnByb3RvEhN0b2xsd2FyZC5wYXltZW50LnYxIj4KDVJlZGVlbVJlcXVlc3QSEQoJY2xpZW50X2lkGAEgASgJEgwKBHBsYW4YAiABKAkSDAoEdHhpZBgDIAEoCSK6AQoOUmVkZWVtUmVzcG9uc2USMwoHb3V0Y29tZRgBIAEoDjIiLnRvbGx3YXJkLnBheW1lbnQudjEuUmVkZWVtT3V0Y29tZRInCgRwYXNzGAIgASgLMhkudG9sbHdhcmQucGF5bWVudC52MS5QYXNzEh0KFWNvbmZpcm1hdGlvbnNfbWlzc2luZxgDIAEoDRIbChNyZXRyeV9hZnRlcl9zZWNvbmRzGAQgASgNEg4KBmRldGFpbBgFIAEoCSJICgxMZWFzZVJlcXVlc3QSDwoHcGFzc19pZBgBIAEoCRIOCgZob2xkZXIYAiABKAkSFwoPd2FudGVkX3JlcXVlc3RzGAMgASgNIikKDUxlYXNlUmVzcG9uc2USGAoQZ3JhbnRlZF9yZXF1ZXN0cxgBIAEoDSJcCg1SZWNvcmRSZXF1ZXN0Eg8KB3Bhc3NfaWQYASABKAkSDgoGaG9sZGVyGAIgASgJEhcKD3VudXNlZF9yZXF1ZXN0cxgDIAEoDRIRCglyZWNvcmRfaWQYBCABKAkiEAoOUmVjb3JkUmVzcG9uc2UiNwoTTGlzdEludm9pY2VzUmVxdWVzdBIRCgljbGllbnRfaWQYASABKAkSDQoFbGltaXQYAiABKA0iRgoUTGlzdEludm9pY2VzUmVzcG9uc2USLgoIaW52b2ljZXMYASADKAsyHC50b2xsd2FyZC5wYXltZW50LnYxLkludm9pY2UiygIKB0ludm9pY2USEgoKaW52b2ljZV9pZBgBIAEoCRIRCgljbGllbnRfaWQYAiABKAkSDAoEcGxhbhgDIAEoCRITCgthbW91bnRfc2F0cxgEIAEoBBIVCg1yZWNlaXZlZF9zYXRzGAUgASgEEg8KB2FkZHJlc3MYBiABKAkSDQoFc3RhdGUYByABKAkSFQoNY29uZmlybWF0aW9ucxgIIAEoDRIcChRjb25maXJtYXRpb25zX25lZWRlZBgJIAEoDRItCglvcGVuZWRfYXQYCiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEioKBnBheV9ieRgLIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLgoKY29uZmlybV9ieRgMIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAq5QEKDVJlZGVlbU91dGNvbWUSHgoaUkVERUVNX09VVENPTUVfVU5TUEVDSUZJRUQQABIbChdSRURFRU1fT1VUQ09NRV9SRURFRU1FRBABEhoKFlJFREVFTV9PVVRDT01FX1BFTkRJTkcQAhIbChdSRURFRU1fT1VUQ09NRV9OT1RfU0VFThADEh8KG1JFREVFTV9PVVRDT01FX05PVEhJTkdfT1BFThAEEh8KG1JFREVFTV9PVVRDT01FX0lOU1VGRklDSUVOVBAFEhwKGFJFREVFTV9PVVRDT01FX0VYSEFVU1RFRBAGMoQDCg9WZXJpZmllclNlcnZpY2USUQoGUmVkZWVtEiIudG9sbHdhcmQucGF5bWVudC52MS5SZWRlZW1SZXF1ZXN0GiMudG9sbHdhcmQucGF5bWVudC52MS5SZWRlZW1SZXNwb25zZRJOCgVMZWFzZRIhLnRvbGx3YXJkLnBheW1lbnQudjEuTGVhc2VSZXF1ZXN0GiIudG9sbHdhcmQucGF5bWVudC52MS5MZWFzZVJlc3BvbnNlElEKBlJlY29yZBIiLnRvbGx3YXJkLnBheW1lbnQudjEuUmVjb3JkUmVxdWVzdBojLnRvbGx3YXJkLnBheW1lbnQudjEuUmVjb3JkUmVzcG9uc2USYwoMTGlzdEludm9pY2VzEigudG9sbHdhcmQucGF5bWVudC52MS5MaXN0SW52b2ljZXNSZXF1ZXN0GikudG9sbHdhcmQucGF5bWVudC52MS5MaXN0SW52b2ljZXNSZXNwb25zZRoW+scYEgoQcGF5bWVudC12ZXJpZmllcmIGcHJvdG8z", [file_google_protobuf_timestamp, file_tollward_options_v1_options, file_tollward_payment_v1_pass]);
+  fileDesc("CiJ0b2xsd2FyZC9wYXltZW50L3YxL3ZlcmlmaWVyLnByb3RvEhN0b2xsd2FyZC5wYXltZW50LnYxIj4KDVJlZGVlbVJlcXVlc3QSEQoJY2xpZW50X2lkGAEgASgJEgwKBHBsYW4YAiABKAkSDAoEdHhpZBgDIAEoCSK6AQoOUmVkZWVtUmVzcG9uc2USMwoHb3V0Y29tZRgBIAEoDjIiLnRvbGx3YXJkLnBheW1lbnQudjEuUmVkZWVtT3V0Y29tZRInCgRwYXNzGAIgASgLMhkudG9sbHdhcmQucGF5bWVudC52MS5QYXNzEh0KFWNvbmZpcm1hdGlvbnNfbWlzc2luZxgDIAEoDRIbChNyZXRyeV9hZnRlcl9zZWNvbmRzGAQgASgNEg4KBmRldGFpbBgFIAEoCSJICgxMZWFzZVJlcXVlc3QSDwoHcGFzc19pZBgBIAEoCRIOCgZob2xkZXIYAiABKAkSFwoPd2FudGVkX3JlcXVlc3RzGAMgASgNIm4KDUxlYXNlUmVzcG9uc2USGAoQZ3JhbnRlZF9yZXF1ZXN0cxgBIAEoDRIQCghsZWFzZV9pZBgCIAEoCRIQCghsYXN0c19tcxgDIAEoDRIfChd1bnJlY29yZGVkX3JlcXVlc3RzX21heBgEIAEoDSKdAQoNUmVjb3JkUmVxdWVzdBIPCgdwYXNzX2lkGAEgASgJEg4KBmhvbGRlchgCIAEoCRIbCg91bnVzZWRfcmVxdWVzdHMYAyABKA1CAhgBEhUKCXJlY29yZF9pZBgEIAEoCUICGAESEAoIbGVhc2VfaWQYBSABKAkSFwoPc2VydmVkX3JlcXVlc3RzGAYgASgNEgwKBGVuZHMYByABKAgiNAoOUmVjb3JkUmVzcG9uc2USEAoIaW5fZm9yY2UYASABKAgSEAoIbGFzdHNfbXMYAiABKA0iLwoMUXVvdGVSZXF1ZXN0EhEKCWNsaWVudF9pZBgBIAEoCRIMCgRwbGFuGAIgASgJIqkBCg1RdW90ZVJlc3BvbnNlEg8KB2lzX3NvbGQYASABKAgSFwoPbGlzdF9wcmljZV9zYXRzGAIgASgEEhIKCnByaWNlX3NhdHMYAyABKAQSLwoJZGlzY291bnRzGAQgAygLMhwudG9sbHdhcmQubGVkZ2VyLnYxLkRpc2NvdW50EhMKC2NyZWRpdF9zYXRzGAUgASgEEhQKDGludm9pY2VzX3VybBgGIAEoCSI3ChNMaXN0SW52b2ljZXNSZXF1ZXN0EhEKCWNsaWVudF9pZBgBIAEoCRINCgVsaW1pdBgCIAEoDSJGChRMaXN0SW52b2ljZXNSZXNwb25zZRIuCghpbnZvaWNlcxgBIAMoCzIcLnRvbGx3YXJkLnBheW1lbnQudjEuSW52b2ljZSKFBAoHSW52b2ljZRISCgppbnZvaWNlX2lkGAEgASgJEhEKCWNsaWVudF9pZBgCIAEoCRIMCgRwbGFuGAMgASgJEhMKC2Ftb3VudF9zYXRzGAQgASgEEhUKDXJlY2VpdmVkX3NhdHMYBSABKAQSDwoHYWRkcmVzcxgGIAEoCRINCgVzdGF0ZRgHIAEoCRIVCg1jb25maXJtYXRpb25zGAggASgNEhwKFGNvbmZpcm1hdGlvbnNfbmVlZGVkGAkgASgNEi0KCW9wZW5lZF9hdBgKIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASKgoGcGF5X2J5GAsgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIuCgpjb25maXJtX2J5GAwgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIXCg9saXN0X3ByaWNlX3NhdHMYDSABKAQSLwoJZGlzY291bnRzGA4gAygLMhwudG9sbHdhcmQubGVkZ2VyLnYxLkRpc2NvdW50EhgKEGNyZWRpdF91c2VkX3NhdHMYDyABKAQSFQoNY3JlZGl0ZWRfc2F0cxgQIAEoBBItCglyZWRlZW1fYnkYESABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEg8KB3Bhc3NfaWQYEiABKAkiTwoTTGlzdFBheW1lbnRzUmVxdWVzdBISCgpwYWdlX3Rva2VuGAEgASgJEhEKCXBhZ2Vfc2l6ZRgCIAEoDRIRCgljbGllbnRfaWQYAyABKAkiXwoUTGlzdFBheW1lbnRzUmVzcG9uc2USLgoIcGF5bWVudHMYASADKAsyHC50b2xsd2FyZC5wYXltZW50LnYxLlBheW1lbnQSFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJIrwCCgdQYXltZW50EgwKBHR4aWQYASABKAkSDAoEdm91dBgCIAEoDRITCgthbW91bnRfc2F0cxgDIAEoBBIVCg1hZGRyZXNzX2luZGV4GAQgASgNEg8KB2FkZHJlc3MYBSABKAkSEgoKaW52b2ljZV9pZBgGIAEoCRIRCgljbGllbnRfaWQYByABKAkSDAoEcGxhbhgIIAEoCRIrCgdzZWVuX2F0GAkgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIUCgxibG9ja19oZWlnaHQYCiABKA0SEgoKYmxvY2tfaGFzaBgLIAEoCRINCgVzdGF0ZRgMIAEoCRITCgtib3VnaHRfc2F0cxgNIAEoBBIVCg1jcmVkaXRlZF9zYXRzGA4gASgEEhEKCWhlbGRfc2F0cxgPIAEoBCJBChZSZWNvbmNpbGVCbG9ja3NSZXF1ZXN0EhMKC2Zyb21faGVpZ2h0GAEgASgNEhIKCmJsb2Nrc19tYXgYAiABKA0inQEKF1JlY29uY2lsZUJsb2Nrc1Jlc3BvbnNlEg4KBmJsb2NrcxgBIAEoDRITCgtuZXh0X2hlaWdodBgCIAEoDRISCgpjaGFpbl9zYXRzGAMgASgEEhMKC2xlZGdlcl9zYXRzGAQgASgEEjQKC2RpZmZlcmVuY2VzGAUgAygLMh8udG9sbHdhcmQucGF5bWVudC52MS5EaWZmZXJlbmNlIowBCgpEaWZmZXJlbmNlEgwKBGtpbmQYASABKAkSDAoEdHhpZBgCIAEoCRIMCgR2b3V0GAMgASgNEhIKCmNoYWluX3NhdHMYBCABKAQSEwoLbGVkZ2VyX3NhdHMYBSABKAQSFAoMYmxvY2tfaGVpZ2h0GAYgASgNEhUKDWFkZHJlc3NfaW5kZXgYByABKA0iEQoPR2V0Qm9va3NSZXF1ZXN0Io0DChBHZXRCb29rc1Jlc3BvbnNlEhcKD2xlZGdlcl9zZXF1ZW5jZRgBIAEoBBISCgp0aXBfaGVpZ2h0GAIgASgNEhAKCHRpcF9oYXNoGAMgASgJEhUKDXJlY2VpdmVkX3NhdHMYBCABKAQSEwoLYm91Z2h0X3NhdHMYBSABKAQSFQoNY3JlZGl0ZWRfc2F0cxgGIAEoBBIRCgloZWxkX3NhdHMYByABKAQSFwoPY29uZmlybWluZ19zYXRzGAggASgEEhYKDnVuY2xhaW1lZF9zYXRzGAkgASgEEhkKEWNyZWRpdF9zcGVudF9zYXRzGAogASgEEhgKEGNyZWRpdF9sZWZ0X3NhdHMYCyABKAQSHAoUY3JlZGl0X2FkanVzdGVkX3NhdHMYDCABKBISGgoSbmV4dF9hZGRyZXNzX2luZGV4GA0gASgNEhIKCmRlc2NyaXB0b3IYDiABKAkSGgoSZmlyc3RfYmxvY2tfaGVpZ2h0GA8gASgNEhQKDGRpZmZpY3VsdGllcxgQIAMoCSInChJMaXN0Q3JlZGl0c1JlcXVlc3QSEQoJY2xpZW50X2lkGAEgASgJIkMKE0xpc3RDcmVkaXRzUmVzcG9uc2USLAoHY3JlZGl0cxgBIAMoCzIbLnRvbGx3YXJkLnBheW1lbnQudjEuQ3JlZGl0InIKBkNyZWRpdBIRCgljbGllbnRfaWQYASABKAkSFAoMYmFsYW5jZV9zYXRzGAIgASgSEhQKDGdyYW50ZWRfc2F0cxgDIAEoBBISCgpzcGVudF9zYXRzGAQgASgEEhUKDWFkanVzdGVkX3NhdHMYBSABKBIikgEKE0FkanVzdENyZWRpdFJlcXVlc3QSFQoNYWRqdXN0bWVudF9pZBgBIAEoCRIRCgljbGllbnRfaWQYAiABKAkSEwoLYW1vdW50X3NhdHMYAyABKBISDgoGcmVhc29uGAQgASgJEhAKCG9wZXJhdG9yGAUgASgJEgwKBHR4aWQYBiABKAkSDAoEdm91dBgHIAEoDSJDChRBZGp1c3RDcmVkaXRSZXNwb25zZRIrCgZjcmVkaXQYASABKAsyGy50b2xsd2FyZC5wYXltZW50LnYxLkNyZWRpdCJBChNFeHBvcnRMZWRnZXJSZXF1ZXN0EhUKDWZyb21fc2VxdWVuY2UYASABKAQSEwoLZW50cmllc19tYXgYAiABKA0iqgEKFEV4cG9ydExlZGdlclJlc3BvbnNlEg8KB2VudHJpZXMYASADKAwSFQoNbGFzdF9zZXF1ZW5jZRgCIAEoBBIpCgZwYXNzZXMYAyADKAsyGS50b2xsd2FyZC5wYXltZW50LnYxLlBhc3MSDwoHbmV0d29yaxgEIAEoCRISCgpkZXNjcmlwdG9yGAUgASgJEhoKEm5leHRfYWRkcmVzc19pbmRleBgGIAEoDSKbAQoTSW1wb3J0TGVkZ2VyUmVxdWVzdBIVCg1mcm9tX3NlcXVlbmNlGAEgASgEEg8KB2VudHJpZXMYAiADKAwSKQoGcGFzc2VzGAMgAygLMhkudG9sbHdhcmQucGF5bWVudC52MS5QYXNzEgwKBGVuZHMYBCABKAgSDwoHbmV0d29yaxgFIAEoCRISCgpkZXNjcmlwdG9yGAYgASgJIi0KFEltcG9ydExlZGdlclJlc3BvbnNlEhUKDWxhc3Rfc2VxdWVuY2UYASABKAQiNgoSTGlzdENvbmR1Y3RSZXF1ZXN0EhEKCWNsaWVudF9pZBgBIAEoCRINCgVsaW1pdBgCIAEoDSJHChNMaXN0Q29uZHVjdFJlc3BvbnNlEjAKCXN0YW5kaW5ncxgBIAMoCzIdLnRvbGx3YXJkLnBheW1lbnQudjEuU3RhbmRpbmciWQoIU3RhbmRpbmcSLQoHY29uZHVjdBgBIAEoCzIcLnRvbGx3YXJkLnBheW1lbnQudjEuQ29uZHVjdBINCgVzY29yZRgCIAEoDRIPCgdyZWFzb25zGAMgAygJIpYBChZPdmVycmlkZUNvbmR1Y3RSZXF1ZXN0EhEKCWNsaWVudF9pZBgBIAEoCRISCgVzY29yZRgCIAEoDUgAiAEBEikKBXVudGlsGAMgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIOCgZyZWFzb24YBCABKAkSEAoIb3BlcmF0b3IYBSABKAlCCAoGX3Njb3JlIkoKF092ZXJyaWRlQ29uZHVjdFJlc3BvbnNlEi8KCHN0YW5kaW5nGAEgASgLMh0udG9sbHdhcmQucGF5bWVudC52MS5TdGFuZGluZyrlAQoNUmVkZWVtT3V0Y29tZRIeChpSRURFRU1fT1VUQ09NRV9VTlNQRUNJRklFRBAAEhsKF1JFREVFTV9PVVRDT01FX1JFREVFTUVEEAESGgoWUkVERUVNX09VVENPTUVfUEVORElORxACEhsKF1JFREVFTV9PVVRDT01FX05PVF9TRUVOEAMSHwobUkVERUVNX09VVENPTUVfTk9USElOR19PUEVOEAQSHwobUkVERUVNX09VVENPTUVfSU5TVUZGSUNJRU5UEAUSHAoYUkVERUVNX09VVENPTUVfRVhIQVVTVEVEEAYy1AMKD1ZlcmlmaWVyU2VydmljZRJRCgZSZWRlZW0SIi50b2xsd2FyZC5wYXltZW50LnYxLlJlZGVlbVJlcXVlc3QaIy50b2xsd2FyZC5wYXltZW50LnYxLlJlZGVlbVJlc3BvbnNlEk4KBUxlYXNlEiEudG9sbHdhcmQucGF5bWVudC52MS5MZWFzZVJlcXVlc3QaIi50b2xsd2FyZC5wYXltZW50LnYxLkxlYXNlUmVzcG9uc2USUQoGUmVjb3JkEiIudG9sbHdhcmQucGF5bWVudC52MS5SZWNvcmRSZXF1ZXN0GiMudG9sbHdhcmQucGF5bWVudC52MS5SZWNvcmRSZXNwb25zZRJOCgVRdW90ZRIhLnRvbGx3YXJkLnBheW1lbnQudjEuUXVvdGVSZXF1ZXN0GiIudG9sbHdhcmQucGF5bWVudC52MS5RdW90ZVJlc3BvbnNlEmMKDExpc3RJbnZvaWNlcxIoLnRvbGx3YXJkLnBheW1lbnQudjEuTGlzdEludm9pY2VzUmVxdWVzdBopLnRvbGx3YXJkLnBheW1lbnQudjEuTGlzdEludm9pY2VzUmVzcG9uc2UaFvrHGBIKEHBheW1lbnQtdmVyaWZpZXIy5gUKD1RyZWFzdXJ5U2VydmljZRJjCgxMaXN0UGF5bWVudHMSKC50b2xsd2FyZC5wYXltZW50LnYxLkxpc3RQYXltZW50c1JlcXVlc3QaKS50b2xsd2FyZC5wYXltZW50LnYxLkxpc3RQYXltZW50c1Jlc3BvbnNlEmwKD1JlY29uY2lsZUJsb2NrcxIrLnRvbGx3YXJkLnBheW1lbnQudjEuUmVjb25jaWxlQmxvY2tzUmVxdWVzdBosLnRvbGx3YXJkLnBheW1lbnQudjEuUmVjb25jaWxlQmxvY2tzUmVzcG9uc2USVwoIR2V0Qm9va3MSJC50b2xsd2FyZC5wYXltZW50LnYxLkdldEJvb2tzUmVxdWVzdBolLnRvbGx3YXJkLnBheW1lbnQudjEuR2V0Qm9va3NSZXNwb25zZRJgCgtMaXN0Q3JlZGl0cxInLnRvbGx3YXJkLnBheW1lbnQudjEuTGlzdENyZWRpdHNSZXF1ZXN0GigudG9sbHdhcmQucGF5bWVudC52MS5MaXN0Q3JlZGl0c1Jlc3BvbnNlEmMKDEFkanVzdENyZWRpdBIoLnRvbGx3YXJkLnBheW1lbnQudjEuQWRqdXN0Q3JlZGl0UmVxdWVzdBopLnRvbGx3YXJkLnBheW1lbnQudjEuQWRqdXN0Q3JlZGl0UmVzcG9uc2USYwoMRXhwb3J0TGVkZ2VyEigudG9sbHdhcmQucGF5bWVudC52MS5FeHBvcnRMZWRnZXJSZXF1ZXN0GikudG9sbHdhcmQucGF5bWVudC52MS5FeHBvcnRMZWRnZXJSZXNwb25zZRJjCgxJbXBvcnRMZWRnZXISKC50b2xsd2FyZC5wYXltZW50LnYxLkltcG9ydExlZGdlclJlcXVlc3QaKS50b2xsd2FyZC5wYXltZW50LnYxLkltcG9ydExlZGdlclJlc3BvbnNlGhb6xxgSChBwYXltZW50LXRyZWFzdXJ5MvcBCg5Db25kdWN0U2VydmljZRJgCgtMaXN0Q29uZHVjdBInLnRvbGx3YXJkLnBheW1lbnQudjEuTGlzdENvbmR1Y3RSZXF1ZXN0GigudG9sbHdhcmQucGF5bWVudC52MS5MaXN0Q29uZHVjdFJlc3BvbnNlEmwKD092ZXJyaWRlQ29uZHVjdBIrLnRvbGx3YXJkLnBheW1lbnQudjEuT3ZlcnJpZGVDb25kdWN0UmVxdWVzdBosLnRvbGx3YXJkLnBheW1lbnQudjEuT3ZlcnJpZGVDb25kdWN0UmVzcG9uc2UaFfrHGBEKD3BheW1lbnQtY29uZHVjdGIGcHJvdG8z", [file_google_protobuf_timestamp, file_tollward_ledger_v1_entry, file_tollward_options_v1_options, file_tollward_payment_v1_conduct, file_tollward_payment_v1_pass]);
 
 /**
  * @generated from message tollward.payment.v1.RedeemRequest
@@ -130,6 +134,25 @@ export type LeaseResponse = Message<"tollward.payment.v1.LeaseResponse"> & {
    * @generated from field: uint32 granted_requests = 1;
    */
   grantedRequests: number;
+
+  /**
+   * @generated from field: string lease_id = 2;
+   */
+  leaseId: string;
+
+  /**
+   * How long the lease lasts unless a record renews it, from when it was asked for.
+   *
+   * @generated from field: uint32 lasts_ms = 3;
+   */
+  lastsMs: number;
+
+  /**
+   * Served requests that may be unrecorded at any time.
+   *
+   * @generated from field: uint32 unrecorded_requests_max = 4;
+   */
+  unrecordedRequestsMax: number;
 };
 
 /**
@@ -154,16 +177,37 @@ export type RecordRequest = Message<"tollward.payment.v1.RecordRequest"> & {
   holder: string;
 
   /**
-   * @generated from field: uint32 unused_requests = 3;
+   * Of decision points before leases had ids; not read any more.
+   *
+   * @generated from field: uint32 unused_requests = 3 [deprecated = true];
+   * @deprecated
    */
   unusedRequests: number;
 
   /**
-   * Random per call: a repeated call gives back once.
-   *
-   * @generated from field: string record_id = 4;
+   * @generated from field: string record_id = 4 [deprecated = true];
+   * @deprecated
    */
   recordId: string;
+
+  /**
+   * @generated from field: string lease_id = 5;
+   */
+  leaseId: string;
+
+  /**
+   * Served of the chunk since it was leased: a repeated or late record changes nothing.
+   *
+   * @generated from field: uint32 served_requests = 6;
+   */
+  servedRequests: number;
+
+  /**
+   * The holder will serve no more of it: the rest comes back.
+   *
+   * @generated from field: bool ends = 7;
+   */
+  ends: boolean;
 };
 
 /**
@@ -177,6 +221,19 @@ export const RecordRequestSchema: GenMessage<RecordRequest> = /*@__PURE__*/
  * @generated from message tollward.payment.v1.RecordResponse
  */
 export type RecordResponse = Message<"tollward.payment.v1.RecordResponse"> & {
+  /**
+   * False: the lease is over, and nothing more of it may be served.
+   *
+   * @generated from field: bool in_force = 1;
+   */
+  inForce: boolean;
+
+  /**
+   * From when the record was sent.
+   *
+   * @generated from field: uint32 lasts_ms = 2;
+   */
+  lastsMs: number;
 };
 
 /**
@@ -185,6 +242,78 @@ export type RecordResponse = Message<"tollward.payment.v1.RecordResponse"> & {
  */
 export const RecordResponseSchema: GenMessage<RecordResponse> = /*@__PURE__*/
   messageDesc(file_tollward_payment_v1_verifier, 5);
+
+/**
+ * @generated from message tollward.payment.v1.QuoteRequest
+ */
+export type QuoteRequest = Message<"tollward.payment.v1.QuoteRequest"> & {
+  /**
+   * @generated from field: string client_id = 1;
+   */
+  clientId: string;
+
+  /**
+   * @generated from field: string plan = 2;
+   */
+  plan: string;
+};
+
+/**
+ * Describes the message tollward.payment.v1.QuoteRequest.
+ * Use `create(QuoteRequestSchema)` to create a new message.
+ */
+export const QuoteRequestSchema: GenMessage<QuoteRequest> = /*@__PURE__*/
+  messageDesc(file_tollward_payment_v1_verifier, 6);
+
+/**
+ * @generated from message tollward.payment.v1.QuoteResponse
+ */
+export type QuoteResponse = Message<"tollward.payment.v1.QuoteResponse"> & {
+  /**
+   * False: there is no such plan.
+   *
+   * @generated from field: bool is_sold = 1;
+   */
+  isSold: boolean;
+
+  /**
+   * @generated from field: uint64 list_price_sats = 2;
+   */
+  listPriceSats: bigint;
+
+  /**
+   * After discounts.
+   *
+   * @generated from field: uint64 price_sats = 3;
+   */
+  priceSats: bigint;
+
+  /**
+   * @generated from field: repeated tollward.ledger.v1.Discount discounts = 4;
+   */
+  discounts: Discount[];
+
+  /**
+   * What the client has in credit; an invoice may use it.
+   *
+   * @generated from field: uint64 credit_sats = 5;
+   */
+  creditSats: bigint;
+
+  /**
+   * Where to POST for an invoice.
+   *
+   * @generated from field: string invoices_url = 6;
+   */
+  invoicesUrl: string;
+};
+
+/**
+ * Describes the message tollward.payment.v1.QuoteResponse.
+ * Use `create(QuoteResponseSchema)` to create a new message.
+ */
+export const QuoteResponseSchema: GenMessage<QuoteResponse> = /*@__PURE__*/
+  messageDesc(file_tollward_payment_v1_verifier, 7);
 
 /**
  * @generated from message tollward.payment.v1.ListInvoicesRequest
@@ -208,7 +337,7 @@ export type ListInvoicesRequest = Message<"tollward.payment.v1.ListInvoicesReque
  * Use `create(ListInvoicesRequestSchema)` to create a new message.
  */
 export const ListInvoicesRequestSchema: GenMessage<ListInvoicesRequest> = /*@__PURE__*/
-  messageDesc(file_tollward_payment_v1_verifier, 6);
+  messageDesc(file_tollward_payment_v1_verifier, 8);
 
 /**
  * @generated from message tollward.payment.v1.ListInvoicesResponse
@@ -225,7 +354,7 @@ export type ListInvoicesResponse = Message<"tollward.payment.v1.ListInvoicesResp
  * Use `create(ListInvoicesResponseSchema)` to create a new message.
  */
 export const ListInvoicesResponseSchema: GenMessage<ListInvoicesResponse> = /*@__PURE__*/
-  messageDesc(file_tollward_payment_v1_verifier, 7);
+  messageDesc(file_tollward_payment_v1_verifier, 9);
 
 /**
  * An invoice as the ledger and the chain make it now.
@@ -292,6 +421,40 @@ export type Invoice = Message<"tollward.payment.v1.Invoice"> & {
    * @generated from field: google.protobuf.Timestamp confirm_by = 12;
    */
   confirmBy?: Timestamp | undefined;
+
+  /**
+   * @generated from field: uint64 list_price_sats = 13;
+   */
+  listPriceSats: bigint;
+
+  /**
+   * @generated from field: repeated tollward.ledger.v1.Discount discounts = 14;
+   */
+  discounts: Discount[];
+
+  /**
+   * Of the client's credit, what it uses.
+   *
+   * @generated from field: uint64 credit_used_sats = 15;
+   */
+  creditUsedSats: bigint;
+
+  /**
+   * Of its money, what became credit.
+   *
+   * @generated from field: uint64 credited_sats = 16;
+   */
+  creditedSats: bigint;
+
+  /**
+   * @generated from field: google.protobuf.Timestamp redeem_by = 17;
+   */
+  redeemBy?: Timestamp | undefined;
+
+  /**
+   * @generated from field: string pass_id = 18;
+   */
+  passId: string;
 };
 
 /**
@@ -299,7 +462,792 @@ export type Invoice = Message<"tollward.payment.v1.Invoice"> & {
  * Use `create(InvoiceSchema)` to create a new message.
  */
 export const InvoiceSchema: GenMessage<Invoice> = /*@__PURE__*/
-  messageDesc(file_tollward_payment_v1_verifier, 8);
+  messageDesc(file_tollward_payment_v1_verifier, 10);
+
+/**
+ * @generated from message tollward.payment.v1.ListPaymentsRequest
+ */
+export type ListPaymentsRequest = Message<"tollward.payment.v1.ListPaymentsRequest"> & {
+  /**
+   * Of the page before; empty: the first page.
+   *
+   * @generated from field: string page_token = 1;
+   */
+  pageToken: string;
+
+  /**
+   * @generated from field: uint32 page_size = 2;
+   */
+  pageSize: number;
+
+  /**
+   * Empty: of every client.
+   *
+   * @generated from field: string client_id = 3;
+   */
+  clientId: string;
+};
+
+/**
+ * Describes the message tollward.payment.v1.ListPaymentsRequest.
+ * Use `create(ListPaymentsRequestSchema)` to create a new message.
+ */
+export const ListPaymentsRequestSchema: GenMessage<ListPaymentsRequest> = /*@__PURE__*/
+  messageDesc(file_tollward_payment_v1_verifier, 11);
+
+/**
+ * @generated from message tollward.payment.v1.ListPaymentsResponse
+ */
+export type ListPaymentsResponse = Message<"tollward.payment.v1.ListPaymentsResponse"> & {
+  /**
+   * @generated from field: repeated tollward.payment.v1.Payment payments = 1;
+   */
+  payments: Payment[];
+
+  /**
+   * Empty: that was the last page.
+   *
+   * @generated from field: string next_page_token = 2;
+   */
+  nextPageToken: string;
+};
+
+/**
+ * Describes the message tollward.payment.v1.ListPaymentsResponse.
+ * Use `create(ListPaymentsResponseSchema)` to create a new message.
+ */
+export const ListPaymentsResponseSchema: GenMessage<ListPaymentsResponse> = /*@__PURE__*/
+  messageDesc(file_tollward_payment_v1_verifier, 12);
+
+/**
+ * One output that pays the account, and what became of it.
+ *
+ * @generated from message tollward.payment.v1.Payment
+ */
+export type Payment = Message<"tollward.payment.v1.Payment"> & {
+  /**
+   * 64 hexadecimal digits as wallets show it.
+   *
+   * @generated from field: string txid = 1;
+   */
+  txid: string;
+
+  /**
+   * @generated from field: uint32 vout = 2;
+   */
+  vout: number;
+
+  /**
+   * @generated from field: uint64 amount_sats = 3;
+   */
+  amountSats: bigint;
+
+  /**
+   * @generated from field: uint32 address_index = 4;
+   */
+  addressIndex: number;
+
+  /**
+   * @generated from field: string address = 5;
+   */
+  address: string;
+
+  /**
+   * Empty: found money.
+   *
+   * @generated from field: string invoice_id = 6;
+   */
+  invoiceId: string;
+
+  /**
+   * @generated from field: string client_id = 7;
+   */
+  clientId: string;
+
+  /**
+   * @generated from field: string plan = 8;
+   */
+  plan: string;
+
+  /**
+   * @generated from field: google.protobuf.Timestamp seen_at = 9;
+   */
+  seenAt?: Timestamp | undefined;
+
+  /**
+   * 0: in no block.
+   *
+   * @generated from field: uint32 block_height = 10;
+   */
+  blockHeight: number;
+
+  /**
+   * As nodes show it.
+   *
+   * @generated from field: string block_hash = 11;
+   */
+  blockHash: string;
+
+  /**
+   * unconfirmed, replaced, confirming, settled, taken-back.
+   *
+   * @generated from field: string state = 12;
+   */
+  state: string;
+
+  /**
+   * Of the amount: what bought a pass or will, what became credit, and what stays on record.
+   *
+   * @generated from field: uint64 bought_sats = 13;
+   */
+  boughtSats: bigint;
+
+  /**
+   * @generated from field: uint64 credited_sats = 14;
+   */
+  creditedSats: bigint;
+
+  /**
+   * @generated from field: uint64 held_sats = 15;
+   */
+  heldSats: bigint;
+};
+
+/**
+ * Describes the message tollward.payment.v1.Payment.
+ * Use `create(PaymentSchema)` to create a new message.
+ */
+export const PaymentSchema: GenMessage<Payment> = /*@__PURE__*/
+  messageDesc(file_tollward_payment_v1_verifier, 13);
+
+/**
+ * @generated from message tollward.payment.v1.ReconcileBlocksRequest
+ */
+export type ReconcileBlocksRequest = Message<"tollward.payment.v1.ReconcileBlocksRequest"> & {
+  /**
+   * @generated from field: uint32 from_height = 1;
+   */
+  fromHeight: number;
+
+  /**
+   * @generated from field: uint32 blocks_max = 2;
+   */
+  blocksMax: number;
+};
+
+/**
+ * Describes the message tollward.payment.v1.ReconcileBlocksRequest.
+ * Use `create(ReconcileBlocksRequestSchema)` to create a new message.
+ */
+export const ReconcileBlocksRequestSchema: GenMessage<ReconcileBlocksRequest> = /*@__PURE__*/
+  messageDesc(file_tollward_payment_v1_verifier, 14);
+
+/**
+ * What a stretch of the chain pays to addresses of the account, beside what the ledger says of the same blocks.
+ *
+ * @generated from message tollward.payment.v1.ReconcileBlocksResponse
+ */
+export type ReconcileBlocksResponse = Message<"tollward.payment.v1.ReconcileBlocksResponse"> & {
+  /**
+   * @generated from field: uint32 blocks = 1;
+   */
+  blocks: number;
+
+  /**
+   * 0: the tip is reached.
+   *
+   * @generated from field: uint32 next_height = 2;
+   */
+  nextHeight: number;
+
+  /**
+   * @generated from field: uint64 chain_sats = 3;
+   */
+  chainSats: bigint;
+
+  /**
+   * @generated from field: uint64 ledger_sats = 4;
+   */
+  ledgerSats: bigint;
+
+  /**
+   * @generated from field: repeated tollward.payment.v1.Difference differences = 5;
+   */
+  differences: Difference[];
+};
+
+/**
+ * Describes the message tollward.payment.v1.ReconcileBlocksResponse.
+ * Use `create(ReconcileBlocksResponseSchema)` to create a new message.
+ */
+export const ReconcileBlocksResponseSchema: GenMessage<ReconcileBlocksResponse> = /*@__PURE__*/
+  messageDesc(file_tollward_payment_v1_verifier, 15);
+
+/**
+ * @generated from message tollward.payment.v1.Difference
+ */
+export type Difference = Message<"tollward.payment.v1.Difference"> & {
+  /**
+   * missing-in-ledger, missing-on-chain, amount-differs, block-differs.
+   *
+   * @generated from field: string kind = 1;
+   */
+  kind: string;
+
+  /**
+   * @generated from field: string txid = 2;
+   */
+  txid: string;
+
+  /**
+   * @generated from field: uint32 vout = 3;
+   */
+  vout: number;
+
+  /**
+   * @generated from field: uint64 chain_sats = 4;
+   */
+  chainSats: bigint;
+
+  /**
+   * @generated from field: uint64 ledger_sats = 5;
+   */
+  ledgerSats: bigint;
+
+  /**
+   * @generated from field: uint32 block_height = 6;
+   */
+  blockHeight: number;
+
+  /**
+   * @generated from field: uint32 address_index = 7;
+   */
+  addressIndex: number;
+};
+
+/**
+ * Describes the message tollward.payment.v1.Difference.
+ * Use `create(DifferenceSchema)` to create a new message.
+ */
+export const DifferenceSchema: GenMessage<Difference> = /*@__PURE__*/
+  messageDesc(file_tollward_payment_v1_verifier, 16);
+
+/**
+ * @generated from message tollward.payment.v1.GetBooksRequest
+ */
+export type GetBooksRequest = Message<"tollward.payment.v1.GetBooksRequest"> & {
+};
+
+/**
+ * Describes the message tollward.payment.v1.GetBooksRequest.
+ * Use `create(GetBooksRequestSchema)` to create a new message.
+ */
+export const GetBooksRequestSchema: GenMessage<GetBooksRequest> = /*@__PURE__*/
+  messageDesc(file_tollward_payment_v1_verifier, 17);
+
+/**
+ * The whole account at one entry of the ledger and one tip. Settled is received in blocks as deep as their invoices ask for.
+ *
+ * @generated from message tollward.payment.v1.GetBooksResponse
+ */
+export type GetBooksResponse = Message<"tollward.payment.v1.GetBooksResponse"> & {
+  /**
+   * @generated from field: uint64 ledger_sequence = 1;
+   */
+  ledgerSequence: bigint;
+
+  /**
+   * @generated from field: uint32 tip_height = 2;
+   */
+  tipHeight: number;
+
+  /**
+   * @generated from field: string tip_hash = 3;
+   */
+  tipHash: string;
+
+  /**
+   * @generated from field: uint64 received_sats = 4;
+   */
+  receivedSats: bigint;
+
+  /**
+   * received = bought + credit granted + held + confirming + found and given to nobody.
+   *
+   * @generated from field: uint64 bought_sats = 5;
+   */
+  boughtSats: bigint;
+
+  /**
+   * @generated from field: uint64 credited_sats = 6;
+   */
+  creditedSats: bigint;
+
+  /**
+   * @generated from field: uint64 held_sats = 7;
+   */
+  heldSats: bigint;
+
+  /**
+   * @generated from field: uint64 confirming_sats = 8;
+   */
+  confirmingSats: bigint;
+
+  /**
+   * @generated from field: uint64 unclaimed_sats = 9;
+   */
+  unclaimedSats: bigint;
+
+  /**
+   * Of the credit: what is spent, and what clients have left.
+   *
+   * @generated from field: uint64 credit_spent_sats = 10;
+   */
+  creditSpentSats: bigint;
+
+  /**
+   * @generated from field: uint64 credit_left_sats = 11;
+   */
+  creditLeftSats: bigint;
+
+  /**
+   * What operators gave (less what they took) beyond money received.
+   *
+   * @generated from field: sint64 credit_adjusted_sats = 12;
+   */
+  creditAdjustedSats: bigint;
+
+  /**
+   * @generated from field: uint32 next_address_index = 13;
+   */
+  nextAddressIndex: number;
+
+  /**
+   * The account as a wallet takes it (importdescriptors): public, without checksum faults.
+   *
+   * @generated from field: string descriptor = 14;
+   */
+  descriptor: string;
+
+  /**
+   * @generated from field: uint32 first_block_height = 15;
+   */
+  firstBlockHeight: number;
+
+  /**
+   * @generated from field: repeated string difficulties = 16;
+   */
+  difficulties: string[];
+};
+
+/**
+ * Describes the message tollward.payment.v1.GetBooksResponse.
+ * Use `create(GetBooksResponseSchema)` to create a new message.
+ */
+export const GetBooksResponseSchema: GenMessage<GetBooksResponse> = /*@__PURE__*/
+  messageDesc(file_tollward_payment_v1_verifier, 18);
+
+/**
+ * @generated from message tollward.payment.v1.ListCreditsRequest
+ */
+export type ListCreditsRequest = Message<"tollward.payment.v1.ListCreditsRequest"> & {
+  /**
+   * Empty: of every client that has any.
+   *
+   * @generated from field: string client_id = 1;
+   */
+  clientId: string;
+};
+
+/**
+ * Describes the message tollward.payment.v1.ListCreditsRequest.
+ * Use `create(ListCreditsRequestSchema)` to create a new message.
+ */
+export const ListCreditsRequestSchema: GenMessage<ListCreditsRequest> = /*@__PURE__*/
+  messageDesc(file_tollward_payment_v1_verifier, 19);
+
+/**
+ * @generated from message tollward.payment.v1.ListCreditsResponse
+ */
+export type ListCreditsResponse = Message<"tollward.payment.v1.ListCreditsResponse"> & {
+  /**
+   * @generated from field: repeated tollward.payment.v1.Credit credits = 1;
+   */
+  credits: Credit[];
+};
+
+/**
+ * Describes the message tollward.payment.v1.ListCreditsResponse.
+ * Use `create(ListCreditsResponseSchema)` to create a new message.
+ */
+export const ListCreditsResponseSchema: GenMessage<ListCreditsResponse> = /*@__PURE__*/
+  messageDesc(file_tollward_payment_v1_verifier, 20);
+
+/**
+ * @generated from message tollward.payment.v1.Credit
+ */
+export type Credit = Message<"tollward.payment.v1.Credit"> & {
+  /**
+   * @generated from field: string client_id = 1;
+   */
+  clientId: string;
+
+  /**
+   * Negative after a reorganisation that took back what was spent.
+   *
+   * @generated from field: sint64 balance_sats = 2;
+   */
+  balanceSats: bigint;
+
+  /**
+   * @generated from field: uint64 granted_sats = 3;
+   */
+  grantedSats: bigint;
+
+  /**
+   * @generated from field: uint64 spent_sats = 4;
+   */
+  spentSats: bigint;
+
+  /**
+   * @generated from field: sint64 adjusted_sats = 5;
+   */
+  adjustedSats: bigint;
+};
+
+/**
+ * Describes the message tollward.payment.v1.Credit.
+ * Use `create(CreditSchema)` to create a new message.
+ */
+export const CreditSchema: GenMessage<Credit> = /*@__PURE__*/
+  messageDesc(file_tollward_payment_v1_verifier, 21);
+
+/**
+ * @generated from message tollward.payment.v1.AdjustCreditRequest
+ */
+export type AdjustCreditRequest = Message<"tollward.payment.v1.AdjustCreditRequest"> & {
+  /**
+   * @generated from field: string adjustment_id = 1;
+   */
+  adjustmentId: string;
+
+  /**
+   * @generated from field: string client_id = 2;
+   */
+  clientId: string;
+
+  /**
+   * @generated from field: sint64 amount_sats = 3;
+   */
+  amountSats: bigint;
+
+  /**
+   * @generated from field: string reason = 4;
+   */
+  reason: string;
+
+  /**
+   * @generated from field: string operator = 5;
+   */
+  operator: string;
+
+  /**
+   * With found money: its output, as wallets show it.
+   *
+   * @generated from field: string txid = 6;
+   */
+  txid: string;
+
+  /**
+   * @generated from field: uint32 vout = 7;
+   */
+  vout: number;
+};
+
+/**
+ * Describes the message tollward.payment.v1.AdjustCreditRequest.
+ * Use `create(AdjustCreditRequestSchema)` to create a new message.
+ */
+export const AdjustCreditRequestSchema: GenMessage<AdjustCreditRequest> = /*@__PURE__*/
+  messageDesc(file_tollward_payment_v1_verifier, 22);
+
+/**
+ * @generated from message tollward.payment.v1.AdjustCreditResponse
+ */
+export type AdjustCreditResponse = Message<"tollward.payment.v1.AdjustCreditResponse"> & {
+  /**
+   * @generated from field: tollward.payment.v1.Credit credit = 1;
+   */
+  credit?: Credit | undefined;
+};
+
+/**
+ * Describes the message tollward.payment.v1.AdjustCreditResponse.
+ * Use `create(AdjustCreditResponseSchema)` to create a new message.
+ */
+export const AdjustCreditResponseSchema: GenMessage<AdjustCreditResponse> = /*@__PURE__*/
+  messageDesc(file_tollward_payment_v1_verifier, 23);
+
+/**
+ * @generated from message tollward.payment.v1.ExportLedgerRequest
+ */
+export type ExportLedgerRequest = Message<"tollward.payment.v1.ExportLedgerRequest"> & {
+  /**
+   * The first entry wanted, from 1.
+   *
+   * @generated from field: uint64 from_sequence = 1;
+   */
+  fromSequence: bigint;
+
+  /**
+   * @generated from field: uint32 entries_max = 2;
+   */
+  entriesMax: number;
+};
+
+/**
+ * Describes the message tollward.payment.v1.ExportLedgerRequest.
+ * Use `create(ExportLedgerRequestSchema)` to create a new message.
+ */
+export const ExportLedgerRequestSchema: GenMessage<ExportLedgerRequest> = /*@__PURE__*/
+  messageDesc(file_tollward_payment_v1_verifier, 24);
+
+/**
+ * @generated from message tollward.payment.v1.ExportLedgerResponse
+ */
+export type ExportLedgerResponse = Message<"tollward.payment.v1.ExportLedgerResponse"> & {
+  /**
+   * EntryAppended as they are in the stream.
+   *
+   * @generated from field: repeated bytes entries = 1;
+   */
+  entries: Uint8Array[];
+
+  /**
+   * @generated from field: uint64 last_sequence = 2;
+   */
+  lastSequence: bigint;
+
+  /**
+   * With the last page.
+   *
+   * @generated from field: repeated tollward.payment.v1.Pass passes = 3;
+   */
+  passes: Pass[];
+
+  /**
+   * @generated from field: string network = 4;
+   */
+  network: string;
+
+  /**
+   * @generated from field: string descriptor = 5;
+   */
+  descriptor: string;
+
+  /**
+   * @generated from field: uint32 next_address_index = 6;
+   */
+  nextAddressIndex: number;
+};
+
+/**
+ * Describes the message tollward.payment.v1.ExportLedgerResponse.
+ * Use `create(ExportLedgerResponseSchema)` to create a new message.
+ */
+export const ExportLedgerResponseSchema: GenMessage<ExportLedgerResponse> = /*@__PURE__*/
+  messageDesc(file_tollward_payment_v1_verifier, 25);
+
+/**
+ * @generated from message tollward.payment.v1.ImportLedgerRequest
+ */
+export type ImportLedgerRequest = Message<"tollward.payment.v1.ImportLedgerRequest"> & {
+  /**
+   * Of the first entry here; the ledger must end right before it.
+   *
+   * @generated from field: uint64 from_sequence = 1;
+   */
+  fromSequence: bigint;
+
+  /**
+   * @generated from field: repeated bytes entries = 2;
+   */
+  entries: Uint8Array[];
+
+  /**
+   * With the last page: passes, and the end of the import.
+   *
+   * @generated from field: repeated tollward.payment.v1.Pass passes = 3;
+   */
+  passes: Pass[];
+
+  /**
+   * @generated from field: bool ends = 4;
+   */
+  ends: boolean;
+
+  /**
+   * @generated from field: string network = 5;
+   */
+  network: string;
+
+  /**
+   * @generated from field: string descriptor = 6;
+   */
+  descriptor: string;
+};
+
+/**
+ * Describes the message tollward.payment.v1.ImportLedgerRequest.
+ * Use `create(ImportLedgerRequestSchema)` to create a new message.
+ */
+export const ImportLedgerRequestSchema: GenMessage<ImportLedgerRequest> = /*@__PURE__*/
+  messageDesc(file_tollward_payment_v1_verifier, 26);
+
+/**
+ * @generated from message tollward.payment.v1.ImportLedgerResponse
+ */
+export type ImportLedgerResponse = Message<"tollward.payment.v1.ImportLedgerResponse"> & {
+  /**
+   * @generated from field: uint64 last_sequence = 1;
+   */
+  lastSequence: bigint;
+};
+
+/**
+ * Describes the message tollward.payment.v1.ImportLedgerResponse.
+ * Use `create(ImportLedgerResponseSchema)` to create a new message.
+ */
+export const ImportLedgerResponseSchema: GenMessage<ImportLedgerResponse> = /*@__PURE__*/
+  messageDesc(file_tollward_payment_v1_verifier, 27);
+
+/**
+ * @generated from message tollward.payment.v1.ListConductRequest
+ */
+export type ListConductRequest = Message<"tollward.payment.v1.ListConductRequest"> & {
+  /**
+   * Empty: of every client that anything is known of.
+   *
+   * @generated from field: string client_id = 1;
+   */
+  clientId: string;
+
+  /**
+   * @generated from field: uint32 limit = 2;
+   */
+  limit: number;
+};
+
+/**
+ * Describes the message tollward.payment.v1.ListConductRequest.
+ * Use `create(ListConductRequestSchema)` to create a new message.
+ */
+export const ListConductRequestSchema: GenMessage<ListConductRequest> = /*@__PURE__*/
+  messageDesc(file_tollward_payment_v1_verifier, 28);
+
+/**
+ * @generated from message tollward.payment.v1.ListConductResponse
+ */
+export type ListConductResponse = Message<"tollward.payment.v1.ListConductResponse"> & {
+  /**
+   * @generated from field: repeated tollward.payment.v1.Standing standings = 1;
+   */
+  standings: Standing[];
+};
+
+/**
+ * Describes the message tollward.payment.v1.ListConductResponse.
+ * Use `create(ListConductResponseSchema)` to create a new message.
+ */
+export const ListConductResponseSchema: GenMessage<ListConductResponse> = /*@__PURE__*/
+  messageDesc(file_tollward_payment_v1_verifier, 29);
+
+/**
+ * @generated from message tollward.payment.v1.Standing
+ */
+export type Standing = Message<"tollward.payment.v1.Standing"> & {
+  /**
+   * @generated from field: tollward.payment.v1.Conduct conduct = 1;
+   */
+  conduct?: Conduct | undefined;
+
+  /**
+   * 0 to 1000, now.
+   *
+   * @generated from field: uint32 score = 2;
+   */
+  score: number;
+
+  /**
+   * Why, one sentence each.
+   *
+   * @generated from field: repeated string reasons = 3;
+   */
+  reasons: string[];
+};
+
+/**
+ * Describes the message tollward.payment.v1.Standing.
+ * Use `create(StandingSchema)` to create a new message.
+ */
+export const StandingSchema: GenMessage<Standing> = /*@__PURE__*/
+  messageDesc(file_tollward_payment_v1_verifier, 30);
+
+/**
+ * @generated from message tollward.payment.v1.OverrideConductRequest
+ */
+export type OverrideConductRequest = Message<"tollward.payment.v1.OverrideConductRequest"> & {
+  /**
+   * @generated from field: string client_id = 1;
+   */
+  clientId: string;
+
+  /**
+   * Absent: lifts the override.
+   *
+   * @generated from field: optional uint32 score = 2;
+   */
+  score?: number | undefined;
+
+  /**
+   * @generated from field: google.protobuf.Timestamp until = 3;
+   */
+  until?: Timestamp | undefined;
+
+  /**
+   * @generated from field: string reason = 4;
+   */
+  reason: string;
+
+  /**
+   * @generated from field: string operator = 5;
+   */
+  operator: string;
+};
+
+/**
+ * Describes the message tollward.payment.v1.OverrideConductRequest.
+ * Use `create(OverrideConductRequestSchema)` to create a new message.
+ */
+export const OverrideConductRequestSchema: GenMessage<OverrideConductRequest> = /*@__PURE__*/
+  messageDesc(file_tollward_payment_v1_verifier, 31);
+
+/**
+ * @generated from message tollward.payment.v1.OverrideConductResponse
+ */
+export type OverrideConductResponse = Message<"tollward.payment.v1.OverrideConductResponse"> & {
+  /**
+   * @generated from field: tollward.payment.v1.Standing standing = 1;
+   */
+  standing?: Standing | undefined;
+};
+
+/**
+ * Describes the message tollward.payment.v1.OverrideConductResponse.
+ * Use `create(OverrideConductResponseSchema)` to create a new message.
+ */
+export const OverrideConductResponseSchema: GenMessage<OverrideConductResponse> = /*@__PURE__*/
+  messageDesc(file_tollward_payment_v1_verifier, 32);
 
 /**
  * The answer is the same for a txid that is unknown, unrelated or another client's: NOT_SEEN while the caller has an open
@@ -389,7 +1337,7 @@ export const VerifierService: GenService<{
     output: typeof LeaseResponseSchema;
   },
   /**
-   * A decision point gives back what it did not spend.
+   * A decision point says how much of its chunk it served, which renews the lease, or ends it and gives the rest back.
    *
    * @generated from rpc tollward.payment.v1.VerifierService.Record
    */
@@ -397,6 +1345,16 @@ export const VerifierService: GenService<{
     methodKind: "unary";
     input: typeof RecordRequestSchema;
     output: typeof RecordResponseSchema;
+  },
+  /**
+   * What a plan costs a client now, and where it gets an invoice. Promises nothing: the invoice freezes the price.
+   *
+   * @generated from rpc tollward.payment.v1.VerifierService.Quote
+   */
+  quote: {
+    methodKind: "unary";
+    input: typeof QuoteRequestSchema;
+    output: typeof QuoteResponseSchema;
   },
   /**
    * @generated from rpc tollward.payment.v1.VerifierService.ListInvoices
@@ -408,4 +1366,104 @@ export const VerifierService: GenService<{
   },
 }> = /*@__PURE__*/
   serviceDesc(file_tollward_payment_v1_verifier, 0);
+
+/**
+ * What operators ask and tell payment-verifier about money. Served by payment-verifier beside VerifierService.
+ *
+ * @generated from service tollward.payment.v1.TreasuryService
+ */
+export const TreasuryService: GenService<{
+  /**
+   * Every payment that the ledger knows, oldest first, a page at a time.
+   *
+   * @generated from rpc tollward.payment.v1.TreasuryService.ListPayments
+   */
+  listPayments: {
+    methodKind: "unary";
+    input: typeof ListPaymentsRequestSchema;
+    output: typeof ListPaymentsResponseSchema;
+  },
+  /**
+   * Compares some blocks of the chain with the ledger; the caller goes on until the tip.
+   *
+   * @generated from rpc tollward.payment.v1.TreasuryService.ReconcileBlocks
+   */
+  reconcileBlocks: {
+    methodKind: "unary";
+    input: typeof ReconcileBlocksRequestSchema;
+    output: typeof ReconcileBlocksResponseSchema;
+  },
+  /**
+   * @generated from rpc tollward.payment.v1.TreasuryService.GetBooks
+   */
+  getBooks: {
+    methodKind: "unary";
+    input: typeof GetBooksRequestSchema;
+    output: typeof GetBooksResponseSchema;
+  },
+  /**
+   * @generated from rpc tollward.payment.v1.TreasuryService.ListCredits
+   */
+  listCredits: {
+    methodKind: "unary";
+    input: typeof ListCreditsRequestSchema;
+    output: typeof ListCreditsResponseSchema;
+  },
+  /**
+   * @generated from rpc tollward.payment.v1.TreasuryService.AdjustCredit
+   */
+  adjustCredit: {
+    methodKind: "unary";
+    input: typeof AdjustCreditRequestSchema;
+    output: typeof AdjustCreditResponseSchema;
+  },
+  /**
+   * The ledger's entries as they are, a page at a time, and the passes with the last one.
+   *
+   * @generated from rpc tollward.payment.v1.TreasuryService.ExportLedger
+   */
+  exportLedger: {
+    methodKind: "unary";
+    input: typeof ExportLedgerRequestSchema;
+    output: typeof ExportLedgerResponseSchema;
+  },
+  /**
+   * Writes exported entries to a ledger that ends where they begin.
+   *
+   * @generated from rpc tollward.payment.v1.TreasuryService.ImportLedger
+   */
+  importLedger: {
+    methodKind: "unary";
+    input: typeof ImportLedgerRequestSchema;
+    output: typeof ImportLedgerResponseSchema;
+  },
+}> = /*@__PURE__*/
+  serviceDesc(file_tollward_payment_v1_verifier, 1);
+
+/**
+ * How clients behave, and what operators think of it. Served by payment-verifier beside VerifierService.
+ *
+ * @generated from service tollward.payment.v1.ConductService
+ */
+export const ConductService: GenService<{
+  /**
+   * @generated from rpc tollward.payment.v1.ConductService.ListConduct
+   */
+  listConduct: {
+    methodKind: "unary";
+    input: typeof ListConductRequestSchema;
+    output: typeof ListConductResponseSchema;
+  },
+  /**
+   * Sets or lifts an operator's override.
+   *
+   * @generated from rpc tollward.payment.v1.ConductService.OverrideConduct
+   */
+  overrideConduct: {
+    methodKind: "unary";
+    input: typeof OverrideConductRequestSchema;
+    output: typeof OverrideConductResponseSchema;
+  },
+}> = /*@__PURE__*/
+  serviceDesc(file_tollward_payment_v1_verifier, 2);
 

@@ -131,18 +131,18 @@ const DUST_SATS = 546
 const amountSats = z.int().min(DUST_SATS).max(2_100_000_000_000_000)
 const confirmations = z.int().min(1).max(100)
 
-/** How many confirmations an amount needs: always the same, or by steps of which the last has no limit. */
-const confirmationSteps = z
-  .array(z.strictObject({ belowSats: amountSats.optional(), confirmations }))
-  .min(1)
+/** Amounts from which on more confirmations are needed, in ascending order. */
+const moreConfirmations = z
+  .array(z.strictObject({ fromSats: amountSats, confirmations }))
   .max(10)
   .superRefine((steps, context) => {
-    const fault = (index: number, message: string) => context.addIssue({ code: 'custom', path: [index], message })
-    for (const [index, { belowSats }] of steps.entries()) {
-      const isLast = index === steps.length - 1
-      if (isLast !== (belowSats === undefined)) fault(index, 'every step but the last has belowSats')
-      const before = steps[index - 1]?.belowSats
-      if (belowSats !== undefined && before !== undefined && belowSats <= before) fault(index, 'steps go upwards')
+    for (const [index, { fromSats }] of steps.entries()) {
+      if (fromSats <= (steps[index - 1]?.fromSats ?? 0))
+        context.addIssue({
+          code: 'custom',
+          path: [index, 'fromSats'],
+          message: 'has to be more than in the step before',
+        })
     }
   })
 
@@ -177,7 +177,8 @@ export const PlanSchema = document(
       /** How many requests the pass is good for; absent: as many as its duration allows. */
       requests: z.int().min(1).max(1_000_000_000).optional(),
       duration: duration.optional(),
-      confirmations: z.union([confirmations, confirmationSteps]),
+      confirmations,
+      moreConfirmations: moreConfirmations.default([]),
       /** The transaction must be seen within this time after the invoice. */
       payWithin: duration,
       /** Its last needed confirmation must have a median time past within this time after the invoice. */

@@ -54,10 +54,9 @@ export function priceOf({ spec }: Plan, customer: Customer): Price {
 }
 
 /** How many confirmations a payment of this amount needs. */
-export function confirmationsFor({ spec: { confirmations } }: Plan, amountSats: bigint): number {
-  if (typeof confirmations === 'number') return confirmations
-  const step = confirmations.find(({ belowSats }) => belowSats === undefined || amountSats < BigInt(belowSats))
-  return step?.confirmations ?? Math.max(...confirmations.map((each) => each.confirmations))
+export function confirmationsFor({ spec }: Plan, amountSats: bigint): number {
+  const step = spec.moreConfirmations.findLast(({ fromSats }) => amountSats >= BigInt(fromSats))
+  return step?.confirmations ?? spec.confirmations
 }
 
 function asked({ bitcoin, conduct }: Plan['spec']['discounts'], { score, ageMs, paidSats }: Customer) {

@@ -1,7 +1,7 @@
+import { type Fragment, type Html, html } from '@tollward/pages'
 import { PASSWORD_LENGTH_MIN } from '../../domain/password.ts'
 import type { GrantView } from '../grants.ts'
 import type { SessionView } from '../sessions.ts'
-import { type Fragment, type Html, html } from './html.ts'
 import type { Page } from './layout.ts'
 
 /** The hidden field that makes a form ours. */

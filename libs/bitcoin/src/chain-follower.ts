@@ -1,21 +1,10 @@
 import { AppError, toAppError } from '@tollward/errors'
 import { z } from 'zod'
+import type { BlockHeader, BlockPlace, NoticeHandlers } from './chain-source.ts'
 import type { Network } from './network.ts'
 import { checkNetwork, type NodeClient } from './node-client.ts'
-import { listenToNode, type NoticeHandlers } from './node-notices.ts'
+import { listenToNode } from './node-notices.ts'
 import { type IsWatched, outputsOfBlock, outputsOfTransaction, type WatchedOutput } from './watched-outputs.ts'
-
-/** A block's place in the chain. */
-export interface BlockPlace {
-  /** 64 hexadecimal digits, as nodes show it. */
-  readonly hash: string
-  readonly height: number
-}
-
-/** A block of the best chain, with BIP-113's median time past. */
-export interface BlockHeader extends BlockPlace {
-  readonly medianTimePastMs: number
-}
 
 /** A block that joined the best chain, and what of it pays watched scripts. */
 export interface ConnectedBlock extends BlockHeader {

@@ -1,14 +1,26 @@
 export { type AccountAddress, type AccountKey, ADDRESS_INDEX_MAX, parseAccountKey } from './account-key.ts'
 export { AMOUNT_SATS_MAX, formatBtc, parseBtc } from './amount.ts'
 export {
-  type BlockHeader,
-  type BlockPlace,
   type ChainChange,
   ChainFollower,
   type ChainFollowerOptions,
   type ChainHandlers,
   type ConnectedBlock,
 } from './chain-follower.ts'
+export type {
+  BestBlock,
+  BlockHeader,
+  BlockPlace,
+  BlockStanding,
+  ChainHeader,
+  ChainSource,
+  Findings,
+  NoticeHandlers,
+  Spending,
+  UnconfirmedIds,
+  Watched,
+  WatchedScripts,
+} from './chain-source.ts'
 export { NETWORK_NAMES, type Network } from './network.ts'
 export {
   type CallOptions,

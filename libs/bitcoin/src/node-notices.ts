@@ -1,14 +1,5 @@
 import { Subscriber } from 'zeromq'
-
-/** What a node's ZMQ tells. None of it is trusted: messages get lost, and anybody may send them. */
-export interface NoticeHandlers {
-  /** There may be a new best block. */
-  onBlock(): void
-  /** A transaction entered the mempool or a block. */
-  onTransaction(raw: Uint8Array): void
-  /** Messages were lost, or the connection is new or gone: whatever they said must be asked for. */
-  onGap(): void
-}
+import type { NoticeHandlers } from './chain-source.ts'
 
 const BLOCK_TOPIC = 'hashblock'
 const TRANSACTION_TOPIC = 'rawtx'

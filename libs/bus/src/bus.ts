@@ -78,6 +78,13 @@ export interface Bus extends AsyncDisposable {
     handler: (message: MessageShape<Desc>, delivery: Delivery) => Outcome | Promise<Outcome>,
     options?: ConsumeOptions,
   ): Promise<AsyncDisposable>
+  /** The same for a durable whose letters are no protobuf. */
+  consumeBytes(
+    durable: string,
+    subject: string,
+    handler: (bytes: Uint8Array, delivery: Delivery) => Outcome | Promise<Outcome>,
+    options?: ConsumeOptions,
+  ): Promise<AsyncDisposable>
   /** Handles every change of a bucket, each in one replica. A revision that was overwritten before it was read shows as its successor only. */
   consumeBucket<Desc extends DescMessage>(
     durable: string,
@@ -166,6 +173,9 @@ class NatsBus implements Bus {
 
   consume: Bus['consume'] = async (durable, event, handler, options) =>
     consumeDurable(this.#session, durable, event.subject, decoding(event, handler), options)
+
+  consumeBytes: Bus['consumeBytes'] = async (durable, subject, handler, options) =>
+    consumeDurable(this.#session, durable, subject, (message, delivery) => handler(message.data, delivery), options)
 
   consumeBucket: Bus['consumeBucket'] = async (durable, bucket, handler, options) =>
     consumeDurable(

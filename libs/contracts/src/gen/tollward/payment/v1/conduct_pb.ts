@@ -13,10 +13,11 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file tollward/payment/v1/conduct.proto.
  */
 export const file_tollward_payment_v1_conduct: GenFile = /*@__PURE__*/
-  fileDesc("CiF0b2xsd2FyZC9wYXltZW50L3YxL2NvbmR1Y3QucHJvdG8SE3RvbGx3YXJkLnBheW1lbnQudjEixgIKB0NvbmR1Y3QSDgoGZm9ybWF0GAEgASgNEhEKCWNsaWVudF9pZBgCIAEoCRIxCg1maXJzdF9zZWVuX2F0GAMgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIuCgpjb3VudGVkX2F0GAQgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIQCghhZG1pdHRlZBgFIAEoARISCgp2aW9sYXRpb25zGAYgASgBEhUKDWZvcmVpZ25fdHhpZHMYByABKAESDgoGYWxlcnRzGAggASgBEhUKDWZhaWxlZF9sb2dpbnMYCSABKAESEQoJcGFpZF9zYXRzGAogASgEEi8KCG92ZXJyaWRlGAsgASgLMh0udG9sbHdhcmQucGF5bWVudC52MS5PdmVycmlkZToN8scYCQoHY29uZHVjdCJmCghPdmVycmlkZRINCgVzY29yZRgBIAEoDRIpCgV1bnRpbBgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASDgoGcmVhc29uGAMgASgJEhAKCG9wZXJhdG9yGAQgASgJYgZwcm90bzM", [file_google_protobuf_timestamp, file_tollward_options_v1_options]);
+  fileDesc("CiF0b2xsd2FyZC9wYXltZW50L3YxL2NvbmR1Y3QucHJvdG8SE3RvbGx3YXJkLnBheW1lbnQudjEi/AIKB0NvbmR1Y3QSDgoGZm9ybWF0GAEgASgNEhEKCWNsaWVudF9pZBgCIAEoCRIxCg1maXJzdF9zZWVuX2F0GAMgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIuCgpjb3VudGVkX2F0GAQgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIQCghhZG1pdHRlZBgFIAEoARISCgp2aW9sYXRpb25zGAYgASgBEhUKDWZvcmVpZ25fdHhpZHMYByABKAESDgoGYWxlcnRzGAggASgBEhUKDWZhaWxlZF9sb2dpbnMYCSABKAESEQoJcGFpZF9zYXRzGAogASgEEi8KCG92ZXJyaWRlGAsgASgLMh0udG9sbHdhcmQucGF5bWVudC52MS5PdmVycmlkZRI0CgtjYWxsZWRfZnJvbRgMIAMoCzIfLnRvbGx3YXJkLnBheW1lbnQudjEuQ2FsbGVkRnJvbToN8scYCQoHY29uZHVjdCJMCgpDYWxsZWRGcm9tEg8KB2FkZHJlc3MYASABKAwSLQoJY2FsbGVkX2F0GAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCJmCghPdmVycmlkZRINCgVzY29yZRgBIAEoDRIpCgV1bnRpbBgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASDgoGcmVhc29uGAMgASgJEhAKCG9wZXJhdG9yGAQgASgJYgZwcm90bzM", [file_google_protobuf_timestamp, file_tollward_options_v1_options]);
 
 /**
- * What the bus said about a client's behaviour. Counts decay by half in every half-life; payment-verifier alone writes it.
+ * What the bus said about a client's behaviour. Counts decay by half in every half-life; payment-verifier alone writes it. Key:
+ * base64url of SHA-256 of the client_id.
  *
  * @generated from message tollward.payment.v1.Conduct
  */
@@ -67,21 +68,21 @@ export type Conduct = Message<"tollward.payment.v1.Conduct"> & {
   foreignTxids: number;
 
   /**
-   * Alerts and blocks of addresses that the client called from.
+   * Alerts about addresses that the client, and nobody else, called from lately.
    *
    * @generated from field: double alerts = 8;
    */
   alerts: number;
 
   /**
-   * Failed logins at such addresses, and refresh tokens used again.
+   * Failed logins at such addresses, and refresh tokens of the client used again.
    *
    * @generated from field: double failed_logins = 9;
    */
   failedLogins: number;
 
   /**
-   * Settled payments of the client; not decayed.
+   * In answers only: settled payments of the client as the ledger has them; not decayed.
    *
    * @generated from field: uint64 paid_sats = 10;
    */
@@ -91,6 +92,13 @@ export type Conduct = Message<"tollward.payment.v1.Conduct"> & {
    * @generated from field: tollward.payment.v1.Override override = 11;
    */
   override?: Override | undefined;
+
+  /**
+   * From where the client called lately with a token that was good, the latest last.
+   *
+   * @generated from field: repeated tollward.payment.v1.CalledFrom called_from = 12;
+   */
+  calledFrom: CalledFrom[];
 };
 
 /**
@@ -99,6 +107,30 @@ export type Conduct = Message<"tollward.payment.v1.Conduct"> & {
  */
 export const ConductSchema: GenMessage<Conduct> = /*@__PURE__*/
   messageDesc(file_tollward_payment_v1_conduct, 0);
+
+/**
+ * @generated from message tollward.payment.v1.CalledFrom
+ */
+export type CalledFrom = Message<"tollward.payment.v1.CalledFrom"> & {
+  /**
+   * 16 bytes; an IPv4 address is mapped into IPv6.
+   *
+   * @generated from field: bytes address = 1;
+   */
+  address: Uint8Array;
+
+  /**
+   * @generated from field: google.protobuf.Timestamp called_at = 2;
+   */
+  calledAt?: Timestamp | undefined;
+};
+
+/**
+ * Describes the message tollward.payment.v1.CalledFrom.
+ * Use `create(CalledFromSchema)` to create a new message.
+ */
+export const CalledFromSchema: GenMessage<CalledFrom> = /*@__PURE__*/
+  messageDesc(file_tollward_payment_v1_conduct, 1);
 
 /**
  * An operator's word, which counts instead of the score.
@@ -112,6 +144,8 @@ export type Override = Message<"tollward.payment.v1.Override"> & {
   score: number;
 
   /**
+   * Absent: until it is lifted.
+   *
    * @generated from field: google.protobuf.Timestamp until = 2;
    */
   until?: Timestamp | undefined;
@@ -132,5 +166,5 @@ export type Override = Message<"tollward.payment.v1.Override"> & {
  * Use `create(OverrideSchema)` to create a new message.
  */
 export const OverrideSchema: GenMessage<Override> = /*@__PURE__*/
-  messageDesc(file_tollward_payment_v1_conduct, 1);
+  messageDesc(file_tollward_payment_v1_conduct, 2);
 

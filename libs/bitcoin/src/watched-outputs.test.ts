@@ -33,23 +33,23 @@ const block = fc.array(transaction, { minLength: 1, maxLength: 5 }).map((transac
   return built
 })
 const hex = (raw: Uint8Array) => Buffer.from(raw).toString('hex')
-const everything = { isWatched: () => true, isSpendWatched: () => true }
+const everything = { scripts: { has: () => true }, spendings: { has: () => true, size: 1 } }
 
 test('what is found in a block is what bitcoinjs-lib reads in it, with its ids', () => {
   fc.assert(
     fc.property(block, (built) => {
-      const { outputs, spends } = findInBlock(built.toBuffer(), everything)
+      const { outputs, spendings } = findInBlock(built.toBuffer(), everything)
       const transactions = built.transactions ?? []
       const outputsThere = transactions.flatMap((one) =>
         one.outs.map(({ script, value }, vout) => ({
           ...{ txid: one.getId(), vout, amountSats: value, script: hex(script) },
         })),
       )
-      const spendsThere = transactions.flatMap((one) =>
-        one.ins.map(({ hash, index }) => ({ txid: one.getId(), outpoint: `${hex(hash.toReversed())}:${index}` })),
+      const spendingsThere = transactions.flatMap((one) =>
+        one.ins.map(({ hash, index }) => ({ outpoint: `${hex(hash.toReversed())}:${index}`, spentBy: one.getId() })),
       )
       assert.deepEqual(outputs, outputsThere)
-      assert.deepEqual(spends, spendsThere)
+      assert.deepEqual(spendings, spendingsThere)
     }),
   )
 })

@@ -20,25 +20,17 @@ export interface WatchedOutput {
 /** Whether an output script, in hexadecimal, is watched. */
 export type IsWatched = (script: string) => boolean
 
-/** An input that spends a watched outpoint. */
-export interface WatchedSpend {
-  /** The spending transaction, as nodes show it. */
-  readonly txid: string
-  /** What it spends: `txid:vout`, as nodes show them. */
-  readonly outpoint: string
-}
-
 /** What to look for in transactions. */
 export interface Wanted {
-  readonly isWatched: IsWatched
-  /** Whether the spending of an outpoint, `txid:vout`, is wanted; without it inputs are passed over. */
-  readonly isSpendWatched?: (outpoint: string) => boolean
+  readonly scripts: { has(script: string): boolean }
+  /** Outputs, each as `txid:vout`, whose spending transaction is wanted; of an empty set inputs are passed over. */
+  readonly spendings: { has(outpoint: string): boolean; readonly size: number }
 }
 
 /** What was found in transactions, in their order. */
-export interface Findings {
+interface Found {
   readonly outputs: readonly WatchedOutput[]
-  readonly spends: readonly WatchedSpend[]
+  readonly spendings: readonly { readonly outpoint: string; readonly spentBy: string }[]
 }
 
 const BLOCK_HEADER_BYTES = 80
@@ -48,7 +40,7 @@ const TXID_BYTES = 32
  * What of a raw block is wanted. Throws RangeError if the bytes are no block. Reads the bytes in place: scripts and ids are made
  * only where something is looked up by them.
  */
-export function findInBlock(raw: Uint8Array, wanted: Wanted): Findings {
+export function findInBlock(raw: Uint8Array, wanted: Wanted): Found {
   const reader = new ByteReader(raw)
   reader.skip(BLOCK_HEADER_BYTES)
   const finder = new Finder(reader, wanted)
@@ -58,7 +50,7 @@ export function findInBlock(raw: Uint8Array, wanted: Wanted): Findings {
 }
 
 /** What of a raw transaction is wanted. Throws RangeError if the bytes are no transaction. */
-export function findInTransaction(raw: Uint8Array, wanted: Wanted): Findings {
+export function findInTransaction(raw: Uint8Array, wanted: Wanted): Found {
   const reader = new ByteReader(raw)
   const finder = new Finder(reader, wanted)
   finder.next()
@@ -68,35 +60,35 @@ export function findInTransaction(raw: Uint8Array, wanted: Wanted): Findings {
 
 /** The outputs of a raw block that pay watched scripts. Throws RangeError if the bytes are no block. */
 export function outputsOfBlock(raw: Uint8Array, isWatched: IsWatched): readonly WatchedOutput[] {
-  return findInBlock(raw, { isWatched }).outputs
+  return findInBlock(raw, { scripts: { has: isWatched }, spendings: new Set() }).outputs
 }
 
 /** The outputs of a raw transaction that pay watched scripts. Throws RangeError if the bytes are no transaction. */
 export function outputsOfTransaction(raw: Uint8Array, isWatched: IsWatched): readonly WatchedOutput[] {
-  return findInTransaction(raw, { isWatched }).outputs
+  return findInTransaction(raw, { scripts: { has: isWatched }, spendings: new Set() }).outputs
 }
 
-class Finder implements Findings {
+class Finder implements Found {
   readonly outputs: WatchedOutput[] = []
-  readonly spends: WatchedSpend[] = []
+  readonly spendings: { readonly outpoint: string; readonly spentBy: string }[] = []
   readonly #reader: ByteReader
   readonly #visitor: TransactionVisitor
   /** Of the transaction that is being read. */
   #found: { readonly vout: number; readonly amountAt: number; readonly script: string }[] = []
   #spent: string[] = []
 
-  constructor(reader: ByteReader, { isWatched, isSpendWatched }: Wanted) {
+  constructor(reader: ByteReader, { scripts, spendings }: Wanted) {
     const { bytes } = reader
     this.#reader = reader
     this.#visitor = {
       onOutput: (vout, amountAt, scriptFrom, scriptUntil) => {
         const script = bytes.toString('hex', scriptFrom, scriptUntil)
-        if (isWatched(script)) this.#found.push({ vout, amountAt, script })
+        if (scripts.has(script)) this.#found.push({ vout, amountAt, script })
       },
-      ...(isSpendWatched !== undefined && {
+      ...(spendings.size > 0 && {
         onInput: (outpointAt) => {
           const outpoint = outpointIn(bytes, outpointAt)
-          if (isSpendWatched(outpoint)) this.#spent.push(outpoint)
+          if (spendings.has(outpoint)) this.#spent.push(outpoint)
         },
       }),
     }
@@ -113,7 +105,7 @@ class Finder implements Findings {
     for (const { vout, amountAt, script } of this.#found) {
       this.outputs.push({ txid, vout, amountSats: bytes.readBigUInt64LE(amountAt), script })
     }
-    for (const outpoint of this.#spent) this.spends.push({ txid, outpoint })
+    for (const outpoint of this.#spent) this.spendings.push({ outpoint, spentBy: txid })
     this.#found = []
     this.#spent = []
   }

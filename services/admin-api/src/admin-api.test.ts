@@ -95,7 +95,7 @@ test('without a token that is valid here nothing is answered', { skip }, async (
 })
 
 /** By their names, so that a new method is held to it without anybody thinking of it. */
-const READS = /^(get|list|watch|explain)[A-Z]/
+const READS = /^(get|list|watch|explain|reconcile)[A-Z]/
 
 test('what changes something needs the one scope, what only reads the other, and no method is without', {
   skip,

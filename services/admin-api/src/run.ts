@@ -3,6 +3,7 @@ import { connectBus } from '@tollward/bus'
 import { aborted, readSecretFile, type ServiceContext } from '@tollward/runtime'
 import { blockMethods } from './adapters/blocks.ts'
 import { adminHandlers } from './adapters/calls.ts'
+import { conductMethods } from './adapters/conduct.ts'
 import { documentMethods } from './adapters/documents.ts'
 import { flowWatcher, observationMethods } from './adapters/observations.ts'
 import { paymentMethods } from './adapters/payments.ts'
@@ -12,6 +13,7 @@ import { regtestMethods } from './adapters/regtest.ts'
 import { listenGrpc } from './adapters/server.ts'
 import { statusMethods } from './adapters/status.ts'
 import { tokenMethods } from './adapters/tokens.ts'
+import { ledgerExporter, treasuryMethods } from './adapters/treasury.ts'
 import type { Config } from './config.ts'
 import { adminMetrics } from './metrics.ts'
 
@@ -34,11 +36,14 @@ export async function run({ name, config, log, registry, health, signal }: Servi
     ...tokenMethods(bus),
     ...peopleMethods(bus),
     ...paymentMethods(bus),
+    ...treasuryMethods(bus),
+    ...conductMethods(bus),
     ...blockMethods(bus, config.guardedAddresses),
     ...observationMethods(bus),
     ...regtestMethods(regtestNode(config)),
   }
-  const handlers = adminHandlers({ bus, methods, watchFlows: flowWatcher(bus, metrics), metrics, log, signal })
+  const streams = { watchFlows: flowWatcher(bus, metrics), exportLedger: ledgerExporter(bus) }
+  const handlers = adminHandlers({ bus, methods, streams, metrics, log, signal })
   await using server = await listenGrpc(handlers, { host: config.listenHost, port: config.listenPort })
 
   health.ready()

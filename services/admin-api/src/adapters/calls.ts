@@ -1,15 +1,11 @@
 import { randomUUID } from 'node:crypto'
+import { once } from 'node:events'
 import { create, type MessageInitShape } from '@bufbuild/protobuf'
 import { timestampFromMs } from '@bufbuild/protobuf/wkt'
 import { type Metadata, type ServerErrorResponse, type ServerWritableStream, status } from '@grpc/grpc-js'
 import type { Bus } from '@tollward/bus'
 import { contract } from '@tollward/contracts'
-import {
-  ActionPerformedSchema,
-  AdminService,
-  type WatchFlowsRequest,
-  type WatchFlowsResponseSchema,
-} from '@tollward/contracts/admin'
+import { ActionPerformedSchema, AdminService } from '@tollward/contracts/admin'
 import type { GrpcHandlers } from '@tollward/contracts/grpc'
 import { IntrospectorService } from '@tollward/contracts/token'
 import { AppError, toAppError } from '@tollward/errors'
@@ -27,8 +23,9 @@ const REAUTHORIZE_MS = 5000
 const DETAILS_BYTES_MAX = 16_384
 
 type Methods = (typeof AdminService)['method']
-type StreamName = 'watchFlows'
+type StreamName = 'watchFlows' | 'exportLedger'
 type UnaryName = Exclude<MethodName, StreamName>
+type ResponseOf<Name extends MethodName> = MessageInitShape<Methods[Name]['output']>
 
 /** One call: who calls, and what the audit will say that it was about. */
 interface Action {
@@ -38,23 +35,30 @@ interface Action {
 
 /** The methods, without authorization, audit and gRPC. What they throw is answered as its error code and message. */
 export type AdminMethods = {
-  readonly [Name in UnaryName]: (
-    request: RequestOf<Name>,
-    action: Action,
-  ) => Promise<MessageInitShape<Methods[Name]['output']>>
+  readonly [Name in UnaryName]: (request: RequestOf<Name>, action: Action) => Promise<ResponseOf<Name>>
 }
 
-/** Writes batches until the signal is aborted. What `write` returns false for is not written: the caller reads too slowly. */
-export type FlowWatcher = (
-  request: WatchFlowsRequest,
-  write: (response: MessageInitShape<typeof WatchFlowsResponseSchema>) => boolean,
-  signal: AbortSignal,
-) => Promise<void>
+/** Where the answers of a stream go. */
+export interface StreamWriter<Response> {
+  /** False: not written, because the caller reads too slowly. */
+  offer(response: Response): boolean
+  /** Writes, and resolves when the caller has room for more. Throws when the call is over. */
+  write(response: Response): Promise<void>
+}
+
+/** The methods that answer with streams: until there is no more, or until the signal is aborted. */
+export type AdminStreams = {
+  readonly [Name in StreamName]: (
+    request: RequestOf<Name>,
+    writer: StreamWriter<ResponseOf<Name>>,
+    signal: AbortSignal,
+  ) => Promise<void>
+}
 
 export interface CallOptions {
   readonly bus: Bus
   readonly methods: AdminMethods
-  readonly watchFlows: FlowWatcher
+  readonly streams: AdminStreams
   readonly metrics: Metrics
   readonly log: Logger
   /** Aborted when the service ends: streams end with it. */
@@ -106,48 +110,78 @@ export function adminHandlers(options: CallOptions): GrpcHandlers<typeof AdminSe
       )
     },
   ])
-  return { ...Object.fromEntries(unary), watchFlows: streamHandler(options, authorize) } as GrpcHandlers<
-    typeof AdminService
-  >
+  const streams = Object.keys(options.streams).map((name) => [
+    name,
+    streamHandler(name as StreamName, options, authorize),
+  ])
+  return Object.fromEntries([...unary, ...streams]) as GrpcHandlers<typeof AdminService>
 }
 
 type UnaryCallback = (error: Partial<ServerErrorResponse> | null, response?: unknown) => void
 type Authorize = (name: MethodName, call: Call, onCaller: (caller: Caller) => void) => Promise<void>
-type FlowCall = ServerWritableStream<WatchFlowsRequest, MessageInitShape<typeof WatchFlowsResponseSchema>>
+type StreamCall<Name extends StreamName> = ServerWritableStream<RequestOf<Name>, ResponseOf<Name>>
 
-function streamHandler({ watchFlows, metrics, log, signal }: CallOptions, authorize: Authorize) {
-  return async (call: FlowCall): Promise<void> => {
-    const stop = metrics.calls.startTimer({ method: 'watchFlows' })
+function streamHandler<Name extends StreamName>(name: Name, options: CallOptions, authorize: Authorize) {
+  const { streams, metrics, log, signal } = options
+  return async (call: StreamCall<Name>): Promise<void> => {
+    const stop = metrics.calls.startTimer({ method: name })
     const ended = new AbortController()
     const fail = (thrown: unknown) => ended.abort(toAppError(thrown))
     call.on('cancelled', () => ended.abort())
-    const check = () => authorize('watchFlows', call, () => undefined)
+    let action: Action | undefined
+    const check = () =>
+      authorize(name, call, (caller) => {
+        action = { caller, target: targetOf(name, call.request) }
+      })
     let timer: NodeJS.Timeout | undefined
+    let failure: AppError | undefined
     try {
       await check()
       timer = setInterval(() => void check().catch(fail), REAUTHORIZE_MS)
-      const write = (response: MessageInitShape<typeof WatchFlowsResponseSchema>) => {
-        if (call.writableNeedDrain) return false
-        call.write(response)
-        return true
-      }
-      await watchFlows(call.request, write, AbortSignal.any([ended.signal, signal]))
-      if (ended.signal.reason instanceof AppError) throw ended.signal.reason
-      if (signal.aborted) throw new AppError('unavailable', 'admin-api is stopping; call again.')
-      stop({ status: status[status.CANCELLED] })
+      const over = AbortSignal.any([ended.signal, signal])
+      await streams[name](call.request, writerOf(call, over), over)
+      failure = endedBy(ended.signal, signal)
     } catch (thrown) {
-      const error = toAppError(thrown)
-      if (error.code === 'internal') log.error({ err: thrown, method: 'watchFlows' }, 'call failed')
-      stop({ status: status[error.meaning.grpc] ?? '' })
-      call.emit('error', grpcError(error))
+      failure = endedBy(ended.signal, signal) ?? (ended.signal.aborted ? undefined : toAppError(thrown))
+      if (failure?.code === 'internal') log.error({ err: thrown, method: name }, 'call failed')
     } finally {
       clearInterval(timer)
     }
+    if (failure) call.emit('error', grpcError(failure))
+    else if (!ended.signal.aborted) call.end()
+    const result = failure?.meaning.grpc ?? (ended.signal.aborted ? status.CANCELLED : status.OK)
+    stop({ status: status[result] ?? '' })
+    if (action) await audit(options, name, action, result)
+  }
+}
+
+/** Why a stream was ended from this side; undefined: the caller ended it, or nobody did. */
+function endedBy(ended: AbortSignal, stopping: AbortSignal): AppError | undefined {
+  if (ended.reason instanceof AppError) return ended.reason
+  return stopping.aborted ? new AppError('unavailable', 'admin-api is stopping; call again.') : undefined
+}
+
+function writerOf<Name extends StreamName>(call: StreamCall<Name>, over: AbortSignal): StreamWriter<ResponseOf<Name>> {
+  return {
+    offer: (response) => {
+      if (call.writableNeedDrain) return false
+      call.write(response)
+      return true
+    },
+    write: async (response) => {
+      over.throwIfAborted()
+      if (!call.write(response)) await once(call, 'drain', { signal: over })
+    },
   }
 }
 
 /** Says on the bus and in the log who did what, or was refused it. Reading is not audited. */
-async function audit({ bus, log, metrics }: CallOptions, name: UnaryName, action: Action, code: status): Promise<void> {
+async function audit(
+  { bus, log, metrics }: CallOptions,
+  name: MethodName,
+  action: Action,
+  code: status,
+): Promise<void> {
   if (SCOPES[name] !== 'tollward.admin') return
   const record = {
     actionId: randomUUID(),

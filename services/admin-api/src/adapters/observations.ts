@@ -6,7 +6,7 @@ import { type CallObserved, CallObservedSchema, FlowObservedSchema } from '@toll
 import { AppError } from '@tollward/errors'
 import { CLOCK_SKEW_MS, decisionTime } from '../domain/decision-id.ts'
 import type { Metrics } from '../metrics.ts'
-import type { AdminMethods, FlowWatcher } from './calls.ts'
+import type { AdminMethods, AdminStreams } from './calls.ts'
 
 const ALERTS_DEFAULT = 100
 const ALERTS_MAX = 1000
@@ -62,10 +62,10 @@ export function observationMethods(bus: Bus): Pick<AdminMethods, 'listAlerts' | 
 }
 
 /** Streams flow batches as they come. A watcher that reads too slowly misses batches; they are counted. */
-export function flowWatcher(bus: Bus, metrics: Metrics): FlowWatcher {
+export function flowWatcher(bus: Bus, metrics: Metrics): AdminStreams['watchFlows'] {
   const flows = contract(FlowObservedSchema)
   let watchers = 0
-  return async ({ node }, write, signal) => {
+  return async ({ node }, { offer }, signal) => {
     if (node !== '' && !NODE_NAME.test(node)) throw new AppError('invalid_argument', 'That is no name of a node.')
     if (watchers === WATCHERS_MAX) {
       throw new AppError('resource_exhausted', `Flows are watched ${WATCHERS_MAX} times already; end one of them.`)
@@ -79,7 +79,7 @@ export function flowWatcher(bus: Bus, metrics: Metrics): FlowWatcher {
       await using _feed = bus.listen(
         flows,
         (batch) => {
-          if (!write({ batch })) metrics.flowBatchesDropped.inc()
+          if (!offer({ batch })) metrics.flowBatchesDropped.inc()
         },
         node === '' ? {} : { key: node },
       )

@@ -7,12 +7,17 @@ type Methods = (typeof AdminService)['method']
 export type MethodName = keyof Methods
 export type RequestOf<Name extends MethodName> = MessageShape<Methods[Name]['input']>
 
-/** What each method needs. Those that need tollward.admin change something, and are audited. */
+/** What each method needs. Those that need tollward.admin change something or give out everything, and are audited. */
 export const SCOPES: Readonly<Record<MethodName, Scope>> = {
   getStatus: 'tollward.read',
   listDocuments: 'tollward.read',
   listInvoices: 'tollward.read',
   listPasses: 'tollward.read',
+  listPayments: 'tollward.read',
+  getBooks: 'tollward.read',
+  reconcileBlocks: 'tollward.read',
+  listCredits: 'tollward.read',
+  listConduct: 'tollward.read',
   listBlocks: 'tollward.read',
   listAlerts: 'tollward.read',
   listRegisteredClients: 'tollward.read',
@@ -34,6 +39,10 @@ export const SCOPES: Readonly<Record<MethodName, Scope>> = {
   deleteUser: 'tollward.admin',
   endSession: 'tollward.admin',
   rotateKeys: 'tollward.admin',
+  adjustCredit: 'tollward.admin',
+  exportLedger: 'tollward.admin',
+  importLedger: 'tollward.admin',
+  overrideConduct: 'tollward.admin',
   addBlock: 'tollward.admin',
   removeBlock: 'tollward.admin',
   payRegtest: 'tollward.admin',
@@ -56,6 +65,10 @@ const TARGETS: { [Name in MethodName]?: (request: RequestOf<Name>) => string } =
   deleteUser: ({ user }) => namedUser(user),
   endSession: ({ sessionHash }) => `session ${sessionHash}`,
   rotateKeys: () => 'signing keys',
+  adjustCredit: ({ clientId, amountSats }) => `credit of Client/${clientId}: ${amountSats} sats`,
+  exportLedger: () => 'ledger',
+  importLedger: ({ part }) => importTarget(part),
+  overrideConduct: ({ clientId, score }) => `conduct of Client/${clientId}: ${score ?? 'lifted'}`,
   addBlock: ({ cidr }) => cidr,
   removeBlock: ({ cidr }) => cidr,
   payRegtest: () => "the regtest node's wallet",
@@ -75,6 +88,12 @@ export function userTarget(subject: string): string {
 /** A person who is known by what the caller typed only. */
 function namedUser(name: string): string {
   return `user named sha256:${hash('sha256', name.toLowerCase(), 'hex')}`
+}
+
+function importTarget(part: RequestOf<'importLedger'>['part']): string {
+  if (part === undefined) return 'ledger'
+  if (part.entries.length === 0) return `passes: ${part.passes.length}`
+  return `ledger entries ${part.fromSequence} to ${part.fromSequence + BigInt(part.entries.length) - 1n}`
 }
 
 function revocationTarget(target: RequestOf<'revokeTokens'>['target']): string {

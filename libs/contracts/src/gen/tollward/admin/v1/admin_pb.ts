@@ -14,7 +14,7 @@ import type { Block } from "../../enforcement/v1/block_pb.ts";
 import { file_tollward_enforcement_v1_block } from "../../enforcement/v1/block_pb.ts";
 import type { Pass } from "../../payment/v1/pass_pb.ts";
 import { file_tollward_payment_v1_pass } from "../../payment/v1/pass_pb.ts";
-import type { Invoice } from "../../payment/v1/verifier_pb.ts";
+import type { Credit, ExportLedgerResponse as ExportLedgerResponse$1, GetBooksResponse as GetBooksResponse$1, ImportLedgerRequest as ImportLedgerRequest$1, ImportLedgerResponse as ImportLedgerResponse$1, Invoice, Payment, ReconcileBlocksResponse as ReconcileBlocksResponse$1, Standing } from "../../payment/v1/verifier_pb.ts";
 import { file_tollward_payment_v1_verifier } from "../../payment/v1/verifier_pb.ts";
 import type { CallObserved } from "../../sensor/v1/call_pb.ts";
 import { file_tollward_sensor_v1_call } from "../../sensor/v1/call_pb.ts";
@@ -28,7 +28,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file tollward/admin/v1/admin.proto.
  */
 export const file_tollward_admin_v1_admin: GenFile = /*@__PURE__*/
-  fileDesc("Ch10b2xsd2FyZC9hZG1pbi92MS9hZG1pbi5wcm90bxIRdG9sbHdhcmQuYWRtaW4udjEiEgoQR2V0U3RhdHVzUmVxdWVzdCJHChFHZXRTdGF0dXNSZXNwb25zZRIyCghzZXJ2aWNlcxgBIAMoCzIgLnRvbGx3YXJkLmFkbWluLnYxLlNlcnZpY2VTdGF0dXMiXQoNU2VydmljZVN0YXR1cxIMCgRuYW1lGAEgASgJEi4KBXN0YXRlGAIgASgOMh8udG9sbHdhcmQuYWRtaW4udjEuU2VydmljZVN0YXRlEg4KBmRldGFpbBgDIAEoCSIvCgxBcHBseVJlcXVlc3QSDAoEeWFtbBgBIAEoCRIRCglmaWxlX25hbWUYAiABKAkiRAoNQXBwbHlSZXNwb25zZRIzCgdhcHBsaWVkGAEgAygLMiIudG9sbHdhcmQuYWRtaW4udjEuQXBwbGllZERvY3VtZW50Im8KD0FwcGxpZWREb2N1bWVudBIMCgRraW5kGAEgASgJEgwKBG5hbWUYAiABKAkSKQoGY2hhbmdlGAMgASgOMhkudG9sbHdhcmQuYWRtaW4udjEuQ2hhbmdlEhUKDWNsaWVudF9zZWNyZXQYBCABKAkiMgoUTGlzdERvY3VtZW50c1JlcXVlc3QSDAoEa2luZBgBIAEoCRIMCgRuYW1lGAIgASgJIlAKFUxpc3REb2N1bWVudHNSZXNwb25zZRI3Cglkb2N1bWVudHMYASADKAsyJC50b2xsd2FyZC5kb2N1bWVudC52MS5TdG9yZWREb2N1bWVudCIzChVEZWxldGVEb2N1bWVudFJlcXVlc3QSDAoEa2luZBgBIAEoCRIMCgRuYW1lGAIgASgJIhgKFkRlbGV0ZURvY3VtZW50UmVzcG9uc2UiLwoaUmVwbGFjZUNsaWVudFNlY3JldFJlcXVlc3QSEQoJY2xpZW50X2lkGAEgASgJIjQKG1JlcGxhY2VDbGllbnRTZWNyZXRSZXNwb25zZRIVCg1jbGllbnRfc2VjcmV0GAEgASgJIpEBChNSZXZva2VUb2tlbnNSZXF1ZXN0Eg8KBXRva2VuGAEgASgJSAASFAoKdG9rZW5faGFzaBgCIAEoCUgAEhMKCWNsaWVudF9pZBgDIAEoCUgAEhQKCmdyYW50X2hhc2gYBSABKAlIABIOCgR1c2VyGAYgASgJSAASDgoGcmVhc29uGAQgASgJQggKBnRhcmdldCInChRSZXZva2VUb2tlbnNSZXNwb25zZRIPCgdyZXZva2VkGAEgASgIIh4KHExpc3RSZWdpc3RlcmVkQ2xpZW50c1JlcXVlc3QiZwodTGlzdFJlZ2lzdGVyZWRDbGllbnRzUmVzcG9uc2USNAoHY2xpZW50cxgBIAMoCzIjLnRvbGx3YXJkLnRva2VuLnYxLlJlZ2lzdGVyZWRDbGllbnQSEAoIbGVmdF9vdXQYAiABKA0iMgodUmVtb3ZlUmVnaXN0ZXJlZENsaWVudFJlcXVlc3QSEQoJY2xpZW50X2lkGAEgASgJIjEKHlJlbW92ZVJlZ2lzdGVyZWRDbGllbnRSZXNwb25zZRIPCgdyZW1vdmVkGAEgASgIIogBCh9DcmVhdGVJbml0aWFsQWNjZXNzVG9rZW5SZXF1ZXN0EhgKEGxpZmV0aW1lX3NlY29uZHMYASABKA0SDgoGc2NvcGVzGAIgAygJEhAKCGF1ZGllbmNlGAMgAygJEg4KBmdyYW50cxgEIAMoCRIZChFyZWdpc3RyYXRpb25zX21heBgFIAEoDSJhCiBDcmVhdGVJbml0aWFsQWNjZXNzVG9rZW5SZXNwb25zZRINCgV0b2tlbhgBIAEoCRIuCgpleHBpcmVzX2F0GAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCISChBMaXN0VXNlcnNSZXF1ZXN0Ik0KEUxpc3RVc2Vyc1Jlc3BvbnNlEiYKBXVzZXJzGAEgAygLMhcudG9sbHdhcmQudG9rZW4udjEuVXNlchIQCghsZWZ0X291dBgCIAEoDSIzChFDcmVhdGVVc2VyUmVxdWVzdBIMCgRuYW1lGAEgASgJEhAKCHBhc3N3b3JkGAIgASgJIk0KEkNyZWF0ZVVzZXJSZXNwb25zZRIlCgR1c2VyGAEgASgLMhcudG9sbHdhcmQudG9rZW4udjEuVXNlchIQCghwYXNzd29yZBgCIAEoCSI0ChJTZXRQYXNzd29yZFJlcXVlc3QSDAoEdXNlchgBIAEoCRIQCghwYXNzd29yZBgCIAEoCSInChNTZXRQYXNzd29yZFJlc3BvbnNlEhAKCHBhc3N3b3JkGAEgASgJIjYKFVNldFVzZXJFbmFibGVkUmVxdWVzdBIMCgR1c2VyGAEgASgJEg8KB2VuYWJsZWQYAiABKAgiPwoWU2V0VXNlckVuYWJsZWRSZXNwb25zZRIlCgR1c2VyGAEgASgLMhcudG9sbHdhcmQudG9rZW4udjEuVXNlciIhChFEZWxldGVVc2VyUmVxdWVzdBIMCgR1c2VyGAEgASgJIhQKEkRlbGV0ZVVzZXJSZXNwb25zZSIjChNMaXN0U2Vzc2lvbnNSZXF1ZXN0EgwKBHVzZXIYASABKAkiVgoUTGlzdFNlc3Npb25zUmVzcG9uc2USLAoIc2Vzc2lvbnMYASADKAsyGi50b2xsd2FyZC50b2tlbi52MS5TZXNzaW9uEhAKCGxlZnRfb3V0GAIgASgNIikKEUVuZFNlc3Npb25SZXF1ZXN0EhQKDHNlc3Npb25faGFzaBgBIAEoCSIjChJFbmRTZXNzaW9uUmVzcG9uc2USDQoFZW5kZWQYASABKAgiNAoRTGlzdEdyYW50c1JlcXVlc3QSDAoEdXNlchgBIAEoCRIRCgljbGllbnRfaWQYAiABKAkiUAoSTGlzdEdyYW50c1Jlc3BvbnNlEigKBmdyYW50cxgBIAMoCzIYLnRvbGx3YXJkLnRva2VuLnYxLkdyYW50EhAKCGxlZnRfb3V0GAIgASgNIhEKD0xpc3RLZXlzUmVxdWVzdCI/ChBMaXN0S2V5c1Jlc3BvbnNlEisKBGtleXMYASADKAsyHS50b2xsd2FyZC50b2tlbi52MS5TaWduaW5nS2V5IhMKEVJvdGF0ZUtleXNSZXF1ZXN0IkEKElJvdGF0ZUtleXNSZXNwb25zZRIrCgRrZXlzGAEgAygLMh0udG9sbHdhcmQudG9rZW4udjEuU2lnbmluZ0tleSI3ChNMaXN0SW52b2ljZXNSZXF1ZXN0EhEKCWNsaWVudF9pZBgBIAEoCRINCgVsaW1pdBgCIAEoDSJGChRMaXN0SW52b2ljZXNSZXNwb25zZRIuCghpbnZvaWNlcxgBIAMoCzIcLnRvbGx3YXJkLnBheW1lbnQudjEuSW52b2ljZSImChFMaXN0UGFzc2VzUmVxdWVzdBIRCgljbGllbnRfaWQYASABKAkiPwoSTGlzdFBhc3Nlc1Jlc3BvbnNlEikKBnBhc3NlcxgBIAMoCzIZLnRvbGx3YXJkLnBheW1lbnQudjEuUGFzcyITChFMaXN0QmxvY2tzUmVxdWVzdCJEChJMaXN0QmxvY2tzUmVzcG9uc2USLgoGYmxvY2tzGAEgAygLMh4udG9sbHdhcmQuZW5mb3JjZW1lbnQudjEuQmxvY2siRAoPQWRkQmxvY2tSZXF1ZXN0EgwKBGNpZHIYASABKAkSEwoLdHRsX3NlY29uZHMYAiABKA0SDgoGcmVhc29uGAMgASgJIkEKEEFkZEJsb2NrUmVzcG9uc2USLQoFYmxvY2sYASABKAsyHi50b2xsd2FyZC5lbmZvcmNlbWVudC52MS5CbG9jayIiChJSZW1vdmVCbG9ja1JlcXVlc3QSDAoEY2lkchgBIAEoCSImChNSZW1vdmVCbG9ja1Jlc3BvbnNlEg8KB3JlbW92ZWQYASABKAgiTQoRTGlzdEFsZXJ0c1JlcXVlc3QSDQoFbGltaXQYASABKA0SKQoFc2luY2UYAiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIksKEkxpc3RBbGVydHNSZXNwb25zZRI1CghmaW5kaW5ncxgBIAMoCzIjLnRvbGx3YXJkLmFkbWluLnYxLlB1Ymxpc2hlZEZpbmRpbmciigEKEFB1Ymxpc2hlZEZpbmRpbmcSMAoMcHVibGlzaGVkX2F0GAEgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIxCghzZXZlcml0eRgCIAEoDjIfLnRvbGx3YXJkLmRldGVjdGlvbi52MS5TZXZlcml0eRIRCglvY3NmX2pzb24YAyABKAkiIQoRV2F0Y2hGbG93c1JlcXVlc3QSDAoEbm9kZRgBIAEoCSJFChJXYXRjaEZsb3dzUmVzcG9uc2USLwoFYmF0Y2gYASABKAsyIC50b2xsd2FyZC5zZW5zb3IudjEuRmxvd09ic2VydmVkIi0KFkV4cGxhaW5EZWNpc2lvblJlcXVlc3QSEwoLZGVjaXNpb25faWQYASABKAkiSQoXRXhwbGFpbkRlY2lzaW9uUmVzcG9uc2USLgoEY2FsbBgBIAEoCzIgLnRvbGx3YXJkLnNlbnNvci52MS5DYWxsT2JzZXJ2ZWQiIAoRUGF5UmVndGVzdFJlcXVlc3QSCwoDdXJpGAEgASgJIiIKElBheVJlZ3Rlc3RSZXNwb25zZRIMCgR0eGlkGAEgASgJIiQKEk1pbmVSZWd0ZXN0UmVxdWVzdBIOCgZibG9ja3MYASABKA0iJQoTTWluZVJlZ3Rlc3RSZXNwb25zZRIOCgZoZWlnaHQYASABKA0qegoMU2VydmljZVN0YXRlEh0KGVNFUlZJQ0VfU1RBVEVfVU5TUEVDSUZJRUQQABIXChNTRVJWSUNFX1NUQVRFX1JFQURZEAESGwoXU0VSVklDRV9TVEFURV9OT1RfUkVBRFkQAhIVChFTRVJWSUNFX1NUQVRFX09GRhADKl8KBkNoYW5nZRIWChJDSEFOR0VfVU5TUEVDSUZJRUQQABISCg5DSEFOR0VfQ1JFQVRFRBABEhMKD0NIQU5HRV9SRVBMQUNFRBACEhQKEENIQU5HRV9VTkNIQU5HRUQQAzKUFgoMQWRtaW5TZXJ2aWNlElYKCUdldFN0YXR1cxIjLnRvbGx3YXJkLmFkbWluLnYxLkdldFN0YXR1c1JlcXVlc3QaJC50b2xsd2FyZC5hZG1pbi52MS5HZXRTdGF0dXNSZXNwb25zZRJKCgVBcHBseRIfLnRvbGx3YXJkLmFkbWluLnYxLkFwcGx5UmVxdWVzdBogLnRvbGx3YXJkLmFkbWluLnYxLkFwcGx5UmVzcG9uc2USYgoNTGlzdERvY3VtZW50cxInLnRvbGx3YXJkLmFkbWluLnYxLkxpc3REb2N1bWVudHNSZXF1ZXN0GigudG9sbHdhcmQuYWRtaW4udjEuTGlzdERvY3VtZW50c1Jlc3BvbnNlEmUKDkRlbGV0ZURvY3VtZW50EigudG9sbHdhcmQuYWRtaW4udjEuRGVsZXRlRG9jdW1lbnRSZXF1ZXN0GikudG9sbHdhcmQuYWRtaW4udjEuRGVsZXRlRG9jdW1lbnRSZXNwb25zZRJ0ChNSZXBsYWNlQ2xpZW50U2VjcmV0Ei0udG9sbHdhcmQuYWRtaW4udjEuUmVwbGFjZUNsaWVudFNlY3JldFJlcXVlc3QaLi50b2xsd2FyZC5hZG1pbi52MS5SZXBsYWNlQ2xpZW50U2VjcmV0UmVzcG9uc2USegoVTGlzdFJlZ2lzdGVyZWRDbGllbnRzEi8udG9sbHdhcmQuYWRtaW4udjEuTGlzdFJlZ2lzdGVyZWRDbGllbnRzUmVxdWVzdBowLnRvbGx3YXJkLmFkbWluLnYxLkxpc3RSZWdpc3RlcmVkQ2xpZW50c1Jlc3BvbnNlEn0KFlJlbW92ZVJlZ2lzdGVyZWRDbGllbnQSMC50b2xsd2FyZC5hZG1pbi52MS5SZW1vdmVSZWdpc3RlcmVkQ2xpZW50UmVxdWVzdBoxLnRvbGx3YXJkLmFkbWluLnYxLlJlbW92ZVJlZ2lzdGVyZWRDbGllbnRSZXNwb25zZRKDAQoYQ3JlYXRlSW5pdGlhbEFjY2Vzc1Rva2VuEjIudG9sbHdhcmQuYWRtaW4udjEuQ3JlYXRlSW5pdGlhbEFjY2Vzc1Rva2VuUmVxdWVzdBozLnRvbGx3YXJkLmFkbWluLnYxLkNyZWF0ZUluaXRpYWxBY2Nlc3NUb2tlblJlc3BvbnNlEl8KDFJldm9rZVRva2VucxImLnRvbGx3YXJkLmFkbWluLnYxLlJldm9rZVRva2Vuc1JlcXVlc3QaJy50b2xsd2FyZC5hZG1pbi52MS5SZXZva2VUb2tlbnNSZXNwb25zZRJWCglMaXN0VXNlcnMSIy50b2xsd2FyZC5hZG1pbi52MS5MaXN0VXNlcnNSZXF1ZXN0GiQudG9sbHdhcmQuYWRtaW4udjEuTGlzdFVzZXJzUmVzcG9uc2USWQoKQ3JlYXRlVXNlchIkLnRvbGx3YXJkLmFkbWluLnYxLkNyZWF0ZVVzZXJSZXF1ZXN0GiUudG9sbHdhcmQuYWRtaW4udjEuQ3JlYXRlVXNlclJlc3BvbnNlElwKC1NldFBhc3N3b3JkEiUudG9sbHdhcmQuYWRtaW4udjEuU2V0UGFzc3dvcmRSZXF1ZXN0GiYudG9sbHdhcmQuYWRtaW4udjEuU2V0UGFzc3dvcmRSZXNwb25zZRJlCg5TZXRVc2VyRW5hYmxlZBIoLnRvbGx3YXJkLmFkbWluLnYxLlNldFVzZXJFbmFibGVkUmVxdWVzdBopLnRvbGx3YXJkLmFkbWluLnYxLlNldFVzZXJFbmFibGVkUmVzcG9uc2USWQoKRGVsZXRlVXNlchIkLnRvbGx3YXJkLmFkbWluLnYxLkRlbGV0ZVVzZXJSZXF1ZXN0GiUudG9sbHdhcmQuYWRtaW4udjEuRGVsZXRlVXNlclJlc3BvbnNlEl8KDExpc3RTZXNzaW9ucxImLnRvbGx3YXJkLmFkbWluLnYxLkxpc3RTZXNzaW9uc1JlcXVlc3QaJy50b2xsd2FyZC5hZG1pbi52MS5MaXN0U2Vzc2lvbnNSZXNwb25zZRJZCgpFbmRTZXNzaW9uEiQudG9sbHdhcmQuYWRtaW4udjEuRW5kU2Vzc2lvblJlcXVlc3QaJS50b2xsd2FyZC5hZG1pbi52MS5FbmRTZXNzaW9uUmVzcG9uc2USWQoKTGlzdEdyYW50cxIkLnRvbGx3YXJkLmFkbWluLnYxLkxpc3RHcmFudHNSZXF1ZXN0GiUudG9sbHdhcmQuYWRtaW4udjEuTGlzdEdyYW50c1Jlc3BvbnNlElMKCExpc3RLZXlzEiIudG9sbHdhcmQuYWRtaW4udjEuTGlzdEtleXNSZXF1ZXN0GiMudG9sbHdhcmQuYWRtaW4udjEuTGlzdEtleXNSZXNwb25zZRJZCgpSb3RhdGVLZXlzEiQudG9sbHdhcmQuYWRtaW4udjEuUm90YXRlS2V5c1JlcXVlc3QaJS50b2xsd2FyZC5hZG1pbi52MS5Sb3RhdGVLZXlzUmVzcG9uc2USXwoMTGlzdEludm9pY2VzEiYudG9sbHdhcmQuYWRtaW4udjEuTGlzdEludm9pY2VzUmVxdWVzdBonLnRvbGx3YXJkLmFkbWluLnYxLkxpc3RJbnZvaWNlc1Jlc3BvbnNlElkKCkxpc3RQYXNzZXMSJC50b2xsd2FyZC5hZG1pbi52MS5MaXN0UGFzc2VzUmVxdWVzdBolLnRvbGx3YXJkLmFkbWluLnYxLkxpc3RQYXNzZXNSZXNwb25zZRJZCgpMaXN0QmxvY2tzEiQudG9sbHdhcmQuYWRtaW4udjEuTGlzdEJsb2Nrc1JlcXVlc3QaJS50b2xsd2FyZC5hZG1pbi52MS5MaXN0QmxvY2tzUmVzcG9uc2USUwoIQWRkQmxvY2sSIi50b2xsd2FyZC5hZG1pbi52MS5BZGRCbG9ja1JlcXVlc3QaIy50b2xsd2FyZC5hZG1pbi52MS5BZGRCbG9ja1Jlc3BvbnNlElwKC1JlbW92ZUJsb2NrEiUudG9sbHdhcmQuYWRtaW4udjEuUmVtb3ZlQmxvY2tSZXF1ZXN0GiYudG9sbHdhcmQuYWRtaW4udjEuUmVtb3ZlQmxvY2tSZXNwb25zZRJZCgpMaXN0QWxlcnRzEiQudG9sbHdhcmQuYWRtaW4udjEuTGlzdEFsZXJ0c1JlcXVlc3QaJS50b2xsd2FyZC5hZG1pbi52MS5MaXN0QWxlcnRzUmVzcG9uc2USWwoKV2F0Y2hGbG93cxIkLnRvbGx3YXJkLmFkbWluLnYxLldhdGNoRmxvd3NSZXF1ZXN0GiUudG9sbHdhcmQuYWRtaW4udjEuV2F0Y2hGbG93c1Jlc3BvbnNlMAESaAoPRXhwbGFpbkRlY2lzaW9uEikudG9sbHdhcmQuYWRtaW4udjEuRXhwbGFpbkRlY2lzaW9uUmVxdWVzdBoqLnRvbGx3YXJkLmFkbWluLnYxLkV4cGxhaW5EZWNpc2lvblJlc3BvbnNlElkKClBheVJlZ3Rlc3QSJC50b2xsd2FyZC5hZG1pbi52MS5QYXlSZWd0ZXN0UmVxdWVzdBolLnRvbGx3YXJkLmFkbWluLnYxLlBheVJlZ3Rlc3RSZXNwb25zZRJcCgtNaW5lUmVndGVzdBIlLnRvbGx3YXJkLmFkbWluLnYxLk1pbmVSZWd0ZXN0UmVxdWVzdBomLnRvbGx3YXJkLmFkbWluLnYxLk1pbmVSZWd0ZXN0UmVzcG9uc2ViBnByb3RvMw", [file_google_protobuf_timestamp, file_tollward_detection_v1_alert, file_tollward_document_v1_document, file_tollward_enforcement_v1_block, file_tollward_payment_v1_pass, file_tollward_payment_v1_verifier, file_tollward_sensor_v1_call, file_tollward_sensor_v1_flow, file_tollward_token_v1_issuer_admin]);
+  fileDesc("Ch10b2xsd2FyZC9hZG1pbi92MS9hZG1pbi5wcm90bxIRdG9sbHdhcmQuYWRtaW4udjEiEgoQR2V0U3RhdHVzUmVxdWVzdCJHChFHZXRTdGF0dXNSZXNwb25zZRIyCghzZXJ2aWNlcxgBIAMoCzIgLnRvbGx3YXJkLmFkbWluLnYxLlNlcnZpY2VTdGF0dXMiXQoNU2VydmljZVN0YXR1cxIMCgRuYW1lGAEgASgJEi4KBXN0YXRlGAIgASgOMh8udG9sbHdhcmQuYWRtaW4udjEuU2VydmljZVN0YXRlEg4KBmRldGFpbBgDIAEoCSIvCgxBcHBseVJlcXVlc3QSDAoEeWFtbBgBIAEoCRIRCglmaWxlX25hbWUYAiABKAkiRAoNQXBwbHlSZXNwb25zZRIzCgdhcHBsaWVkGAEgAygLMiIudG9sbHdhcmQuYWRtaW4udjEuQXBwbGllZERvY3VtZW50Im8KD0FwcGxpZWREb2N1bWVudBIMCgRraW5kGAEgASgJEgwKBG5hbWUYAiABKAkSKQoGY2hhbmdlGAMgASgOMhkudG9sbHdhcmQuYWRtaW4udjEuQ2hhbmdlEhUKDWNsaWVudF9zZWNyZXQYBCABKAkiMgoUTGlzdERvY3VtZW50c1JlcXVlc3QSDAoEa2luZBgBIAEoCRIMCgRuYW1lGAIgASgJIlAKFUxpc3REb2N1bWVudHNSZXNwb25zZRI3Cglkb2N1bWVudHMYASADKAsyJC50b2xsd2FyZC5kb2N1bWVudC52MS5TdG9yZWREb2N1bWVudCIzChVEZWxldGVEb2N1bWVudFJlcXVlc3QSDAoEa2luZBgBIAEoCRIMCgRuYW1lGAIgASgJIhgKFkRlbGV0ZURvY3VtZW50UmVzcG9uc2UiLwoaUmVwbGFjZUNsaWVudFNlY3JldFJlcXVlc3QSEQoJY2xpZW50X2lkGAEgASgJIjQKG1JlcGxhY2VDbGllbnRTZWNyZXRSZXNwb25zZRIVCg1jbGllbnRfc2VjcmV0GAEgASgJIpEBChNSZXZva2VUb2tlbnNSZXF1ZXN0Eg8KBXRva2VuGAEgASgJSAASFAoKdG9rZW5faGFzaBgCIAEoCUgAEhMKCWNsaWVudF9pZBgDIAEoCUgAEhQKCmdyYW50X2hhc2gYBSABKAlIABIOCgR1c2VyGAYgASgJSAASDgoGcmVhc29uGAQgASgJQggKBnRhcmdldCInChRSZXZva2VUb2tlbnNSZXNwb25zZRIPCgdyZXZva2VkGAEgASgIIh4KHExpc3RSZWdpc3RlcmVkQ2xpZW50c1JlcXVlc3QiZwodTGlzdFJlZ2lzdGVyZWRDbGllbnRzUmVzcG9uc2USNAoHY2xpZW50cxgBIAMoCzIjLnRvbGx3YXJkLnRva2VuLnYxLlJlZ2lzdGVyZWRDbGllbnQSEAoIbGVmdF9vdXQYAiABKA0iMgodUmVtb3ZlUmVnaXN0ZXJlZENsaWVudFJlcXVlc3QSEQoJY2xpZW50X2lkGAEgASgJIjEKHlJlbW92ZVJlZ2lzdGVyZWRDbGllbnRSZXNwb25zZRIPCgdyZW1vdmVkGAEgASgIIogBCh9DcmVhdGVJbml0aWFsQWNjZXNzVG9rZW5SZXF1ZXN0EhgKEGxpZmV0aW1lX3NlY29uZHMYASABKA0SDgoGc2NvcGVzGAIgAygJEhAKCGF1ZGllbmNlGAMgAygJEg4KBmdyYW50cxgEIAMoCRIZChFyZWdpc3RyYXRpb25zX21heBgFIAEoDSJhCiBDcmVhdGVJbml0aWFsQWNjZXNzVG9rZW5SZXNwb25zZRINCgV0b2tlbhgBIAEoCRIuCgpleHBpcmVzX2F0GAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCISChBMaXN0VXNlcnNSZXF1ZXN0Ik0KEUxpc3RVc2Vyc1Jlc3BvbnNlEiYKBXVzZXJzGAEgAygLMhcudG9sbHdhcmQudG9rZW4udjEuVXNlchIQCghsZWZ0X291dBgCIAEoDSIzChFDcmVhdGVVc2VyUmVxdWVzdBIMCgRuYW1lGAEgASgJEhAKCHBhc3N3b3JkGAIgASgJIk0KEkNyZWF0ZVVzZXJSZXNwb25zZRIlCgR1c2VyGAEgASgLMhcudG9sbHdhcmQudG9rZW4udjEuVXNlchIQCghwYXNzd29yZBgCIAEoCSI0ChJTZXRQYXNzd29yZFJlcXVlc3QSDAoEdXNlchgBIAEoCRIQCghwYXNzd29yZBgCIAEoCSInChNTZXRQYXNzd29yZFJlc3BvbnNlEhAKCHBhc3N3b3JkGAEgASgJIjYKFVNldFVzZXJFbmFibGVkUmVxdWVzdBIMCgR1c2VyGAEgASgJEg8KB2VuYWJsZWQYAiABKAgiPwoWU2V0VXNlckVuYWJsZWRSZXNwb25zZRIlCgR1c2VyGAEgASgLMhcudG9sbHdhcmQudG9rZW4udjEuVXNlciIhChFEZWxldGVVc2VyUmVxdWVzdBIMCgR1c2VyGAEgASgJIhQKEkRlbGV0ZVVzZXJSZXNwb25zZSIjChNMaXN0U2Vzc2lvbnNSZXF1ZXN0EgwKBHVzZXIYASABKAkiVgoUTGlzdFNlc3Npb25zUmVzcG9uc2USLAoIc2Vzc2lvbnMYASADKAsyGi50b2xsd2FyZC50b2tlbi52MS5TZXNzaW9uEhAKCGxlZnRfb3V0GAIgASgNIikKEUVuZFNlc3Npb25SZXF1ZXN0EhQKDHNlc3Npb25faGFzaBgBIAEoCSIjChJFbmRTZXNzaW9uUmVzcG9uc2USDQoFZW5kZWQYASABKAgiNAoRTGlzdEdyYW50c1JlcXVlc3QSDAoEdXNlchgBIAEoCRIRCgljbGllbnRfaWQYAiABKAkiUAoSTGlzdEdyYW50c1Jlc3BvbnNlEigKBmdyYW50cxgBIAMoCzIYLnRvbGx3YXJkLnRva2VuLnYxLkdyYW50EhAKCGxlZnRfb3V0GAIgASgNIhEKD0xpc3RLZXlzUmVxdWVzdCI/ChBMaXN0S2V5c1Jlc3BvbnNlEisKBGtleXMYASADKAsyHS50b2xsd2FyZC50b2tlbi52MS5TaWduaW5nS2V5IhMKEVJvdGF0ZUtleXNSZXF1ZXN0IkEKElJvdGF0ZUtleXNSZXNwb25zZRIrCgRrZXlzGAEgAygLMh0udG9sbHdhcmQudG9rZW4udjEuU2lnbmluZ0tleSI3ChNMaXN0SW52b2ljZXNSZXF1ZXN0EhEKCWNsaWVudF9pZBgBIAEoCRINCgVsaW1pdBgCIAEoDSJGChRMaXN0SW52b2ljZXNSZXNwb25zZRIuCghpbnZvaWNlcxgBIAMoCzIcLnRvbGx3YXJkLnBheW1lbnQudjEuSW52b2ljZSImChFMaXN0UGFzc2VzUmVxdWVzdBIRCgljbGllbnRfaWQYASABKAkiPwoSTGlzdFBhc3Nlc1Jlc3BvbnNlEikKBnBhc3NlcxgBIAMoCzIZLnRvbGx3YXJkLnBheW1lbnQudjEuUGFzcyJPChNMaXN0UGF5bWVudHNSZXF1ZXN0EhIKCnBhZ2VfdG9rZW4YASABKAkSEQoJcGFnZV9zaXplGAIgASgNEhEKCWNsaWVudF9pZBgDIAEoCSJfChRMaXN0UGF5bWVudHNSZXNwb25zZRIuCghwYXltZW50cxgBIAMoCzIcLnRvbGx3YXJkLnBheW1lbnQudjEuUGF5bWVudBIXCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAkiEQoPR2V0Qm9va3NSZXF1ZXN0IkgKEEdldEJvb2tzUmVzcG9uc2USNAoFYm9va3MYASABKAsyJS50b2xsd2FyZC5wYXltZW50LnYxLkdldEJvb2tzUmVzcG9uc2UiQQoWUmVjb25jaWxlQmxvY2tzUmVxdWVzdBITCgtmcm9tX2hlaWdodBgBIAEoDRISCgpibG9ja3NfbWF4GAIgASgNIlUKF1JlY29uY2lsZUJsb2Nrc1Jlc3BvbnNlEjoKBHBhcnQYASABKAsyLC50b2xsd2FyZC5wYXltZW50LnYxLlJlY29uY2lsZUJsb2Nrc1Jlc3BvbnNlIicKEkxpc3RDcmVkaXRzUmVxdWVzdBIRCgljbGllbnRfaWQYASABKAkiQwoTTGlzdENyZWRpdHNSZXNwb25zZRIsCgdjcmVkaXRzGAEgAygLMhsudG9sbHdhcmQucGF5bWVudC52MS5DcmVkaXQigAEKE0FkanVzdENyZWRpdFJlcXVlc3QSFQoNYWRqdXN0bWVudF9pZBgBIAEoCRIRCgljbGllbnRfaWQYAiABKAkSEwoLYW1vdW50X3NhdHMYAyABKBISDgoGcmVhc29uGAQgASgJEgwKBHR4aWQYBSABKAkSDAoEdm91dBgGIAEoDSJDChRBZGp1c3RDcmVkaXRSZXNwb25zZRIrCgZjcmVkaXQYASABKAsyGy50b2xsd2FyZC5wYXltZW50LnYxLkNyZWRpdCIVChNFeHBvcnRMZWRnZXJSZXF1ZXN0Ik8KFEV4cG9ydExlZGdlclJlc3BvbnNlEjcKBHBhcnQYASABKAsyKS50b2xsd2FyZC5wYXltZW50LnYxLkV4cG9ydExlZGdlclJlc3BvbnNlIk0KE0ltcG9ydExlZGdlclJlcXVlc3QSNgoEcGFydBgBIAEoCzIoLnRvbGx3YXJkLnBheW1lbnQudjEuSW1wb3J0TGVkZ2VyUmVxdWVzdCJPChRJbXBvcnRMZWRnZXJSZXNwb25zZRI3CgRwYXJ0GAEgASgLMikudG9sbHdhcmQucGF5bWVudC52MS5JbXBvcnRMZWRnZXJSZXNwb25zZSI2ChJMaXN0Q29uZHVjdFJlcXVlc3QSEQoJY2xpZW50X2lkGAEgASgJEg0KBWxpbWl0GAIgASgNIkcKE0xpc3RDb25kdWN0UmVzcG9uc2USMAoJc3RhbmRpbmdzGAEgAygLMh0udG9sbHdhcmQucGF5bWVudC52MS5TdGFuZGluZyKEAQoWT3ZlcnJpZGVDb25kdWN0UmVxdWVzdBIRCgljbGllbnRfaWQYASABKAkSEgoFc2NvcmUYAiABKA1IAIgBARIpCgV1bnRpbBgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASDgoGcmVhc29uGAQgASgJQggKBl9zY29yZSJKChdPdmVycmlkZUNvbmR1Y3RSZXNwb25zZRIvCghzdGFuZGluZxgBIAEoCzIdLnRvbGx3YXJkLnBheW1lbnQudjEuU3RhbmRpbmciEwoRTGlzdEJsb2Nrc1JlcXVlc3QiRAoSTGlzdEJsb2Nrc1Jlc3BvbnNlEi4KBmJsb2NrcxgBIAMoCzIeLnRvbGx3YXJkLmVuZm9yY2VtZW50LnYxLkJsb2NrIkQKD0FkZEJsb2NrUmVxdWVzdBIMCgRjaWRyGAEgASgJEhMKC3R0bF9zZWNvbmRzGAIgASgNEg4KBnJlYXNvbhgDIAEoCSJBChBBZGRCbG9ja1Jlc3BvbnNlEi0KBWJsb2NrGAEgASgLMh4udG9sbHdhcmQuZW5mb3JjZW1lbnQudjEuQmxvY2siIgoSUmVtb3ZlQmxvY2tSZXF1ZXN0EgwKBGNpZHIYASABKAkiJgoTUmVtb3ZlQmxvY2tSZXNwb25zZRIPCgdyZW1vdmVkGAEgASgIIk0KEUxpc3RBbGVydHNSZXF1ZXN0Eg0KBWxpbWl0GAEgASgNEikKBXNpbmNlGAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCJLChJMaXN0QWxlcnRzUmVzcG9uc2USNQoIZmluZGluZ3MYASADKAsyIy50b2xsd2FyZC5hZG1pbi52MS5QdWJsaXNoZWRGaW5kaW5nIooBChBQdWJsaXNoZWRGaW5kaW5nEjAKDHB1Ymxpc2hlZF9hdBgBIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASMQoIc2V2ZXJpdHkYAiABKA4yHy50b2xsd2FyZC5kZXRlY3Rpb24udjEuU2V2ZXJpdHkSEQoJb2NzZl9qc29uGAMgASgJIiEKEVdhdGNoRmxvd3NSZXF1ZXN0EgwKBG5vZGUYASABKAkiRQoSV2F0Y2hGbG93c1Jlc3BvbnNlEi8KBWJhdGNoGAEgASgLMiAudG9sbHdhcmQuc2Vuc29yLnYxLkZsb3dPYnNlcnZlZCItChZFeHBsYWluRGVjaXNpb25SZXF1ZXN0EhMKC2RlY2lzaW9uX2lkGAEgASgJIkkKF0V4cGxhaW5EZWNpc2lvblJlc3BvbnNlEi4KBGNhbGwYASABKAsyIC50b2xsd2FyZC5zZW5zb3IudjEuQ2FsbE9ic2VydmVkIiAKEVBheVJlZ3Rlc3RSZXF1ZXN0EgsKA3VyaRgBIAEoCSIiChJQYXlSZWd0ZXN0UmVzcG9uc2USDAoEdHhpZBgBIAEoCSIkChJNaW5lUmVndGVzdFJlcXVlc3QSDgoGYmxvY2tzGAEgASgNIiUKE01pbmVSZWd0ZXN0UmVzcG9uc2USDgoGaGVpZ2h0GAEgASgNKnoKDFNlcnZpY2VTdGF0ZRIdChlTRVJWSUNFX1NUQVRFX1VOU1BFQ0lGSUVEEAASFwoTU0VSVklDRV9TVEFURV9SRUFEWRABEhsKF1NFUlZJQ0VfU1RBVEVfTk9UX1JFQURZEAISFQoRU0VSVklDRV9TVEFURV9PRkYQAypfCgZDaGFuZ2USFgoSQ0hBTkdFX1VOU1BFQ0lGSUVEEAASEgoOQ0hBTkdFX0NSRUFURUQQARITCg9DSEFOR0VfUkVQTEFDRUQQAhIUChBDSEFOR0VfVU5DSEFOR0VEEAMy/xwKDEFkbWluU2VydmljZRJWCglHZXRTdGF0dXMSIy50b2xsd2FyZC5hZG1pbi52MS5HZXRTdGF0dXNSZXF1ZXN0GiQudG9sbHdhcmQuYWRtaW4udjEuR2V0U3RhdHVzUmVzcG9uc2USSgoFQXBwbHkSHy50b2xsd2FyZC5hZG1pbi52MS5BcHBseVJlcXVlc3QaIC50b2xsd2FyZC5hZG1pbi52MS5BcHBseVJlc3BvbnNlEmIKDUxpc3REb2N1bWVudHMSJy50b2xsd2FyZC5hZG1pbi52MS5MaXN0RG9jdW1lbnRzUmVxdWVzdBooLnRvbGx3YXJkLmFkbWluLnYxLkxpc3REb2N1bWVudHNSZXNwb25zZRJlCg5EZWxldGVEb2N1bWVudBIoLnRvbGx3YXJkLmFkbWluLnYxLkRlbGV0ZURvY3VtZW50UmVxdWVzdBopLnRvbGx3YXJkLmFkbWluLnYxLkRlbGV0ZURvY3VtZW50UmVzcG9uc2USdAoTUmVwbGFjZUNsaWVudFNlY3JldBItLnRvbGx3YXJkLmFkbWluLnYxLlJlcGxhY2VDbGllbnRTZWNyZXRSZXF1ZXN0Gi4udG9sbHdhcmQuYWRtaW4udjEuUmVwbGFjZUNsaWVudFNlY3JldFJlc3BvbnNlEnoKFUxpc3RSZWdpc3RlcmVkQ2xpZW50cxIvLnRvbGx3YXJkLmFkbWluLnYxLkxpc3RSZWdpc3RlcmVkQ2xpZW50c1JlcXVlc3QaMC50b2xsd2FyZC5hZG1pbi52MS5MaXN0UmVnaXN0ZXJlZENsaWVudHNSZXNwb25zZRJ9ChZSZW1vdmVSZWdpc3RlcmVkQ2xpZW50EjAudG9sbHdhcmQuYWRtaW4udjEuUmVtb3ZlUmVnaXN0ZXJlZENsaWVudFJlcXVlc3QaMS50b2xsd2FyZC5hZG1pbi52MS5SZW1vdmVSZWdpc3RlcmVkQ2xpZW50UmVzcG9uc2USgwEKGENyZWF0ZUluaXRpYWxBY2Nlc3NUb2tlbhIyLnRvbGx3YXJkLmFkbWluLnYxLkNyZWF0ZUluaXRpYWxBY2Nlc3NUb2tlblJlcXVlc3QaMy50b2xsd2FyZC5hZG1pbi52MS5DcmVhdGVJbml0aWFsQWNjZXNzVG9rZW5SZXNwb25zZRJfCgxSZXZva2VUb2tlbnMSJi50b2xsd2FyZC5hZG1pbi52MS5SZXZva2VUb2tlbnNSZXF1ZXN0GicudG9sbHdhcmQuYWRtaW4udjEuUmV2b2tlVG9rZW5zUmVzcG9uc2USVgoJTGlzdFVzZXJzEiMudG9sbHdhcmQuYWRtaW4udjEuTGlzdFVzZXJzUmVxdWVzdBokLnRvbGx3YXJkLmFkbWluLnYxLkxpc3RVc2Vyc1Jlc3BvbnNlElkKCkNyZWF0ZVVzZXISJC50b2xsd2FyZC5hZG1pbi52MS5DcmVhdGVVc2VyUmVxdWVzdBolLnRvbGx3YXJkLmFkbWluLnYxLkNyZWF0ZVVzZXJSZXNwb25zZRJcCgtTZXRQYXNzd29yZBIlLnRvbGx3YXJkLmFkbWluLnYxLlNldFBhc3N3b3JkUmVxdWVzdBomLnRvbGx3YXJkLmFkbWluLnYxLlNldFBhc3N3b3JkUmVzcG9uc2USZQoOU2V0VXNlckVuYWJsZWQSKC50b2xsd2FyZC5hZG1pbi52MS5TZXRVc2VyRW5hYmxlZFJlcXVlc3QaKS50b2xsd2FyZC5hZG1pbi52MS5TZXRVc2VyRW5hYmxlZFJlc3BvbnNlElkKCkRlbGV0ZVVzZXISJC50b2xsd2FyZC5hZG1pbi52MS5EZWxldGVVc2VyUmVxdWVzdBolLnRvbGx3YXJkLmFkbWluLnYxLkRlbGV0ZVVzZXJSZXNwb25zZRJfCgxMaXN0U2Vzc2lvbnMSJi50b2xsd2FyZC5hZG1pbi52MS5MaXN0U2Vzc2lvbnNSZXF1ZXN0GicudG9sbHdhcmQuYWRtaW4udjEuTGlzdFNlc3Npb25zUmVzcG9uc2USWQoKRW5kU2Vzc2lvbhIkLnRvbGx3YXJkLmFkbWluLnYxLkVuZFNlc3Npb25SZXF1ZXN0GiUudG9sbHdhcmQuYWRtaW4udjEuRW5kU2Vzc2lvblJlc3BvbnNlElkKCkxpc3RHcmFudHMSJC50b2xsd2FyZC5hZG1pbi52MS5MaXN0R3JhbnRzUmVxdWVzdBolLnRvbGx3YXJkLmFkbWluLnYxLkxpc3RHcmFudHNSZXNwb25zZRJTCghMaXN0S2V5cxIiLnRvbGx3YXJkLmFkbWluLnYxLkxpc3RLZXlzUmVxdWVzdBojLnRvbGx3YXJkLmFkbWluLnYxLkxpc3RLZXlzUmVzcG9uc2USWQoKUm90YXRlS2V5cxIkLnRvbGx3YXJkLmFkbWluLnYxLlJvdGF0ZUtleXNSZXF1ZXN0GiUudG9sbHdhcmQuYWRtaW4udjEuUm90YXRlS2V5c1Jlc3BvbnNlEl8KDExpc3RJbnZvaWNlcxImLnRvbGx3YXJkLmFkbWluLnYxLkxpc3RJbnZvaWNlc1JlcXVlc3QaJy50b2xsd2FyZC5hZG1pbi52MS5MaXN0SW52b2ljZXNSZXNwb25zZRJZCgpMaXN0UGFzc2VzEiQudG9sbHdhcmQuYWRtaW4udjEuTGlzdFBhc3Nlc1JlcXVlc3QaJS50b2xsd2FyZC5hZG1pbi52MS5MaXN0UGFzc2VzUmVzcG9uc2USXwoMTGlzdFBheW1lbnRzEiYudG9sbHdhcmQuYWRtaW4udjEuTGlzdFBheW1lbnRzUmVxdWVzdBonLnRvbGx3YXJkLmFkbWluLnYxLkxpc3RQYXltZW50c1Jlc3BvbnNlElMKCEdldEJvb2tzEiIudG9sbHdhcmQuYWRtaW4udjEuR2V0Qm9va3NSZXF1ZXN0GiMudG9sbHdhcmQuYWRtaW4udjEuR2V0Qm9va3NSZXNwb25zZRJoCg9SZWNvbmNpbGVCbG9ja3MSKS50b2xsd2FyZC5hZG1pbi52MS5SZWNvbmNpbGVCbG9ja3NSZXF1ZXN0GioudG9sbHdhcmQuYWRtaW4udjEuUmVjb25jaWxlQmxvY2tzUmVzcG9uc2USXAoLTGlzdENyZWRpdHMSJS50b2xsd2FyZC5hZG1pbi52MS5MaXN0Q3JlZGl0c1JlcXVlc3QaJi50b2xsd2FyZC5hZG1pbi52MS5MaXN0Q3JlZGl0c1Jlc3BvbnNlEl8KDEFkanVzdENyZWRpdBImLnRvbGx3YXJkLmFkbWluLnYxLkFkanVzdENyZWRpdFJlcXVlc3QaJy50b2xsd2FyZC5hZG1pbi52MS5BZGp1c3RDcmVkaXRSZXNwb25zZRJhCgxFeHBvcnRMZWRnZXISJi50b2xsd2FyZC5hZG1pbi52MS5FeHBvcnRMZWRnZXJSZXF1ZXN0GicudG9sbHdhcmQuYWRtaW4udjEuRXhwb3J0TGVkZ2VyUmVzcG9uc2UwARJfCgxJbXBvcnRMZWRnZXISJi50b2xsd2FyZC5hZG1pbi52MS5JbXBvcnRMZWRnZXJSZXF1ZXN0GicudG9sbHdhcmQuYWRtaW4udjEuSW1wb3J0TGVkZ2VyUmVzcG9uc2USXAoLTGlzdENvbmR1Y3QSJS50b2xsd2FyZC5hZG1pbi52MS5MaXN0Q29uZHVjdFJlcXVlc3QaJi50b2xsd2FyZC5hZG1pbi52MS5MaXN0Q29uZHVjdFJlc3BvbnNlEmgKD092ZXJyaWRlQ29uZHVjdBIpLnRvbGx3YXJkLmFkbWluLnYxLk92ZXJyaWRlQ29uZHVjdFJlcXVlc3QaKi50b2xsd2FyZC5hZG1pbi52MS5PdmVycmlkZUNvbmR1Y3RSZXNwb25zZRJZCgpMaXN0QmxvY2tzEiQudG9sbHdhcmQuYWRtaW4udjEuTGlzdEJsb2Nrc1JlcXVlc3QaJS50b2xsd2FyZC5hZG1pbi52MS5MaXN0QmxvY2tzUmVzcG9uc2USUwoIQWRkQmxvY2sSIi50b2xsd2FyZC5hZG1pbi52MS5BZGRCbG9ja1JlcXVlc3QaIy50b2xsd2FyZC5hZG1pbi52MS5BZGRCbG9ja1Jlc3BvbnNlElwKC1JlbW92ZUJsb2NrEiUudG9sbHdhcmQuYWRtaW4udjEuUmVtb3ZlQmxvY2tSZXF1ZXN0GiYudG9sbHdhcmQuYWRtaW4udjEuUmVtb3ZlQmxvY2tSZXNwb25zZRJZCgpMaXN0QWxlcnRzEiQudG9sbHdhcmQuYWRtaW4udjEuTGlzdEFsZXJ0c1JlcXVlc3QaJS50b2xsd2FyZC5hZG1pbi52MS5MaXN0QWxlcnRzUmVzcG9uc2USWwoKV2F0Y2hGbG93cxIkLnRvbGx3YXJkLmFkbWluLnYxLldhdGNoRmxvd3NSZXF1ZXN0GiUudG9sbHdhcmQuYWRtaW4udjEuV2F0Y2hGbG93c1Jlc3BvbnNlMAESaAoPRXhwbGFpbkRlY2lzaW9uEikudG9sbHdhcmQuYWRtaW4udjEuRXhwbGFpbkRlY2lzaW9uUmVxdWVzdBoqLnRvbGx3YXJkLmFkbWluLnYxLkV4cGxhaW5EZWNpc2lvblJlc3BvbnNlElkKClBheVJlZ3Rlc3QSJC50b2xsd2FyZC5hZG1pbi52MS5QYXlSZWd0ZXN0UmVxdWVzdBolLnRvbGx3YXJkLmFkbWluLnYxLlBheVJlZ3Rlc3RSZXNwb25zZRJcCgtNaW5lUmVndGVzdBIlLnRvbGx3YXJkLmFkbWluLnYxLk1pbmVSZWd0ZXN0UmVxdWVzdBomLnRvbGx3YXJkLmFkbWluLnYxLk1pbmVSZWd0ZXN0UmVzcG9uc2ViBnByb3RvMw", [file_google_protobuf_timestamp, file_tollward_detection_v1_alert, file_tollward_document_v1_document, file_tollward_enforcement_v1_block, file_tollward_payment_v1_pass, file_tollward_payment_v1_verifier, file_tollward_sensor_v1_call, file_tollward_sensor_v1_flow, file_tollward_token_v1_issuer_admin]);
 
 /**
  * @generated from message tollward.admin.v1.GetStatusRequest
@@ -957,6 +957,389 @@ export const ListPassesResponseSchema: GenMessage<ListPassesResponse> = /*@__PUR
   messageDesc(file_tollward_admin_v1_admin, 43);
 
 /**
+ * @generated from message tollward.admin.v1.ListPaymentsRequest
+ */
+export type ListPaymentsRequest = Message<"tollward.admin.v1.ListPaymentsRequest"> & {
+  /**
+   * Of the page before; empty: the first page.
+   *
+   * @generated from field: string page_token = 1;
+   */
+  pageToken: string;
+
+  /**
+   * @generated from field: uint32 page_size = 2;
+   */
+  pageSize: number;
+
+  /**
+   * Empty: of every client.
+   *
+   * @generated from field: string client_id = 3;
+   */
+  clientId: string;
+};
+
+/**
+ * Describes the message tollward.admin.v1.ListPaymentsRequest.
+ * Use `create(ListPaymentsRequestSchema)` to create a new message.
+ */
+export const ListPaymentsRequestSchema: GenMessage<ListPaymentsRequest> = /*@__PURE__*/
+  messageDesc(file_tollward_admin_v1_admin, 44);
+
+/**
+ * @generated from message tollward.admin.v1.ListPaymentsResponse
+ */
+export type ListPaymentsResponse = Message<"tollward.admin.v1.ListPaymentsResponse"> & {
+  /**
+   * @generated from field: repeated tollward.payment.v1.Payment payments = 1;
+   */
+  payments: Payment[];
+
+  /**
+   * Empty: that was the last page.
+   *
+   * @generated from field: string next_page_token = 2;
+   */
+  nextPageToken: string;
+};
+
+/**
+ * Describes the message tollward.admin.v1.ListPaymentsResponse.
+ * Use `create(ListPaymentsResponseSchema)` to create a new message.
+ */
+export const ListPaymentsResponseSchema: GenMessage<ListPaymentsResponse> = /*@__PURE__*/
+  messageDesc(file_tollward_admin_v1_admin, 45);
+
+/**
+ * @generated from message tollward.admin.v1.GetBooksRequest
+ */
+export type GetBooksRequest = Message<"tollward.admin.v1.GetBooksRequest"> & {
+};
+
+/**
+ * Describes the message tollward.admin.v1.GetBooksRequest.
+ * Use `create(GetBooksRequestSchema)` to create a new message.
+ */
+export const GetBooksRequestSchema: GenMessage<GetBooksRequest> = /*@__PURE__*/
+  messageDesc(file_tollward_admin_v1_admin, 46);
+
+/**
+ * @generated from message tollward.admin.v1.GetBooksResponse
+ */
+export type GetBooksResponse = Message<"tollward.admin.v1.GetBooksResponse"> & {
+  /**
+   * @generated from field: tollward.payment.v1.GetBooksResponse books = 1;
+   */
+  books?: GetBooksResponse$1 | undefined;
+};
+
+/**
+ * Describes the message tollward.admin.v1.GetBooksResponse.
+ * Use `create(GetBooksResponseSchema)` to create a new message.
+ */
+export const GetBooksResponseSchema: GenMessage<GetBooksResponse> = /*@__PURE__*/
+  messageDesc(file_tollward_admin_v1_admin, 47);
+
+/**
+ * @generated from message tollward.admin.v1.ReconcileBlocksRequest
+ */
+export type ReconcileBlocksRequest = Message<"tollward.admin.v1.ReconcileBlocksRequest"> & {
+  /**
+   * @generated from field: uint32 from_height = 1;
+   */
+  fromHeight: number;
+
+  /**
+   * @generated from field: uint32 blocks_max = 2;
+   */
+  blocksMax: number;
+};
+
+/**
+ * Describes the message tollward.admin.v1.ReconcileBlocksRequest.
+ * Use `create(ReconcileBlocksRequestSchema)` to create a new message.
+ */
+export const ReconcileBlocksRequestSchema: GenMessage<ReconcileBlocksRequest> = /*@__PURE__*/
+  messageDesc(file_tollward_admin_v1_admin, 48);
+
+/**
+ * @generated from message tollward.admin.v1.ReconcileBlocksResponse
+ */
+export type ReconcileBlocksResponse = Message<"tollward.admin.v1.ReconcileBlocksResponse"> & {
+  /**
+   * @generated from field: tollward.payment.v1.ReconcileBlocksResponse part = 1;
+   */
+  part?: ReconcileBlocksResponse$1 | undefined;
+};
+
+/**
+ * Describes the message tollward.admin.v1.ReconcileBlocksResponse.
+ * Use `create(ReconcileBlocksResponseSchema)` to create a new message.
+ */
+export const ReconcileBlocksResponseSchema: GenMessage<ReconcileBlocksResponse> = /*@__PURE__*/
+  messageDesc(file_tollward_admin_v1_admin, 49);
+
+/**
+ * @generated from message tollward.admin.v1.ListCreditsRequest
+ */
+export type ListCreditsRequest = Message<"tollward.admin.v1.ListCreditsRequest"> & {
+  /**
+   * Empty: of every client that has any.
+   *
+   * @generated from field: string client_id = 1;
+   */
+  clientId: string;
+};
+
+/**
+ * Describes the message tollward.admin.v1.ListCreditsRequest.
+ * Use `create(ListCreditsRequestSchema)` to create a new message.
+ */
+export const ListCreditsRequestSchema: GenMessage<ListCreditsRequest> = /*@__PURE__*/
+  messageDesc(file_tollward_admin_v1_admin, 50);
+
+/**
+ * @generated from message tollward.admin.v1.ListCreditsResponse
+ */
+export type ListCreditsResponse = Message<"tollward.admin.v1.ListCreditsResponse"> & {
+  /**
+   * @generated from field: repeated tollward.payment.v1.Credit credits = 1;
+   */
+  credits: Credit[];
+};
+
+/**
+ * Describes the message tollward.admin.v1.ListCreditsResponse.
+ * Use `create(ListCreditsResponseSchema)` to create a new message.
+ */
+export const ListCreditsResponseSchema: GenMessage<ListCreditsResponse> = /*@__PURE__*/
+  messageDesc(file_tollward_admin_v1_admin, 51);
+
+/**
+ * @generated from message tollward.admin.v1.AdjustCreditRequest
+ */
+export type AdjustCreditRequest = Message<"tollward.admin.v1.AdjustCreditRequest"> & {
+  /**
+   * Random, of the caller's: an adjustment that is asked for again counts once.
+   *
+   * @generated from field: string adjustment_id = 1;
+   */
+  adjustmentId: string;
+
+  /**
+   * @generated from field: string client_id = 2;
+   */
+  clientId: string;
+
+  /**
+   * Negative: taken from the client.
+   *
+   * @generated from field: sint64 amount_sats = 3;
+   */
+  amountSats: bigint;
+
+  /**
+   * @generated from field: string reason = 4;
+   */
+  reason: string;
+
+  /**
+   * The found money that it is for, as wallets show it; empty: none.
+   *
+   * @generated from field: string txid = 5;
+   */
+  txid: string;
+
+  /**
+   * @generated from field: uint32 vout = 6;
+   */
+  vout: number;
+};
+
+/**
+ * Describes the message tollward.admin.v1.AdjustCreditRequest.
+ * Use `create(AdjustCreditRequestSchema)` to create a new message.
+ */
+export const AdjustCreditRequestSchema: GenMessage<AdjustCreditRequest> = /*@__PURE__*/
+  messageDesc(file_tollward_admin_v1_admin, 52);
+
+/**
+ * @generated from message tollward.admin.v1.AdjustCreditResponse
+ */
+export type AdjustCreditResponse = Message<"tollward.admin.v1.AdjustCreditResponse"> & {
+  /**
+   * @generated from field: tollward.payment.v1.Credit credit = 1;
+   */
+  credit?: Credit | undefined;
+};
+
+/**
+ * Describes the message tollward.admin.v1.AdjustCreditResponse.
+ * Use `create(AdjustCreditResponseSchema)` to create a new message.
+ */
+export const AdjustCreditResponseSchema: GenMessage<AdjustCreditResponse> = /*@__PURE__*/
+  messageDesc(file_tollward_admin_v1_admin, 53);
+
+/**
+ * @generated from message tollward.admin.v1.ExportLedgerRequest
+ */
+export type ExportLedgerRequest = Message<"tollward.admin.v1.ExportLedgerRequest"> & {
+};
+
+/**
+ * Describes the message tollward.admin.v1.ExportLedgerRequest.
+ * Use `create(ExportLedgerRequestSchema)` to create a new message.
+ */
+export const ExportLedgerRequestSchema: GenMessage<ExportLedgerRequest> = /*@__PURE__*/
+  messageDesc(file_tollward_admin_v1_admin, 54);
+
+/**
+ * @generated from message tollward.admin.v1.ExportLedgerResponse
+ */
+export type ExportLedgerResponse = Message<"tollward.admin.v1.ExportLedgerResponse"> & {
+  /**
+   * @generated from field: tollward.payment.v1.ExportLedgerResponse part = 1;
+   */
+  part?: ExportLedgerResponse$1 | undefined;
+};
+
+/**
+ * Describes the message tollward.admin.v1.ExportLedgerResponse.
+ * Use `create(ExportLedgerResponseSchema)` to create a new message.
+ */
+export const ExportLedgerResponseSchema: GenMessage<ExportLedgerResponse> = /*@__PURE__*/
+  messageDesc(file_tollward_admin_v1_admin, 55);
+
+/**
+ * @generated from message tollward.admin.v1.ImportLedgerRequest
+ */
+export type ImportLedgerRequest = Message<"tollward.admin.v1.ImportLedgerRequest"> & {
+  /**
+   * @generated from field: tollward.payment.v1.ImportLedgerRequest part = 1;
+   */
+  part?: ImportLedgerRequest$1 | undefined;
+};
+
+/**
+ * Describes the message tollward.admin.v1.ImportLedgerRequest.
+ * Use `create(ImportLedgerRequestSchema)` to create a new message.
+ */
+export const ImportLedgerRequestSchema: GenMessage<ImportLedgerRequest> = /*@__PURE__*/
+  messageDesc(file_tollward_admin_v1_admin, 56);
+
+/**
+ * @generated from message tollward.admin.v1.ImportLedgerResponse
+ */
+export type ImportLedgerResponse = Message<"tollward.admin.v1.ImportLedgerResponse"> & {
+  /**
+   * @generated from field: tollward.payment.v1.ImportLedgerResponse part = 1;
+   */
+  part?: ImportLedgerResponse$1 | undefined;
+};
+
+/**
+ * Describes the message tollward.admin.v1.ImportLedgerResponse.
+ * Use `create(ImportLedgerResponseSchema)` to create a new message.
+ */
+export const ImportLedgerResponseSchema: GenMessage<ImportLedgerResponse> = /*@__PURE__*/
+  messageDesc(file_tollward_admin_v1_admin, 57);
+
+/**
+ * @generated from message tollward.admin.v1.ListConductRequest
+ */
+export type ListConductRequest = Message<"tollward.admin.v1.ListConductRequest"> & {
+  /**
+   * Empty: of every client that anything is known of.
+   *
+   * @generated from field: string client_id = 1;
+   */
+  clientId: string;
+
+  /**
+   * @generated from field: uint32 limit = 2;
+   */
+  limit: number;
+};
+
+/**
+ * Describes the message tollward.admin.v1.ListConductRequest.
+ * Use `create(ListConductRequestSchema)` to create a new message.
+ */
+export const ListConductRequestSchema: GenMessage<ListConductRequest> = /*@__PURE__*/
+  messageDesc(file_tollward_admin_v1_admin, 58);
+
+/**
+ * @generated from message tollward.admin.v1.ListConductResponse
+ */
+export type ListConductResponse = Message<"tollward.admin.v1.ListConductResponse"> & {
+  /**
+   * @generated from field: repeated tollward.payment.v1.Standing standings = 1;
+   */
+  standings: Standing[];
+};
+
+/**
+ * Describes the message tollward.admin.v1.ListConductResponse.
+ * Use `create(ListConductResponseSchema)` to create a new message.
+ */
+export const ListConductResponseSchema: GenMessage<ListConductResponse> = /*@__PURE__*/
+  messageDesc(file_tollward_admin_v1_admin, 59);
+
+/**
+ * @generated from message tollward.admin.v1.OverrideConductRequest
+ */
+export type OverrideConductRequest = Message<"tollward.admin.v1.OverrideConductRequest"> & {
+  /**
+   * @generated from field: string client_id = 1;
+   */
+  clientId: string;
+
+  /**
+   * 0 to 1000; absent: lifts the override.
+   *
+   * @generated from field: optional uint32 score = 2;
+   */
+  score?: number | undefined;
+
+  /**
+   * Absent: as long as payment-verifier allows.
+   *
+   * @generated from field: google.protobuf.Timestamp until = 3;
+   */
+  until?: Timestamp | undefined;
+
+  /**
+   * @generated from field: string reason = 4;
+   */
+  reason: string;
+};
+
+/**
+ * Describes the message tollward.admin.v1.OverrideConductRequest.
+ * Use `create(OverrideConductRequestSchema)` to create a new message.
+ */
+export const OverrideConductRequestSchema: GenMessage<OverrideConductRequest> = /*@__PURE__*/
+  messageDesc(file_tollward_admin_v1_admin, 60);
+
+/**
+ * @generated from message tollward.admin.v1.OverrideConductResponse
+ */
+export type OverrideConductResponse = Message<"tollward.admin.v1.OverrideConductResponse"> & {
+  /**
+   * @generated from field: tollward.payment.v1.Standing standing = 1;
+   */
+  standing?: Standing | undefined;
+};
+
+/**
+ * Describes the message tollward.admin.v1.OverrideConductResponse.
+ * Use `create(OverrideConductResponseSchema)` to create a new message.
+ */
+export const OverrideConductResponseSchema: GenMessage<OverrideConductResponse> = /*@__PURE__*/
+  messageDesc(file_tollward_admin_v1_admin, 61);
+
+/**
  * @generated from message tollward.admin.v1.ListBlocksRequest
  */
 export type ListBlocksRequest = Message<"tollward.admin.v1.ListBlocksRequest"> & {
@@ -967,7 +1350,7 @@ export type ListBlocksRequest = Message<"tollward.admin.v1.ListBlocksRequest"> &
  * Use `create(ListBlocksRequestSchema)` to create a new message.
  */
 export const ListBlocksRequestSchema: GenMessage<ListBlocksRequest> = /*@__PURE__*/
-  messageDesc(file_tollward_admin_v1_admin, 44);
+  messageDesc(file_tollward_admin_v1_admin, 62);
 
 /**
  * @generated from message tollward.admin.v1.ListBlocksResponse
@@ -984,7 +1367,7 @@ export type ListBlocksResponse = Message<"tollward.admin.v1.ListBlocksResponse">
  * Use `create(ListBlocksResponseSchema)` to create a new message.
  */
 export const ListBlocksResponseSchema: GenMessage<ListBlocksResponse> = /*@__PURE__*/
-  messageDesc(file_tollward_admin_v1_admin, 45);
+  messageDesc(file_tollward_admin_v1_admin, 63);
 
 /**
  * @generated from message tollward.admin.v1.AddBlockRequest
@@ -1013,7 +1396,7 @@ export type AddBlockRequest = Message<"tollward.admin.v1.AddBlockRequest"> & {
  * Use `create(AddBlockRequestSchema)` to create a new message.
  */
 export const AddBlockRequestSchema: GenMessage<AddBlockRequest> = /*@__PURE__*/
-  messageDesc(file_tollward_admin_v1_admin, 46);
+  messageDesc(file_tollward_admin_v1_admin, 64);
 
 /**
  * @generated from message tollward.admin.v1.AddBlockResponse
@@ -1030,7 +1413,7 @@ export type AddBlockResponse = Message<"tollward.admin.v1.AddBlockResponse"> & {
  * Use `create(AddBlockResponseSchema)` to create a new message.
  */
 export const AddBlockResponseSchema: GenMessage<AddBlockResponse> = /*@__PURE__*/
-  messageDesc(file_tollward_admin_v1_admin, 47);
+  messageDesc(file_tollward_admin_v1_admin, 65);
 
 /**
  * @generated from message tollward.admin.v1.RemoveBlockRequest
@@ -1047,7 +1430,7 @@ export type RemoveBlockRequest = Message<"tollward.admin.v1.RemoveBlockRequest">
  * Use `create(RemoveBlockRequestSchema)` to create a new message.
  */
 export const RemoveBlockRequestSchema: GenMessage<RemoveBlockRequest> = /*@__PURE__*/
-  messageDesc(file_tollward_admin_v1_admin, 48);
+  messageDesc(file_tollward_admin_v1_admin, 66);
 
 /**
  * @generated from message tollward.admin.v1.RemoveBlockResponse
@@ -1066,7 +1449,7 @@ export type RemoveBlockResponse = Message<"tollward.admin.v1.RemoveBlockResponse
  * Use `create(RemoveBlockResponseSchema)` to create a new message.
  */
 export const RemoveBlockResponseSchema: GenMessage<RemoveBlockResponse> = /*@__PURE__*/
-  messageDesc(file_tollward_admin_v1_admin, 49);
+  messageDesc(file_tollward_admin_v1_admin, 67);
 
 /**
  * @generated from message tollward.admin.v1.ListAlertsRequest
@@ -1088,7 +1471,7 @@ export type ListAlertsRequest = Message<"tollward.admin.v1.ListAlertsRequest"> &
  * Use `create(ListAlertsRequestSchema)` to create a new message.
  */
 export const ListAlertsRequestSchema: GenMessage<ListAlertsRequest> = /*@__PURE__*/
-  messageDesc(file_tollward_admin_v1_admin, 50);
+  messageDesc(file_tollward_admin_v1_admin, 68);
 
 /**
  * @generated from message tollward.admin.v1.ListAlertsResponse
@@ -1105,7 +1488,7 @@ export type ListAlertsResponse = Message<"tollward.admin.v1.ListAlertsResponse">
  * Use `create(ListAlertsResponseSchema)` to create a new message.
  */
 export const ListAlertsResponseSchema: GenMessage<ListAlertsResponse> = /*@__PURE__*/
-  messageDesc(file_tollward_admin_v1_admin, 51);
+  messageDesc(file_tollward_admin_v1_admin, 69);
 
 /**
  * A finding as SIEMs get it.
@@ -1136,7 +1519,7 @@ export type PublishedFinding = Message<"tollward.admin.v1.PublishedFinding"> & {
  * Use `create(PublishedFindingSchema)` to create a new message.
  */
 export const PublishedFindingSchema: GenMessage<PublishedFinding> = /*@__PURE__*/
-  messageDesc(file_tollward_admin_v1_admin, 52);
+  messageDesc(file_tollward_admin_v1_admin, 70);
 
 /**
  * @generated from message tollward.admin.v1.WatchFlowsRequest
@@ -1155,7 +1538,7 @@ export type WatchFlowsRequest = Message<"tollward.admin.v1.WatchFlowsRequest"> &
  * Use `create(WatchFlowsRequestSchema)` to create a new message.
  */
 export const WatchFlowsRequestSchema: GenMessage<WatchFlowsRequest> = /*@__PURE__*/
-  messageDesc(file_tollward_admin_v1_admin, 53);
+  messageDesc(file_tollward_admin_v1_admin, 71);
 
 /**
  * @generated from message tollward.admin.v1.WatchFlowsResponse
@@ -1172,7 +1555,7 @@ export type WatchFlowsResponse = Message<"tollward.admin.v1.WatchFlowsResponse">
  * Use `create(WatchFlowsResponseSchema)` to create a new message.
  */
 export const WatchFlowsResponseSchema: GenMessage<WatchFlowsResponse> = /*@__PURE__*/
-  messageDesc(file_tollward_admin_v1_admin, 54);
+  messageDesc(file_tollward_admin_v1_admin, 72);
 
 /**
  * @generated from message tollward.admin.v1.ExplainDecisionRequest
@@ -1189,7 +1572,7 @@ export type ExplainDecisionRequest = Message<"tollward.admin.v1.ExplainDecisionR
  * Use `create(ExplainDecisionRequestSchema)` to create a new message.
  */
 export const ExplainDecisionRequestSchema: GenMessage<ExplainDecisionRequest> = /*@__PURE__*/
-  messageDesc(file_tollward_admin_v1_admin, 55);
+  messageDesc(file_tollward_admin_v1_admin, 73);
 
 /**
  * @generated from message tollward.admin.v1.ExplainDecisionResponse
@@ -1206,7 +1589,7 @@ export type ExplainDecisionResponse = Message<"tollward.admin.v1.ExplainDecision
  * Use `create(ExplainDecisionResponseSchema)` to create a new message.
  */
 export const ExplainDecisionResponseSchema: GenMessage<ExplainDecisionResponse> = /*@__PURE__*/
-  messageDesc(file_tollward_admin_v1_admin, 56);
+  messageDesc(file_tollward_admin_v1_admin, 74);
 
 /**
  * @generated from message tollward.admin.v1.PayRegtestRequest
@@ -1225,7 +1608,7 @@ export type PayRegtestRequest = Message<"tollward.admin.v1.PayRegtestRequest"> &
  * Use `create(PayRegtestRequestSchema)` to create a new message.
  */
 export const PayRegtestRequestSchema: GenMessage<PayRegtestRequest> = /*@__PURE__*/
-  messageDesc(file_tollward_admin_v1_admin, 57);
+  messageDesc(file_tollward_admin_v1_admin, 75);
 
 /**
  * @generated from message tollward.admin.v1.PayRegtestResponse
@@ -1242,7 +1625,7 @@ export type PayRegtestResponse = Message<"tollward.admin.v1.PayRegtestResponse">
  * Use `create(PayRegtestResponseSchema)` to create a new message.
  */
 export const PayRegtestResponseSchema: GenMessage<PayRegtestResponse> = /*@__PURE__*/
-  messageDesc(file_tollward_admin_v1_admin, 58);
+  messageDesc(file_tollward_admin_v1_admin, 76);
 
 /**
  * @generated from message tollward.admin.v1.MineRegtestRequest
@@ -1259,7 +1642,7 @@ export type MineRegtestRequest = Message<"tollward.admin.v1.MineRegtestRequest">
  * Use `create(MineRegtestRequestSchema)` to create a new message.
  */
 export const MineRegtestRequestSchema: GenMessage<MineRegtestRequest> = /*@__PURE__*/
-  messageDesc(file_tollward_admin_v1_admin, 59);
+  messageDesc(file_tollward_admin_v1_admin, 77);
 
 /**
  * @generated from message tollward.admin.v1.MineRegtestResponse
@@ -1276,7 +1659,7 @@ export type MineRegtestResponse = Message<"tollward.admin.v1.MineRegtestResponse
  * Use `create(MineRegtestResponseSchema)` to create a new message.
  */
 export const MineRegtestResponseSchema: GenMessage<MineRegtestResponse> = /*@__PURE__*/
-  messageDesc(file_tollward_admin_v1_admin, 60);
+  messageDesc(file_tollward_admin_v1_admin, 78);
 
 /**
  * @generated from enum tollward.admin.v1.ServiceState
@@ -1544,6 +1927,94 @@ export const AdminService: GenService<{
     methodKind: "unary";
     input: typeof ListPassesRequestSchema;
     output: typeof ListPassesResponseSchema;
+  },
+  /**
+   * Every payment that the ledger knows, oldest first, a page at a time.
+   *
+   * @generated from rpc tollward.admin.v1.AdminService.ListPayments
+   */
+  listPayments: {
+    methodKind: "unary";
+    input: typeof ListPaymentsRequestSchema;
+    output: typeof ListPaymentsResponseSchema;
+  },
+  /**
+   * What came in, and what became of it.
+   *
+   * @generated from rpc tollward.admin.v1.AdminService.GetBooks
+   */
+  getBooks: {
+    methodKind: "unary";
+    input: typeof GetBooksRequestSchema;
+    output: typeof GetBooksResponseSchema;
+  },
+  /**
+   * Compares some blocks of the chain with the ledger; the caller goes on until the tip.
+   *
+   * @generated from rpc tollward.admin.v1.AdminService.ReconcileBlocks
+   */
+  reconcileBlocks: {
+    methodKind: "unary";
+    input: typeof ReconcileBlocksRequestSchema;
+    output: typeof ReconcileBlocksResponseSchema;
+  },
+  /**
+   * @generated from rpc tollward.admin.v1.AdminService.ListCredits
+   */
+  listCredits: {
+    methodKind: "unary";
+    input: typeof ListCreditsRequestSchema;
+    output: typeof ListCreditsResponseSchema;
+  },
+  /**
+   * Gives a client credit, or takes some.
+   *
+   * @generated from rpc tollward.admin.v1.AdminService.AdjustCredit
+   */
+  adjustCredit: {
+    methodKind: "unary";
+    input: typeof AdjustCreditRequestSchema;
+    output: typeof AdjustCreditResponseSchema;
+  },
+  /**
+   * The whole ledger, in order, and then the passes: what a back-up holds.
+   *
+   * @generated from rpc tollward.admin.v1.AdminService.ExportLedger
+   */
+  exportLedger: {
+    methodKind: "server_streaming";
+    input: typeof ExportLedgerRequestSchema;
+    output: typeof ExportLedgerResponseSchema;
+  },
+  /**
+   * Writes a back-up to a ledger that has no invoices, a page at a time; a page that is there already changes nothing.
+   *
+   * @generated from rpc tollward.admin.v1.AdminService.ImportLedger
+   */
+  importLedger: {
+    methodKind: "unary";
+    input: typeof ImportLedgerRequestSchema;
+    output: typeof ImportLedgerResponseSchema;
+  },
+  /**
+   * How clients behave.
+   *
+   * @generated from rpc tollward.admin.v1.AdminService.ListConduct
+   */
+  listConduct: {
+    methodKind: "unary";
+    input: typeof ListConductRequestSchema;
+    output: typeof ListConductResponseSchema;
+  },
+  /**
+   * Puts an operator's word in the place of a client's score, or lifts it.
+   *
+   * @generated from rpc tollward.admin.v1.AdminService.OverrideConduct
+   */
+  overrideConduct: {
+    methodKind: "unary";
+    input: typeof OverrideConductRequestSchema;
+    output: typeof OverrideConductResponseSchema;
   },
   /**
    * @generated from rpc tollward.admin.v1.AdminService.ListBlocks

@@ -318,22 +318,55 @@ describe('decider', { skip }, () => {
     })
   })
 
-  test('402 names plan, price and where to get an invoice', async () => {
+  test('402 names plan, price for this client and where to get an invoice, and many at once ask once', async () => {
+    const discounts = [{ kind: 'bitcoin', basisPoints: 1000, amountSats: 1_000n }]
+    const invoicesUrl = 'http://verifier.example/invoices'
+    const price = { listPriceSats: 10_000n, priceSats: 9_000n, discounts, creditSats: 700n, invoicesUrl }
+    neighbours.quotes.set('orders', { isSold: true, ...price })
     const token = neighbours.issue('poor-client', ['orders'])
-    const decision = await ask({ path: '/orders', token })
-    assert.ok(!decision.admitted)
-    assert.equal(decision.status, 402)
-    const { type, status, plan, priceSats, invoices } = JSON.parse(decision.body)
-    assert.deepEqual(
-      { type, status, plan, priceSats, invoices },
-      {
-        type: 'https://tollward.dev/problems/payment-required',
+    const decisions = await Promise.all(Array.from({ length: 20 }, () => ask({ path: '/orders/1', token })))
+    for (const decision of decisions) {
+      assert.ok(!decision.admitted)
+      assert.equal(decision.status, 402)
+      const { type, title: _, detail: __, decision: ___, ...rest } = JSON.parse(decision.body)
+      assert.equal(type, 'https://tollward.dev/problems/payment-required')
+      assert.deepEqual(rest, {
         status: 402,
         plan: 'orders',
-        priceSats: 10_000,
-        invoices: 'http://pay.example/invoices',
+        priceSats: '9000',
+        listPriceSats: '10000',
+        discounts: [{ kind: 'bitcoin', basisPoints: 1000, amountSats: '1000' }],
+        creditSats: '700',
+        invoices: invoicesUrl,
+      })
+    }
+    assert.equal(neighbours.asked.quote.filter((asked) => asked === 'poor-client orders').length, 1)
+    neighbours.quotes.clear()
+    const other = await ask({ path: '/orders/1', token: neighbours.issue('unsold-client', ['orders']) })
+    assert.ok(!other.admitted)
+    const { priceSats, invoices } = JSON.parse(other.body)
+    assert.deepEqual([priceSats, invoices], [undefined, 'http://pay.example/invoices'])
+  })
+
+  test('whatever a client tries, few prices are asked for; its other refusals name none', async () => {
+    const paths = Array.from({ length: 20 }, (_, index) => `/plan-${index}`)
+    const rules = paths.map(
+      (path, index) =>
+        `    - { name: r${index}, match: { path: ${path} }, require: { token: {}, payment: { plan: p${index} } } }`,
+    )
+    const spec = `spec:\n  hosts: [many.example]\n  rules:\n${rules.join('\n')}\n`
+    await neighbours.apply(`apiVersion: tollward.dev/v1\nkind: ApiPolicy\nmetadata: { name: many }\n${spec}`)
+    const token = neighbours.issue('curious-client', [])
+    await eventually(
+      async () => (await reason({ host: 'many.example', path: '/plan-0', token })) === 'payment-required',
+      {
+        what: 'the policy is in force',
       },
     )
+    const reasons = await Promise.all(paths.map((path) => reason({ host: 'many.example', path, token })))
+    assert.deepEqual(new Set(reasons), new Set(['payment-required']))
+    const asked = neighbours.asked.quote.filter((each) => each.startsWith('curious-client '))
+    assert.ok(asked.length > 0 && asked.length < paths.length / 2, `${asked.length} prices asked for`)
   })
 
   test('what the verifier says to a txid decides, and is not asked again at once', async () => {

@@ -11,9 +11,10 @@ import { newDecisionId } from './adapters/decision-id.ts'
 import { Documents } from './adapters/documents.ts'
 import { Passes } from './adapters/passes.ts'
 import { openPossession } from './adapters/proofs.ts'
+import { Quotes } from './adapters/quotes.ts'
 import { Recorder } from './adapters/recorder.ts'
 import { Tokens } from './adapters/tokens.ts'
-import { admission, type Decision, type Offers, type Rejection, rejection } from './domain/answer.ts'
+import { admission, type Decision, type Rejection, rejection } from './domain/answer.ts'
 import { BlockList, GUARDED_ADDRESSES } from './domain/block-list.ts'
 import { judge, type Refusal, type RequestFacts, sourceKey, type Verdict, type World } from './domain/judge.ts'
 import { RateTable } from './domain/rate.ts'
@@ -55,6 +56,7 @@ export async function createDecider({ bus, log, registry, config }: DeciderOptio
   const tokens = new Tokens(bus, log, metrics)
   const possession = openPossession()
   const passes = new Passes(bus, `${config.source}-${randomUUID()}`, log, metrics)
+  const quotes = new Quotes(bus, log, metrics)
   const rateTable = (table: string) => new RateTable(RATE_KEYS_MAX, () => metrics.evictions.inc({ table }))
   const sourceRates = rateTable('source rates')
   const clientRates = rateTable('client rates')
@@ -88,16 +90,16 @@ export async function createDecider({ bus, log, registry, config }: DeciderOptio
     prove: (binding, presented) => possession.prove(binding, presented),
     standing: (call, nowMs) => passes.standing(call, nowMs),
     spend: (call, nowMs) => passes.spend(call, nowMs),
+    quote: (call, nowMs) => quotes.of(call, nowMs),
     failed: (thrown) => failure(thrown, log, metrics),
   }
-  const offers: Offers = { paymentUrl: config.paymentUrl, priceSats: (plan) => documents.priceSats(plan) }
   const feeds = { documents: documentsFeed, blocks: blocksFeed, passes: passesFeed, revocations: tokens }
   const owned = resources.move()
   return {
-    decide: deciding(world, offers, recorder, metrics),
+    decide: deciding(world, config.paymentUrl, recorder, metrics),
     refuse: (reason) => {
       metrics.count('refused', reason)
-      return rejection(newDecisionId(), { reason }, offers)
+      return rejection(newDecisionId(), { reason }, config.paymentUrl)
     },
     notReady: () => {
       const silent = FEEDS.find((name) => feeds[name].silentForMs > FEED_STALE_AFTER_MS)
@@ -109,7 +111,7 @@ export async function createDecider({ bus, log, registry, config }: DeciderOptio
   }
 }
 
-function deciding(world: World, offers: Offers, recorder: Recorder, metrics: DecisionMetrics): Decider['decide'] {
+function deciding(world: World, paymentUrl: string, recorder: Recorder, metrics: DecisionMetrics): Decider['decide'] {
   let admitted = 0
   const conclude = (facts: RequestFacts, verdict: Verdict, beganMs: number): Decision => {
     const { refusal, observed, target } = verdict
@@ -122,7 +124,7 @@ function deciding(world: World, offers: Offers, recorder: Recorder, metrics: Dec
       recorder.record(sourceKey(facts.address), callRecord(id, facts, verdict, outcome, seconds))
     }
     if (target && (!refusal || observed)) return admission(id, { ...verdict, target })
-    return rejection(id, refusal ?? { reason: 'unavailable' }, offers)
+    return rejection(id, refusal ?? { reason: 'unavailable' }, paymentUrl)
   }
   return (facts) => {
     const beganMs = performance.now()

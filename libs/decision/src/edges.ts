@@ -13,6 +13,7 @@ export const EDGES = {
   introspector: { fails: 'closed', because: 'a token that nobody vouches for may be forged' },
   revocations: { fails: 'closed', because: 'a token that was revoked meanwhile would go on working' },
   verifier: { fails: 'closed', because: 'a request that nobody charged would be free' },
+  quotes: { fails: 'open', because: 'a refusal without a price is a refusal all the same' },
   documents: { fails: 'open', because: 'policies last until they are replaced; the ones in force stay in force' },
   passes: { fails: 'open', because: 'what is spent was leased before; more has to be asked for, which fails closed' },
   blocks: {
@@ -101,6 +102,16 @@ export const REDEMPTION_KEPT_MS = 1000
 export const REDEMPTIONS_MAX = 10_000
 /** Redemptions that one client may ask for, whatever txids it sends. */
 export const REDEMPTION_LIMIT = { requests: 10, perSeconds: 1 } as const
+
+/** A price is told beside a refusal, which must not wait long for it. */
+export const QUOTE_TIMEOUT_MS = 300
+/** A price, or that it could not be had, is told again for so long before it is asked for again. */
+export const QUOTE_KEPT_MS = 2000
+export const QUOTES_MAX = 10_000
+/** Prices under way at once; beyond, refusals name none. */
+export const QUOTES_AT_ONCE_MAX = 64
+/** Prices that one client may ask for, whatever plans it tries. */
+export const QUOTE_LIMIT = { requests: 5, perSeconds: 1 } as const
 
 /** Of admissions, one in so many is recorded. */
 export const ADMISSION_SAMPLE = 100

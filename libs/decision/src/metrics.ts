@@ -14,6 +14,7 @@ export interface DecisionMetrics {
   readonly leases: Counter<'result'>
   readonly quotaLost: Counter
   readonly redemptions: Counter<'outcome'>
+  readonly quotes: Counter<'result'>
   readonly records: Counter<'result'>
   readonly documentFaults: Counter
   readonly failures: Counter
@@ -39,6 +40,7 @@ export function decisionMetrics(registry: Registry): DecisionMetrics {
     leases: counter('leases', 'Chunks of quota asked for, by what came of it.', ['result']),
     quotaLost: counter('quota_lost', 'Leased requests that could not be given back.'),
     redemptions: counter('redemptions', 'Transactions presented, by what the verifier said.', ['outcome']),
+    quotes: counter('quotes', 'Prices for refusals, by what came of asking.', ['result']),
     records: counter('records', 'Calls for the record: published one by one, folded into another one, or lost.', [
       'result',
     ]),

@@ -9,6 +9,7 @@ import { BlockSchema } from '@tollward/contracts/enforcement'
 import {
   PassSchema,
   PassState,
+  type QuoteResponseSchema,
   RedeemOutcome,
   type RedeemResponseSchema,
   VerifierService,
@@ -65,6 +66,7 @@ spec: { priceSats: 10000, requests: 1000, duration: 24h, confirmations: 1, payWi
 
 export type TokenAnswer = MessageInitShape<typeof TokenInfoSchema>
 export type RedeemAnswer = MessageInitShape<typeof RedeemResponseSchema>
+export type QuoteAnswer = MessageInitShape<typeof QuoteResponseSchema>
 
 /** The neighbours of a decision point. */
 export interface Neighbours extends AsyncDisposable {
@@ -76,8 +78,15 @@ export interface Neighbours extends AsyncDisposable {
   readonly remembered: Map<string, TokenAnswer>
   /** What the verifier says to a txid; NOTHING_OPEN to others. */
   readonly redemptions: Map<string, RedeemAnswer>
+  /** What the verifier says of a plan's price, by plan; others are not sold. */
+  readonly quotes: Map<string, QuoteAnswer>
   /** Questions that came, oldest first. */
-  readonly asked: { readonly introspect: string[]; readonly redeem: string[]; readonly lease: string[] }
+  readonly asked: {
+    readonly introspect: string[]
+    readonly redeem: string[]
+    readonly lease: string[]
+    readonly quote: string[]
+  }
   /** Requests given back, by pass. */
   readonly givenBack: Map<string, number>
   /** Runs before the introspector answers; a test holds an answer back with it. */
@@ -107,7 +116,8 @@ export async function startNeighbours(): Promise<Neighbours> {
   const tokens: Neighbours['tokens'] = new Map()
   const remembered: Neighbours['remembered'] = new Map()
   const redemptions: Neighbours['redemptions'] = new Map()
-  const asked: Neighbours['asked'] = { introspect: [], redeem: [], lease: [] }
+  const quotes: Neighbours['quotes'] = new Map()
+  const asked: Neighbours['asked'] = { introspect: [], redeem: [], lease: [], quote: [] }
   const givenBack: Neighbours['givenBack'] = new Map()
   const passes = bus.bucket(PASSES)
   const introspector = bus.serve(IntrospectorService, {
@@ -139,7 +149,10 @@ export async function startNeighbours(): Promise<Neighbours> {
       givenBack.set(passId, (givenBack.get(passId) ?? 0) + unusedRequests)
       return {}
     },
-    quote: async () => ({ isSold: false }),
+    quote: async ({ clientId, plan }) => {
+      asked.quote.push(`${clientId} ${plan}`)
+      return quotes.get(plan) ?? { isSold: false }
+    },
     listInvoices: async () => ({ invoices: [] }),
   })
   const stopIntrospector = once(() => introspector[Symbol.asyncDispose]())
@@ -158,6 +171,7 @@ export async function startNeighbours(): Promise<Neighbours> {
     tokens,
     remembered,
     redemptions,
+    quotes,
     asked,
     givenBack,
     beforeIntrospection: async () => {},

@@ -6,13 +6,12 @@ import type { Logger } from 'pino'
 import { compilePolicies, type PolicyIndex } from '../domain/policy.ts'
 import type { DecisionMetrics } from '../metrics.ts'
 
-/** The policies and prices in force. A document that cannot be read leaves the one before it in force. */
+/** The policies in force. A document that cannot be read leaves the one before it in force. */
 export class Documents {
   readonly #log: Logger
   readonly #metrics: DecisionMetrics
   #inForce: DocumentSet = new Map()
   #policies: PolicyIndex = compilePolicies([])
-  #priceSats: ReadonlyMap<string, number> = new Map()
 
   constructor(log: Logger, metrics: DecisionMetrics) {
     this.#log = log
@@ -25,11 +24,6 @@ export class Documents {
 
   get policies(): PolicyIndex {
     return this.#policies
-  }
-
-  /** What a Plan costs; undefined where none of that name is in force. */
-  priceSats(plan: string): number | undefined {
-    return this.#priceSats.get(plan)
   }
 
   /** Begins to watch the documents. Resolves when all are known. */
@@ -54,9 +48,7 @@ export class Documents {
     }
     // Compiled beside what is in force and put in its place at once: a request sees one state or the other.
     const policies = compilePolicies(documentsOfKind(inForce, 'ApiPolicy').values())
-    const plans = documentsOfKind(inForce, 'Plan')
     this.#inForce = inForce
     this.#policies = policies
-    this.#priceSats = new Map(plans.entries().map(([name, { spec }]) => [name, spec.priceSats]))
   }
 }

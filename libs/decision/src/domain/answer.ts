@@ -35,13 +35,6 @@ export interface Rejection {
 
 export type Decision = Admission | Rejection
 
-/** What refusals tell that isn't in the request. */
-export interface Offers {
-  /** Where payment-verifier takes requests for invoices, without trailing slash. */
-  readonly paymentUrl: string
-  readonly priceSats: (plan: string) => number | undefined
-}
-
 export const DECISION_HEADER = 'x-tollward-decision'
 
 const CLIENT = `${IDENTITY_PREFIX}client`
@@ -85,8 +78,8 @@ export function admission(id: string, verdict: Verdict & { readonly target: Targ
   }
 }
 
-/** The answer to a request that is refused. */
-export function rejection(id: string, refusal: Refusal, offers: Offers): Rejection {
+/** The answer to a request that is refused. `paymentUrl`: where clients reach payment-verifier, without trailing slash. */
+export function rejection(id: string, refusal: Refusal, paymentUrl: string): Rejection {
   const { status, title, detail } = REASONS[refusal.reason]
   const sentence = refusal.detail ?? detail
   const body = {
@@ -95,7 +88,7 @@ export function rejection(id: string, refusal: Refusal, offers: Offers): Rejecti
     status,
     detail: sentence,
     decision: id,
-    ...(status === 402 ? payment(refusal, offers) : {}),
+    ...(status === 402 ? payment(refusal, paymentUrl) : {}),
   }
   return {
     admitted: false,
@@ -138,11 +131,21 @@ function challenges(refusal: Refusal): HeaderField[] {
   return value === undefined ? [] : [['www-authenticate', value]]
 }
 
-function payment({ plan, confirmationsMissing }: Refusal, { paymentUrl, priceSats }: Offers) {
+/** Amounts are strings of sats, as payment-verifier has them. */
+function payment({ plan, quote, confirmationsMissing }: Refusal, paymentUrl: string) {
   return {
     plan,
-    priceSats: plan === undefined ? undefined : priceSats(plan),
-    invoices: `${paymentUrl}/invoices`,
+    ...(quote && {
+      priceSats: String(quote.priceSats),
+      listPriceSats: String(quote.listPriceSats),
+      discounts: quote.discounts.map(({ kind, basisPoints, amountSats }) => ({
+        kind,
+        basisPoints,
+        amountSats: String(amountSats),
+      })),
+      creditSats: String(quote.creditSats),
+    }),
+    invoices: quote?.invoicesUrl ?? `${paymentUrl}/invoices`,
     confirmationsMissing,
   }
 }

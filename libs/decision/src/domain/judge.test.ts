@@ -39,6 +39,13 @@ type Wrong = (typeof ORDER)[number]
 
 const NOW = 1_000_000
 const ADDRESS = '192.0.2.1'
+const QUOTE = {
+  listPriceSats: 10_000n,
+  priceSats: 9_000n,
+  discounts: [],
+  creditSats: 0n,
+  invoicesUrl: 'https://pay.example/invoices',
+}
 
 function address(text: string): Uint8Array {
   const parsed = parseAddress(text)
@@ -50,7 +57,7 @@ function address(text: string): Uint8Array {
 function scene(
   wrong: ReadonlySet<Wrong>,
   { observe = false, later = false, selfRegistered = wrong.has('self-registered') } = {},
-): { request: RequestFacts; world: World; spent: () => number } {
+): { request: RequestFacts; world: World; spent: () => number; quoted: () => number } {
   const token = {
     scopes: ['orders'],
     audience: 'https://api.example',
@@ -95,6 +102,7 @@ function scene(
     return wrong.has('payment-required') ? { paid: false, refusal: { reason: 'payment-required' } } : paid
   }
   let spent = 0
+  let quoted = 0
   const answer = <T>(value: T) => (later ? Promise.resolve(value) : value)
   const world: World = {
     policies: compilePolicies([policy]),
@@ -109,6 +117,10 @@ function scene(
       spent += 1
       return answer(paid)
     },
+    quote: () => {
+      quoted += 1
+      return answer(QUOTE)
+    },
     failed: () => ({ reason: 'unavailable' }),
   }
   const request: RequestFacts = {
@@ -119,7 +131,7 @@ function scene(
     address: address(ADDRESS),
     headers: wrong.has('token-missing') ? [] : ['authorization', 'Bearer t'],
   }
-  return { request, world, spent: () => spent }
+  return { request, world, spent: () => spent, quoted: () => quoted }
 }
 
 async function judged(
@@ -169,6 +181,26 @@ describe('judgement', () => {
       }),
       { numRuns: 500 },
     )
+  })
+
+  test('a price is asked for only where paying is all that is missing, and is told', async () => {
+    await fc.assert(
+      fc.asyncProperty(fc.subarray([...ORDER]), fc.boolean(), fc.boolean(), async (wrong, observe, later) => {
+        const { request, world, quoted } = scene(new Set(wrong), { observe, later })
+        const { refusal } = await judge(request, world, NOW)
+        const isPriced = wrong[0] === 'payment-required' && !observe
+        assert.equal(quoted(), isPriced ? 1 : 0)
+        assert.equal(refusal?.quote, isPriced ? QUOTE : undefined)
+      }),
+      { numRuns: 500 },
+    )
+  })
+
+  test('without a price the refusal is the same', async () => {
+    for (const quote of [() => undefined, () => assert.fail('thrown'), () => Promise.reject(new Error('rejected'))]) {
+      const { request, world } = scene(new Set(['payment-required']))
+      assert.deepEqual((await judge(request, { ...world, quote }, NOW)).refusal, { reason: 'payment-required' })
+    }
   })
 
   test('a self-registered client is admitted only where it pays or where nobody has to be known', async () => {

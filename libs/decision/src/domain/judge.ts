@@ -4,7 +4,7 @@ import { type Fields, type HeaderList, readFields } from './fields.ts'
 import { type HostPolicies, matchRule, type PolicyIndex, policiesFor, type Rule } from './policy.ts'
 import type { Binding, PossessionFault, Presented } from './possession.ts'
 import type { Limit, RateTable } from './rate.ts'
-import type { Reason } from './reasons.ts'
+import { REASONS, type Reason } from './reasons.ts'
 import { canonicalTarget, canonicalUri, FAULTS, type Fault, type Target } from './target.ts'
 
 /** A request as an enforcement point saw it. */
@@ -43,6 +43,18 @@ export type PaymentStanding =
   | { readonly paid: true; readonly passId: string }
   | { readonly paid: false; readonly refusal: Refusal }
 
+/** What a plan costs a client now. Promises nothing: the invoice freezes the price. */
+export interface Quote {
+  readonly listPriceSats: bigint
+  /** Less the discounts. */
+  readonly priceSats: bigint
+  readonly discounts: readonly { readonly kind: string; readonly basisPoints: number; readonly amountSats: bigint }[]
+  /** What the client has in credit. */
+  readonly creditSats: bigint
+  /** Where it gets an invoice. */
+  readonly invoicesUrl: string
+}
+
 /** Why a request is refused, and what its sender needs to know. */
 export interface Refusal {
   readonly reason: Reason
@@ -55,6 +67,8 @@ export interface Refusal {
   readonly limited?: { readonly name: string; readonly limit: Limit }
   readonly scopes?: readonly string[]
   readonly plan?: string
+  /** With 402, where it is known. */
+  readonly quote?: Quote
   readonly confirmationsMissing?: number
 }
 
@@ -73,6 +87,8 @@ export interface World {
   readonly standing: (call: PaymentCall, nowMs: number) => MaybePromise<PaymentStanding>
   /** Takes one request from the client's pass for the plan. */
   readonly spend: (call: PaymentCall, nowMs: number) => MaybePromise<PaymentStanding>
+  /** What the plan costs the client; undefined: not known now. Never rejects. */
+  readonly quote: (call: PaymentCall, nowMs: number) => MaybePromise<Quote | undefined>
   /** Turns what findToken, standing or spend threw into a refusal. */
   readonly failed: (thrown: unknown) => Refusal
 }
@@ -249,8 +265,8 @@ function judgePayment(
   // Policies that observe neither redeem nor spend: trying them out must cost nobody anything.
   const txid = host.observes ? undefined : verdict.fields?.txid
   const call = { clientId: token.clientId, plan: rule.plan, txid }
-  const settle = (standing: PaymentStanding): Verdict => {
-    if (!standing.paid) return refuse(verdict, standing.refusal, host)
+  const settle = (standing: PaymentStanding): MaybePromise<Verdict> => {
+    if (!standing.paid) return priced(verdict, standing.refusal, host, () => world.quote(call, nowMs))
     verdict.passId = standing.passId
     return admit(verdict)
   }
@@ -263,6 +279,22 @@ function judgePayment(
       return standing.paid && !host.observes ? ask(() => world.spend(call, nowMs), settle, failed) : settle(standing)
     },
     failed,
+  )
+}
+
+/** Refuses, and where paying would help, with the price. */
+function priced(
+  verdict: Verdict,
+  refusal: Refusal,
+  host: HostPolicies,
+  quote: () => MaybePromise<Quote | undefined>,
+): MaybePromise<Verdict> {
+  // Of a policy that only observes nobody reads the refusal.
+  if (host.observes || REASONS[refusal.reason].status !== 402) return refuse(verdict, refusal, host)
+  return ask(
+    quote,
+    (known) => refuse(verdict, known ? { ...refusal, quote: known } : refusal, host),
+    () => refuse(verdict, refusal, host),
   )
 }
 

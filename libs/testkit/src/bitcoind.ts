@@ -6,7 +6,7 @@ import { freePort } from './free-port.ts'
 import { type RunningProcess, startProcess, whileRunning } from './process.ts'
 import { temporaryDirectory } from './temporary-directory.ts'
 
-/** A bitcoin node on a regtest chain of its own, with a loaded wallet that can pay. */
+/** A bitcoin node on a chain of its own, with a loaded wallet that can pay. */
 export interface Bitcoind extends AsyncDisposable {
   /** JSON-RPC, without credentials; these stay the same when the node is started again. */
   readonly rpcUrl: string
@@ -43,6 +43,11 @@ export interface BitcoindOptions {
   listen?: boolean
   /** `peerAddress` of another node to follow. */
   connect?: string
+  /**
+   * A private signet instead of regtest: the script, in hexadecimal, that its blocks have to satisfy. `51` (OP_TRUE) lets this node
+   * mine; a block takes some five million hashes. Goes well with `blocks: 0`.
+   */
+  signetChallenge?: string
   /** Further arguments of bitcoind, such as `-txindex`. */
   args?: readonly string[]
 }
@@ -62,6 +67,8 @@ const WALLET = 'test'
 /** A coinbase can be spent after 100 further blocks. */
 const BLOCKS_AT_START = 101
 const SATS_PER_BTC = 100_000_000n
+/** Of a block: on regtest every second hash is one, on a signet one of some five million. */
+const HASHES_MAX = 1_000_000_000
 /** Regtest has no fees to estimate from. */
 const FALLBACK_FEE_BTC = '0.00002'
 
@@ -72,9 +79,9 @@ export async function startBitcoind(options: BitcoindOptions = {}): Promise<Bitc
   const tool = await acquireBitcoind()
   await using stack = new AsyncDisposableStack()
   const directory = stack.use(await temporaryDirectory('tollward-bitcoind-'))
-  const cookieFile = join(directory.path, 'regtest/.cookie')
+  const cookieFile = join(directory.path, '.cookie')
   const ports = { rpc: await freePort(), zmq: await freePort(), peer: options.listen ? await freePort() : undefined }
-  const args = [...tool.args, ...argumentsFor(directory.path, ports, options)]
+  const args = [...tool.args, ...argumentsFor(directory.path, cookieFile, ports, options)]
   const rpcUrl = `http://127.0.0.1:${ports.rpc}`
   const rpc = <T>(method: string, params: readonly unknown[] | Record<string, unknown> = []) =>
     call<T>(`${rpcUrl}/wallet/${WALLET}`, cookieFile, method, params)
@@ -94,7 +101,8 @@ export async function startBitcoind(options: BitcoindOptions = {}): Promise<Bitc
       eventually(() => rpc('getblockchaininfo'), { what: 'bitcoind is ready', timeoutMs: START_TIMEOUT_MS, signal }),
     )
   }
-  const mine = async (blocks: number) => rpc<string[]>('generatetoaddress', [blocks, await rpc('getnewaddress')])
+  const mine = async (blocks: number) =>
+    rpc<string[]>('generatetoaddress', [blocks, await rpc('getnewaddress'), HASHES_MAX])
 
   await start()
   await rpc('createwallet', { wallet_name: WALLET, load_on_startup: true })
@@ -119,13 +127,16 @@ export async function startBitcoind(options: BitcoindOptions = {}): Promise<Bitc
 
 function argumentsFor(
   dataDirectory: string,
+  cookieFile: string,
   ports: { rpc: number; zmq: number; peer: number | undefined },
-  { connect, args = [] }: BitcoindOptions,
+  { connect, signetChallenge, args = [] }: BitcoindOptions,
 ): string[] {
   const zmq = ['hashblock', 'rawblock', 'rawtx', 'sequence'].map((t) => `-zmqpub${t}=tcp://127.0.0.1:${ports.zmq}`)
   const peers = ports.peer === undefined ? ['-listen=0'] : ['-listen=1', `-bind=127.0.0.1:${ports.peer}`]
+  const chain = signetChallenge === undefined ? ['-regtest'] : ['-signet', `-signetchallenge=${signetChallenge}`]
   return [
-    ...['-regtest', '-server', `-datadir=${dataDirectory}`, '-printtoconsole', '-nodebuglogfile'],
+    ...chain,
+    ...['-server', `-datadir=${dataDirectory}`, `-rpccookiefile=${cookieFile}`, '-printtoconsole', '-nodebuglogfile'],
     ...['-rpcbind=127.0.0.1', '-rpcallowip=127.0.0.1', `-rpcport=${ports.rpc}`],
     ...['-dnsseed=0', '-discover=0', '-listenonion=0', '-i2pacceptincoming=0', '-natpmp=0'],
     ...[`-fallbackfee=${FALLBACK_FEE_BTC}`, '-dbcache=16', '-par=1'],

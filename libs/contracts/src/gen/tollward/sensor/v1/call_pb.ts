@@ -13,7 +13,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file tollward/sensor/v1/call.proto.
  */
 export const file_tollward_sensor_v1_call: GenFile = /*@__PURE__*/
-  fileDesc("Ch10b2xsd2FyZC9zZW5zb3IvdjEvY2FsbC5wcm90bxISdG9sbHdhcmQuc2Vuc29yLnYxIrEDCgxDYWxsT2JzZXJ2ZWQSEwoLZGVjaXNpb25faWQYASABKAkSLgoKZGVjaWRlZF9hdBgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASDgoGc291cmNlGAMgASgJEg4KBm1ldGhvZBgEIAEoCRIMCgRob3N0GAUgASgJEgwKBHBhdGgYBiABKAkSDgoGc3RhdHVzGAcgASgNEiwKB291dGNvbWUYCCABKA4yGy50b2xsd2FyZC5zZW5zb3IudjEuT3V0Y29tZRIOCgZyZWFzb24YCSABKAkSDgoGZGV0YWlsGAogASgJEgwKBHJ1bGUYCyABKAkSEQoJY2xpZW50X2lkGAwgASgJEhIKCnRva2VuX2hhc2gYDSABKAkSEQoJdHhpZF9oYXNoGA4gASgJEg8KB3Bhc3NfaWQYDyABKAkSDwoHYWRkcmVzcxgQIAEoDBIXCg9kdXJhdGlvbl9taWNyb3MYESABKA0SDQoFY291bnQYEiABKA06MOrHGCwKIHRvbGx3YXJkLnNlbnNvci52MS5jYWxsLm9ic2VydmVkEghPQlNFUlZFRCpnCgdPdXRjb21lEhcKE09VVENPTUVfVU5TUEVDSUZJRUQQABIUChBPVVRDT01FX0FETUlUVEVEEAESEwoPT1VUQ09NRV9SRUZVU0VEEAISGAoUT1VUQ09NRV9XT1VMRF9SRUZVU0UQA2IGcHJvdG8z", [file_google_protobuf_timestamp, file_tollward_options_v1_options]);
+  fileDesc("Ch10b2xsd2FyZC9zZW5zb3IvdjEvY2FsbC5wcm90bxISdG9sbHdhcmQuc2Vuc29yLnYxIs0DCgxDYWxsT2JzZXJ2ZWQSEwoLZGVjaXNpb25faWQYASABKAkSLgoKZGVjaWRlZF9hdBgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASDgoGc291cmNlGAMgASgJEg4KBm1ldGhvZBgEIAEoCRIMCgRob3N0GAUgASgJEgwKBHBhdGgYBiABKAkSDgoGc3RhdHVzGAcgASgNEiwKB291dGNvbWUYCCABKA4yGy50b2xsd2FyZC5zZW5zb3IudjEuT3V0Y29tZRIOCgZyZWFzb24YCSABKAkSDgoGZGV0YWlsGAogASgJEgwKBHJ1bGUYCyABKAkSEQoJY2xpZW50X2lkGAwgASgJEhIKCnRva2VuX2hhc2gYDSABKAkSEQoJdHhpZF9oYXNoGA4gASgJEg8KB3Bhc3NfaWQYDyABKAkSDwoHYWRkcmVzcxgQIAEoDBIXCg9kdXJhdGlvbl9taWNyb3MYESABKA0SDQoFY291bnQYEiABKA0SGgoSbGltaXRlZF9ieV9hZGRyZXNzGBMgASgIOjDqxxgsCiB0b2xsd2FyZC5zZW5zb3IudjEuY2FsbC5vYnNlcnZlZBIIT0JTRVJWRUQqZwoHT3V0Y29tZRIXChNPVVRDT01FX1VOU1BFQ0lGSUVEEAASFAoQT1VUQ09NRV9BRE1JVFRFRBABEhMKD09VVENPTUVfUkVGVVNFRBACEhgKFE9VVENPTUVfV09VTERfUkVGVVNFEANiBnByb3RvMw", [file_google_protobuf_timestamp, file_tollward_options_v1_options]);
 
 /**
  * One API call as a decision point judged it. Refusals beyond a named rate per source are folded into one event with a
@@ -131,6 +131,13 @@ export type CallObserved = Message<"tollward.sensor.v1.CallObserved"> & {
    * @generated from field: uint32 count = 18;
    */
   count: number;
+
+  /**
+   * With the reason client-limit: the limit is one of the address, so that the overrun may be another client's.
+   *
+   * @generated from field: bool limited_by_address = 19;
+   */
+  limitedByAddress: boolean;
 };
 
 /**

@@ -1,5 +1,5 @@
 import { type DescMessage, fromBinary, type MessageShape, toBinary } from '@bufbuild/protobuf'
-import { DeliverPolicy, JetStreamApiError, type JsMsg } from '@nats-io/jetstream'
+import { DeliverPolicy, type JsMsg } from '@nats-io/jetstream'
 import { headers, type MsgHdrs } from '@nats-io/transport-node'
 import type { BucketContract } from '@tollward/contracts'
 import { AppError } from '@tollward/errors'
@@ -7,14 +7,9 @@ import { Undecodable } from './consume.ts'
 import { busError, isWrongLastSequence } from './errors.ts'
 import { type Following, openFeed } from './feed.ts'
 import type { Session } from './session.ts'
+import { storedMessage } from './stored-message.ts'
 
-const READ_TIMEOUT_MS = 3000
 const WRITE_TIMEOUT_MS = 3000
-
-/** JetStream's number for "no message found". */
-const NO_MESSAGE_FOUND = 10037
-
-const encoder = new TextEncoder()
 
 /** The mark of a removed key stays this long; whoever watches for changes was told meanwhile. */
 const TOMBSTONE_TTL_SECONDS = 3600
@@ -110,7 +105,7 @@ export function openBucket<T>(session: Session, name: string, codec: Codec<T>): 
 
   const readRaw = async (subject: string): Promise<{ live?: Entry<T>; revision: number }> => {
     try {
-      const message = await lastMessage(session, stream, subject)
+      const message = await storedMessage(session, stream, { last_by_subj: subject })
       if (!message) return { revision: 0 }
       if (endOf(message.headers)) return { revision: message.seq }
       const key = message.subject.slice(`$KV.${name}.`.length)
@@ -182,38 +177,6 @@ export function openBucket<T>(session: Session, name: string, codec: Codec<T>): 
 
 /** What is read of a message's headers. */
 type Headers = Pick<Map<string, string>, 'get' | 'has'> | Pick<MsgHdrs, 'get' | 'has'>
-
-interface StoredMessage {
-  readonly subject: string
-  readonly seq: number
-  readonly data: Uint8Array
-  readonly headers: Headers | undefined
-}
-
-/** The last message of a stream under a subject, by its leader. */
-async function lastMessage(session: Session, stream: string, subject: string): Promise<StoredMessage | undefined> {
-  const payload = encoder.encode(JSON.stringify({ last_by_subj: subject }))
-  try {
-    const answer = await session.requests.request(`$JS.API.STREAM.MSG.GET.${stream}`, payload, READ_TIMEOUT_MS)
-    const message = answer.message as { subject: string; seq: number; hdrs?: string; data?: string }
-    const headers = message.hdrs === undefined ? undefined : parsedHeaders(message.hdrs)
-    return { subject: message.subject, seq: message.seq, data: Buffer.from(message.data ?? '', 'base64'), headers }
-  } catch (error) {
-    if (error instanceof JetStreamApiError && error.code === NO_MESSAGE_FOUND) return undefined
-    throw error
-  }
-}
-
-/** Headers as the stream keeps them: a line of version, then `Name: value` in each. */
-function parsedHeaders(base64: string): Map<string, string> {
-  const lines = Buffer.from(base64, 'base64').toString().split('\r\n')
-  return new Map(
-    lines.slice(1).flatMap((line) => {
-      const colon = line.indexOf(':')
-      return colon < 0 ? [] : [[line.slice(0, colon), line.slice(colon + 1).trim()] as const]
-    }),
-  )
-}
 
 async function followBucket<T>(
   session: Session,

@@ -15,6 +15,7 @@ import {
   type Outcome,
   Undecodable,
 } from './consume.ts'
+import { busError } from './errors.ts'
 import { type Following, fromTime, openFeed } from './feed.ts'
 import { busMetrics } from './metrics.ts'
 import { inboxPrefix } from './permissions.ts'
@@ -22,6 +23,7 @@ import { append, type Published, type PublishOptions, publish, publishBytes } fr
 import { Requests } from './requests.ts'
 import { type Client, client, type Implementation, serve } from './rpc.ts'
 import type { Session } from './session.ts'
+import { storedMessage } from './stored-message.ts'
 
 export interface BusOptions {
   /** nats://host:port, several separated by commas. */
@@ -107,6 +109,8 @@ export interface Bus extends AsyncDisposable {
   ): AsyncDisposable
   /** What a stream holds under a filter, oldest first, the newest `limit` of it. */
   history(stream: string, filter: string, options: HistoryOptions): Promise<StoredLetter[]>
+  /** The bytes of so many events of a stream from a sequence on, as the stream keeps them, as far as it has them. */
+  stored(event: EventContract, fromSequence: number, count: number): Promise<Uint8Array[]>
   bucket<Desc extends DescMessage>(contract: BucketContract<Desc>): Bucket<MessageShape<Desc>>
   rawBucket(name: string): Bucket<Uint8Array>
   /** A bucket whose values have no proto schema. What the codec throws on decoding means that a value is damaged. */
@@ -239,6 +243,16 @@ class NatsBus implements Bus {
       },
     })
     return letters
+  }
+
+  stored: Bus['stored'] = async ({ stream }, fromSequence, count) => {
+    const wanted = Array.from({ length: count }, (_, offset) => fromSequence + offset)
+    try {
+      const found = await Promise.all(wanted.map((seq) => storedMessage(this.#session, stream, { seq })))
+      return found.flatMap((message) => message?.data ?? [])
+    } catch (error) {
+      throw busError(error, `Reading the stream ${stream}`)
+    }
   }
 
   bucket: Bus['bucket'] = (contract) => openBucket(this.#session, contract.name, protoCodec(contract))

@@ -27,13 +27,14 @@ export function permissionsOf(service: string): Permissions {
   for (const { stream, filter } of access.follows ?? []) addFeed(publish, stream, filter)
   for (const bucket of access.readsBuckets ?? []) addBucketReader(publish, bucket)
   for (const bucket of access.writesBuckets ?? []) publish.add(`$KV.${bucket}.>`)
+  for (const stream of access.looksUp ?? []) publish.add(`$JS.API.STREAM.MSG.GET.${stream}`)
   for (const call of access.calls ?? []) publish.add(callSubject(call))
   const subscribe = new Set<string>([`${inboxPrefix(service)}.>`, ...(access.listens ?? [])])
-  if (access.serves) subscribe.add(`${service}.v1.rpc.*`)
+  for (const responder of access.serves ?? []) subscribe.add(`${responder}.v1.rpc.*`)
   return {
     publish: [...publish].sort(),
     subscribe: [...subscribe].sort(),
-    allowResponses: access.serves === true,
+    allowResponses: access.serves !== undefined,
   }
 }
 

@@ -132,7 +132,10 @@ export interface Access {
   readonly writesBuckets?: readonly string[]
   /** Methods of responders, such as auth-issuer.exchange; a responder's name alone is all of its methods. */
   readonly calls?: readonly string[]
-  readonly serves?: true
+  /** Responders whose methods it answers. */
+  readonly serves?: readonly string[]
+  /** Streams of which it looks up messages by their sequence. */
+  readonly looksUp?: readonly string[]
 }
 
 const TOKEN_EVENTS = { stream: 'EVENTS', filter: 'tollward.token.v1.>' }
@@ -156,12 +159,12 @@ export const ACCESS: Readonly<Record<string, Access>> = {
     consumes: ['issuer-passes'],
     readsBuckets: ['documents', ...ISSUER_BUCKETS],
     writesBuckets: ISSUER_BUCKETS,
-    serves: true,
+    serves: ['auth-issuer'],
   },
   'token-introspector': {
     follows: [TOKEN_EVENTS],
     calls: ['auth-issuer.exchange', 'auth-issuer.authenticate_client', 'auth-issuer.sign_introspection'],
-    serves: true,
+    serves: ['token-introspector'],
   },
   'payment-verifier': {
     publishes: ['tollward.payment.v1.>', 'tollward.ledger.v1.>'],
@@ -177,7 +180,8 @@ export const ACCESS: Readonly<Record<string, Access>> = {
     readsBuckets: ['documents', 'passes', 'conduct'],
     writesBuckets: ['passes', 'conduct'],
     calls: ['token-introspector.introspect'],
-    serves: true,
+    looksUp: ['LEDGER'],
+    serves: ['payment-verifier', 'payment-treasury', 'payment-conduct'],
   },
   authorizer: { ...DECISION_POINT, publishes: ['tollward.sensor.v1.call.observed.authorizer'] },
   gateway: { ...DECISION_POINT, publishes: ['tollward.sensor.v1.call.observed.gateway'] },

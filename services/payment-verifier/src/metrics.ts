@@ -10,6 +10,7 @@ export interface MetricSources {
   readonly ledgerSequence: () => number
   readonly unknownEntries: () => number
   readonly nextAddressIndex: () => number
+  readonly conducts: () => number
 }
 
 export function verifierMetrics(registry: Registry) {
@@ -27,6 +28,11 @@ export function verifierMetrics(registry: Registry) {
     redemptions: counter('redemptions', 'Transactions presented, by outcome.', ['outcome']),
     leasedRequests: counter('leased_requests', 'Requests of quotas handed out to decision points.'),
     passConflicts: counter('pass_conflicts', 'Changes of a pass that another replica was faster with.'),
+    conductEvents: counter('conduct_events', 'Events about the conduct of clients, by what came of them.', [
+      'source',
+      'result',
+    ]),
+    conductChanges: counter('conduct_changes', 'Changes of conducts, by whether they could be written.', ['result']),
     documentFaults: counter('document_faults', 'Documents that cannot be read; what was in force stays.'),
   }
 }
@@ -46,6 +52,7 @@ export function registerGauges(registry: Registry, sources: MetricSources): void
   gauge('node_silent_seconds', 'How long the bitcoin node has not answered.', () => sources.nodeSilentForMs() / 1000)
   gauge('ledger_sequence', 'Last entry of the ledger known here.', sources.ledgerSequence)
   gauge('ledger_unknown_entries', 'Ledger entries that this version could not use.', sources.unknownEntries)
+  gauge('conduct_clients', 'Clients whose conduct is known.', sources.conducts)
   gauge(
     'address_index_next',
     'Next address index: a wallet that recovers the account has to look this far.',

@@ -1,7 +1,7 @@
 import type { AddressInfo } from 'node:net'
 import { nodeClient, parseAccountKey } from '@tollward/bitcoin'
 import { connectBus } from '@tollward/bus'
-import { VerifierService } from '@tollward/contracts/payment'
+import { ConductService, VerifierService } from '@tollward/contracts/payment'
 import { IntrospectorService } from '@tollward/contracts/token'
 import { openPossession } from '@tollward/decision'
 import { AppError } from '@tollward/errors'
@@ -9,6 +9,9 @@ import { aborted, readSecretFile, type ServiceContext } from '@tollward/runtime'
 import { announce } from './adapters/announcer.ts'
 import { callerCheck } from './adapters/caller.ts'
 import { Chain } from './adapters/chain.ts'
+import { followConduct } from './adapters/conduct-feeds.ts'
+import { conductService } from './adapters/conduct-service.ts'
+import { Conducts } from './adapters/conducts.ts'
 import { createHttp } from './adapters/http.ts'
 import { LedgerBook } from './adapters/ledger.ts'
 import { Passes } from './adapters/passes.ts'
@@ -35,6 +38,7 @@ export async function run({ name, config, log, registry, health, signal }: Servi
   const passes = resources.use(await Passes.open(bus, metrics))
   let onApplied = (_applied: Applied) => {}
   const book = resources.use(await LedgerBook.open(bus, metrics, (applied) => onApplied(applied)))
+  const conducts = resources.use(await Conducts.open(bus, book.ledger, metrics))
 
   const zmq = config.nodeZmqUrl === undefined ? {} : { zmqUrl: config.nodeZmqUrl }
   const chain = resources.use(new Chain({ node, account, ...zmq, book, passes, metrics, log, signal }))
@@ -50,12 +54,19 @@ export async function run({ name, config, log, registry, health, signal }: Servi
     ledgerSequence: () => book.ledger.sequence,
     unknownEntries: () => book.ledger.unknownEntries,
     nextAddressIndex: () => book.ledger.nextAddressIndex,
+    conducts: () => conducts.size,
   })
 
   for (const announcer of await announce(bus, book)) resources.use(announcer)
   resources.use(
-    bus.serve(VerifierService, verifier({ book, chain, passes, plans, publicUrl, metrics, network, nodeSilentMaxMs })),
+    bus.serve(
+      VerifierService,
+      verifier({ book, chain, passes, plans, conducts, publicUrl, metrics, network, nodeSilentMaxMs }),
+    ),
   )
+  for (const feed of await followConduct(bus, conducts, metrics)) resources.use(feed)
+  const tipHeight = () => chain.follower.tip?.height ?? 0
+  resources.use(bus.serve(ConductService, conductService({ conducts, ledger: book.ledger, tipHeight })))
   const introspector = bus.client(IntrospectorService)
   const authenticate = callerCheck({ introspector, possession: openPossession(), publicUrl })
   const http = createHttp({

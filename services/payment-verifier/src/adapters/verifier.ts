@@ -6,11 +6,13 @@ import { InvoiceRedeemedSchema } from '@tollward/contracts/ledger'
 import { RedeemOutcome, type VerifierService } from '@tollward/contracts/payment'
 import { AppError } from '@tollward/errors'
 import { type Invoice, standingOf, type View } from '../domain/invoice.ts'
+import type { Ledger } from '../domain/ledger.ts'
 import { passIdOf } from '../domain/pass.ts'
 import { priceOf } from '../domain/price.ts'
 import { decideRedemption, type Presentation, type Redemption } from '../domain/redemption.ts'
 import type { Metrics } from '../metrics.ts'
 import { assertFollowed, type Chain } from './chain.ts'
+import type { Conducts } from './conducts.ts'
 import type { LedgerBook } from './ledger.ts'
 import type { Passes } from './passes.ts'
 import type { Plans } from './plans.ts'
@@ -26,6 +28,7 @@ export interface VerifierOptions {
   readonly chain: Chain
   readonly passes: Passes
   readonly plans: Plans
+  readonly conducts: Conducts
   /** Where clients reach this service. */
   readonly publicUrl: string
   readonly metrics: Metrics
@@ -33,14 +36,11 @@ export interface VerifierOptions {
   readonly nodeSilentMaxMs: number
 }
 
-/** A client that nothing is known of. */
-const NOBODY = { score: 0, ageMs: 0, paidSats: 0n }
-
 type Response = Awaited<ReturnType<Implementation<typeof VerifierService>['redeem']>>
 
 /** What payment-verifier answers on the bus. */
 export function verifier(options: VerifierOptions): Implementation<typeof VerifierService> {
-  const { passes, plans, publicUrl, metrics } = options
+  const { chain, conducts, passes, plans, publicUrl, metrics } = options
   return {
     redeem: async ({ clientId, plan, txid }) => {
       const presentation = { clientId, plan, txid: txid.toLowerCase() }
@@ -49,6 +49,8 @@ export function verifier(options: VerifierOptions): Implementation<typeof Verifi
         throw invalid('Say which client presents the transaction, and for which plan.')
       const redemption = await redeem(presentation, options)
       metrics.redemptions.inc({ outcome: redemption.outcome })
+      // Not waited for: how long the answer takes must not tell whether the transaction is somebody's.
+      if (isForeign(presentation, redemption, options.book.ledger)) conducts.note(clientId, { foreignTxids: 1 })
       return await answerOf(redemption, options)
     },
     lease: async ({ passId, holder, wantedRequests }) => {
@@ -65,7 +67,10 @@ export function verifier(options: VerifierOptions): Implementation<typeof Verifi
       if (clientId === '' || name === '') throw invalid('Say which client asks, and for which plan.')
       const plan = plans.get(name)
       if (plan === undefined) return { isSold: false }
-      const { listSats, sats, cuts } = priceOf(plan, NOBODY)
+      const { listSats, sats, cuts } = priceOf(
+        plan,
+        conducts.customer(clientId, chain.follower.tip?.height ?? 0, Date.now()),
+      )
       const invoicesUrl = `${publicUrl}/invoices`
       return { isSold: true, listPriceSats: listSats, priceSats: sats, discounts: [...cuts], invoicesUrl }
     },
@@ -77,6 +82,13 @@ export function verifier(options: VerifierOptions): Implementation<typeof Verifi
       return { invoices: newest.map((invoice) => listed(invoice, view, passes)) }
     },
   }
+}
+
+/** Whether a transaction that is worth nothing to who presents it pays somebody else. */
+function isForeign({ clientId, txid }: Presentation, { outcome }: Redemption, ledger: Ledger): boolean {
+  if (outcome !== 'not-seen' && outcome !== 'nothing-open') return false
+  const paid = ledger.invoicesPaidBy(txid)
+  return paid.length > 0 && paid.every((invoice) => invoice.clientId !== clientId)
 }
 
 /** Decides on the last entry of the ledger, and if the decision is a new pass, makes it the next one. */

@@ -25,6 +25,13 @@ export function json(value: unknown): string {
   return `${JSON.stringify(value, null, 2)}\n`
 }
 
+/** The fields of one thing, a line each; those without a value are left out. */
+export function fields(row: Row): string {
+  const shown = Object.entries(row).filter(([, value]) => value !== undefined && value !== '')
+  const width = Math.max(...shown.map(([name]) => name.length))
+  return shown.map(([name, value]) => `${name.padEnd(width)}  ${printable(String(value))}\n`).join('')
+}
+
 /** Text of others on one line, without what a terminal would act on. */
 export function printable(text: string): string {
   return text.replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]+/gu, ' ')

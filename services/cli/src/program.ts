@@ -1,6 +1,8 @@
 import { Command, CommanderError } from 'commander'
 import { AnswerIsNo } from './answer.ts'
+import { addBackupCommands } from './commands/backups.ts'
 import { addClientCommands } from './commands/clients.ts'
+import { addConductCommands } from './commands/conduct.ts'
 import { addDefenceCommands } from './commands/defence.ts'
 import { addDocumentCommands } from './commands/documents.ts'
 import { addObservationCommands } from './commands/observations.ts'
@@ -8,12 +10,13 @@ import { addPaymentCommands } from './commands/payments.ts'
 import { addPeopleCommands } from './commands/people.ts'
 import { addStatusCommand } from './commands/status.ts'
 import { addTokenCommands } from './commands/tokens.ts'
+import { addTreasuryCommands } from './commands/treasury.ts'
 import { type Surroundings, sentenceOf } from './session.ts'
 
 /** Runs one command and returns the exit code: 0 done, 1 not done, with one sentence on the error output. */
 export async function runCommand(argv: readonly string[], surroundings: Surroundings): Promise<number> {
   const program = new Command('tollward')
-    .description('Operates Tollward: documents, clients, people, tokens, passes, blocks, alerts.')
+    .description('Operates Tollward: documents, clients, people, tokens, payments, passes, blocks, alerts.')
     .exitOverride()
     .configureOutput({
       writeOut: surroundings.out,
@@ -28,6 +31,9 @@ export async function runCommand(argv: readonly string[], surroundings: Surround
   addTokenCommands(program, surroundings)
   addPeopleCommands(program, surroundings)
   addPaymentCommands(program, surroundings)
+  addTreasuryCommands(program, surroundings)
+  addConductCommands(program, surroundings)
+  addBackupCommands(program, surroundings)
   addDefenceCommands(program, surroundings)
   addObservationCommands(program, surroundings)
   try {

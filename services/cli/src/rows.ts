@@ -10,6 +10,7 @@ import {
 import { Severity } from '@tollward/contracts/detection'
 import type { StoredDocument } from '@tollward/contracts/document'
 import type { Block } from '@tollward/contracts/enforcement'
+import type { Discount } from '@tollward/contracts/ledger'
 import { type Invoice, type Pass, PassState } from '@tollward/contracts/payment'
 import { type CallObserved, Direction, type Flow, Outcome } from '@tollward/contracts/sensor'
 import type { Grant, RegisteredClient, Session, SigningKey, User } from '@tollward/contracts/token'
@@ -76,9 +77,13 @@ export function invoiceRow(invoice: Invoice) {
   return {
     ...{ invoiceId, clientId, plan, state, amountSats: Number(invoice.amountSats) },
     ...{ receivedSats: Number(invoice.receivedSats), confirmations, confirmationsNeeded, address },
+    ...{ listPriceSats: Number(invoice.listPriceSats), discounts: invoice.discounts.map(discountRow) },
+    ...{ creditUsedSats: Number(invoice.creditUsedSats), creditedSats: Number(invoice.creditedSats) },
     openedAt: timeText(invoice.openedAt),
     payBy: timeText(invoice.payBy),
     confirmBy: timeText(invoice.confirmBy),
+    redeemBy: timeText(invoice.redeemBy),
+    passId: invoice.passId,
   }
 }
 
@@ -86,10 +91,15 @@ export function passRow(pass: Pass) {
   const { passId, clientId, plan, state, invoiceId } = pass
   return {
     ...{ passId, clientId, plan, state: word(PassState, state), quotaRequests: Number(pass.quotaRequests) },
-    ...{ leasedRequests: Number(pass.leasedRequests), invoiceId },
+    ...{ leasedRequests: Number(pass.leasedRequests), drawnRequests: Number(pass.drawnRequests) },
+    ...{ leases: pass.leases.length, lossBound: pass.unrecordedRequestsMax, invoiceId },
     activatedAt: timeText(pass.activatedAt),
     expiresAt: timeText(pass.expiresAt),
   }
+}
+
+function discountRow({ kind, basisPoints, amountSats, score }: Discount) {
+  return { kind, basisPoints, amountSats: Number(amountSats), score }
 }
 
 /** What of an OCSF finding the table shows; a field that is missing or odd is left out, not guessed. */

@@ -51,6 +51,28 @@ export async function withSession<T>(
   return await work(session)
 }
 
+/**
+ * Takes step after step, until one says that it was the last. A token that ran out, or a moment without admin-api, ends no work
+ * that had got on since.
+ */
+export async function stepByStep(
+  surroundings: Surroundings,
+  scope: Scope,
+  step: (session: Session) => Promise<'more' | 'done'>,
+): Promise<void> {
+  let gotOn = false
+  for (;;) {
+    try {
+      return await withSession(surroundings, scope, async (session) => {
+        while ((await step(session)) === 'more') gotOn = true
+      })
+    } catch (error) {
+      if (!gotOn || surroundings.signal.aborted || !mayResume(error)) throw error
+      gotOn = false
+    }
+  }
+}
+
 /** A token or password from the standard input, without the end of its line. AppError `invalid_argument` if there is none. */
 export async function readSecret({ stdin }: Surroundings, what: string): Promise<string> {
   const secret = (await textOf(stdin)).replace(/\r?\n$/, '')

@@ -2,7 +2,7 @@ import { timestampFromMs } from '@bufbuild/protobuf/wkt'
 import { AppError } from '@tollward/errors'
 import { type Command, Option } from 'commander'
 import { answering, count, duration, type OutputOptions, written } from '../arguments.ts'
-import { json, printable } from '../output.ts'
+import { fields, json, printable } from '../output.ts'
 import { alertRow, decisionRow, flowRow } from '../rows.ts'
 import { mayResume, type Surroundings, withSession } from '../session.ts'
 
@@ -67,10 +67,4 @@ function flowLine(row: ReturnType<typeof flowRow>, { output }: OutputOptions): s
   const { node, lastSeenAt, direction, source, destination, protocol, packets, bytes, droppedPackets } = row
   const counts = `protocol ${protocol}, ${packets} packets, ${bytes} bytes, ${droppedPackets} dropped`
   return `${printable(`${lastSeenAt} ${node} ${direction} ${row.interface} ${source} > ${destination}: ${counts}`)}\n`
-}
-
-function fields(row: Readonly<Record<string, unknown>>): string {
-  const shown = Object.entries(row).filter(([, value]) => value !== undefined && value !== '')
-  const width = Math.max(...shown.map(([name]) => name.length))
-  return shown.map(([name, value]) => `${name.padEnd(width)}  ${printable(String(value))}\n`).join('')
 }

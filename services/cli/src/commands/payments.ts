@@ -9,12 +9,15 @@ const INVOICE_COLUMNS = [
   'clientId',
   'plan',
   'state',
+  'listPriceSats',
+  'creditUsedSats',
   'amountSats',
   'receivedSats',
+  'creditedSats',
   'confirmations',
   'payBy',
 ]
-const PASS_COLUMNS = ['passId', 'clientId', 'plan', 'state', 'quotaRequests', 'leasedRequests', 'expiresAt']
+const PASS_COLUMNS = ['passId', 'clientId', 'plan', 'state', 'quotaRequests', 'leasedRequests', 'leases', 'expiresAt']
 
 /** `invoices`, `passes` and `regtest`. */
 export function addPaymentCommands(program: Command, surroundings: Surroundings): void {

@@ -48,8 +48,8 @@ export async function followConduct(bus: Bus, conducts: Conducts, metrics: Metri
     const nowMs = Date.now()
     const atMs = Math.min(timeOf(call.decidedAt), nowMs + CLOCK_SKEW_MAX_MS)
     const isNews = address.length === ADDRESS_BYTES && conducts.callers.isNews(clientId, address, atMs)
-    if (deeds.violations === undefined && !isNews) return 'done'
-    counted('calls', deeds.violations === undefined ? 'address' : 'counted')
+    if (Object.keys(deeds).length === 0 && !isNews) return 'done'
+    counted('calls', 'counted')
     // Not waited for: there may be many, the stream is memory, and a crash loses what half a second brought.
     conducts.note(clientId, { ...deeds, ...(isNews ? { calledFrom: [calledFrom(address, atMs)] } : {}) })
     return 'done'

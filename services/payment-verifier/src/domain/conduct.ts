@@ -2,7 +2,7 @@ import { create } from '@bufbuild/protobuf'
 import { timestampFromMs, timestampMs } from '@bufbuild/protobuf/wkt'
 import { type CalledFrom, CalledFromSchema, type Conduct, ConductSchema } from '@tollward/contracts/payment'
 import { type CallObserved, Outcome } from '@tollward/contracts/sensor'
-import type { Reason } from '@tollward/decision'
+import { ADMISSION_SAMPLE, type Reason } from '@tollward/decision'
 import type { Invoice } from './invoice.ts'
 import type { Customer } from './price.ts'
 
@@ -117,12 +117,13 @@ export function decayed(conduct: Conduct, nowMs: number): Conduct {
 }
 
 /**
- * What one recorded call says against its client; undefined: the record names none. Only calls whose token was good, with its key
- * proved, have a client. A record that stands for many calls counts once: it holds the first one's client, and the others may be
- * anybody's at the same address. What a policy only observes costs nothing.
+ * What one recorded call says of its client; undefined: the record names none. Only calls whose token was good, with its key proved,
+ * have a client. A refusal that stands for many calls counts once: it holds the first one's client, and the others may be anybody's at
+ * the same address. An admission stands for the sample that it was taken from. What a policy only observes counts for nothing.
  */
 export function deedsOfCall({ clientId, outcome, reason, limitedByAddress }: CallObserved): Deeds | undefined {
   if (clientId === '') return undefined
+  if (outcome === Outcome.ADMITTED) return { admitted: ADMISSION_SAMPLE }
   const isViolation = outcome === Outcome.REFUSED && VIOLATIONS.has(reason) && !limitedByAddress
   return isViolation ? { violations: 1 } : {}
 }

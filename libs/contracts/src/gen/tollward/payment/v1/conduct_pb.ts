@@ -47,7 +47,7 @@ export type Conduct = Message<"tollward.payment.v1.Conduct"> & {
   countedAt?: Timestamp | undefined;
 
   /**
-   * Requests admitted, as far as passes recorded them.
+   * Requests admitted, estimated from the sample that decision points publish.
    *
    * @generated from field: double admitted = 5;
    */

@@ -127,8 +127,8 @@ export const ApiPolicySchema = document(
 )
 
 /** Below 546 sats an output is dust, which nodes do not relay. */
-const DUST_SATS = 546
-const amountSats = z.int().min(DUST_SATS).max(2_100_000_000_000_000)
+export const DUST_SATS = 546n
+const amountSats = z.int().min(Number(DUST_SATS)).max(2_100_000_000_000_000)
 const confirmations = z.int().min(1).max(100)
 
 /** Amounts from which on more confirmations are needed, in ascending order. */
@@ -166,7 +166,7 @@ const discounts = z.strictObject({
   /** All discounts together. */
   cap: basisPoints.default(9000),
   /** No discount leads below. */
-  floorSats: amountSats.default(DUST_SATS),
+  floorSats: amountSats.default(Number(DUST_SATS)),
 })
 
 export const PlanSchema = document(

@@ -6,6 +6,7 @@ export {
   ClientSchema,
   type DetectorSettings,
   DetectorSettingsSchema,
+  DUST_SATS,
   duration,
   durationMs,
   KINDS,

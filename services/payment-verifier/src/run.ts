@@ -26,6 +26,7 @@ export async function run({ name, config, log, registry, health, signal }: Servi
   await using resources = new AsyncDisposableStack()
   const { network, publicUrl, nodeSilentMaxMs, openInvoicesMax, selfRegisteredOpenInvoicesMax, invoicesPerMinute } =
     config
+  const { leaseLastsMs } = config
   const account = parseAccountKey(config.accountKey, network)
   const node = nodeClient({ url: config.nodeUrl, ...nodeCredentials(config), signal })
   const metrics = verifierMetrics(registry)
@@ -35,9 +36,9 @@ export async function run({ name, config, log, registry, health, signal }: Servi
   health.check('bus', () => (bus.connected ? undefined : 'the connection to NATS is lost'))
 
   const plans = resources.use(await followPlans(bus, metrics, log))
-  const passes = resources.use(await Passes.open(bus, metrics))
   let onApplied = (_applied: Applied) => {}
   const book = resources.use(await LedgerBook.open(bus, metrics, (applied) => onApplied(applied)))
+  const passes = resources.use(await Passes.open({ bus, book, metrics, leaseLastsMs }))
   const conducts = resources.use(await Conducts.open(bus, book.ledger, metrics))
 
   const zmq = config.nodeZmqUrl === undefined ? {} : { zmqUrl: config.nodeZmqUrl }
@@ -57,11 +58,11 @@ export async function run({ name, config, log, registry, health, signal }: Servi
     conducts: () => conducts.size,
   })
 
-  for (const announcer of await announce(bus, book)) resources.use(announcer)
+  for (const announcer of await announce(bus, book, passes)) resources.use(announcer)
   resources.use(
     bus.serve(
       VerifierService,
-      verifier({ book, chain, passes, plans, conducts, publicUrl, metrics, network, nodeSilentMaxMs }),
+      verifier({ book, chain, passes, plans, conducts, publicUrl, metrics, network, nodeSilentMaxMs, leaseLastsMs }),
     ),
   )
   for (const feed of await followConduct(bus, conducts, metrics)) resources.use(feed)
@@ -74,6 +75,7 @@ export async function run({ name, config, log, registry, health, signal }: Servi
     chain,
     passes,
     plans,
+    conducts,
     account,
     authenticate,
     metrics,

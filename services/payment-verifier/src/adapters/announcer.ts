@@ -13,26 +13,33 @@ import {
   PassSuspendedSchema,
   PaymentConfirmedSchema,
   PaymentReorgedSchema,
+  PaymentReplacedSchema,
   PaymentSeenSchema,
 } from '@tollward/contracts/payment'
+import { passEndsAtMs } from '../domain/invoice.ts'
 import type { LedgerBook } from './ledger.ts'
+import type { Passes } from './passes.ts'
 
 const issued = contract(InvoiceIssuedSchema)
 const seen = contract(PaymentSeenSchema)
 const confirmed = contract(PaymentConfirmedSchema)
 const reorged = contract(PaymentReorgedSchema)
+const replaced = contract(PaymentReplacedSchema)
 const activated = contract(PassActivatedSchema)
 const exhausted = contract(PassExhaustedSchema)
 const suspended = contract(PassSuspendedSchema)
 
-/** Tells the other services what the ledger says and what became of passes: each thing once over all replicas. */
-export async function announce(bus: Bus, book: LedgerBook): Promise<AsyncDisposable[]> {
+/**
+ * Tells the other services what the ledger says and what became of passes: each thing once over all replicas. A pass that a crash
+ * left unmade is made before it is announced.
+ */
+export async function announce(bus: Bus, book: LedgerBook, passes: Passes): Promise<AsyncDisposable[]> {
   const patient = { waitsForOutages: true }
   return [
     await bus.consume(
       'ledger-announcer',
       contract(EntryAppendedSchema),
-      (entry, delivery) => announceEntry(bus, book, entry, delivery),
+      (entry, delivery) => announceEntry({ bus, book, passes }, entry, delivery),
       patient,
     ),
     await bus.consumeBucket(
@@ -57,18 +64,18 @@ export async function announce(bus: Bus, book: LedgerBook): Promise<AsyncDisposa
 }
 
 async function announceEntry(
-  bus: Bus,
-  book: LedgerBook,
+  parts: { readonly bus: Bus; readonly book: LedgerBook; readonly passes: Passes },
   { entry }: EntryAppended,
   { sequence }: Delivery,
 ): Promise<Outcome> {
+  const { bus } = parts
   const id = `ledger:${sequence}`
   switch (entry.case) {
     case 'invoiceOpened': {
       const { invoiceId, clientId, plan, amountSats, payBy } = entry.value
       const message = create(InvoiceIssuedSchema, { invoiceId, clientId, plan, amountSats, ...(payBy && { payBy }) })
       await bus.publish(issued, message, { id })
-      return 'done'
+      return entry.value.passId === '' ? 'done' : await announcePass(parts, invoiceId, sequence)
     }
     case 'paymentSeen': {
       const { invoiceId, outpoint, amountSats } = entry.value
@@ -89,18 +96,39 @@ async function announceEntry(
       await bus.publish(reorged, create(PaymentReorgedSchema, message), { id })
       return 'done'
     }
-    case 'invoiceRedeemed': {
-      await book.reaches(sequence)
-      const invoice = book.ledger.invoice(entry.value.invoiceId)
-      if (invoice === undefined) return 'discard'
-      const { clientId, plan, quotaRequests } = invoice
-      const message = create(PassActivatedSchema, { passId: entry.value.passId, clientId, plan, quotaRequests })
-      await bus.publish(activated, message, { id })
+    case 'invoiceRedeemed':
+      return await announcePass(parts, entry.value.invoiceId, sequence)
+    case 'paymentReplaced': {
+      const { invoiceId, outpoint, replacedBy } = entry.value
+      if (invoiceId === '') return 'done'
+      const by = replacedBy.length === 0 ? {} : { replacedByHash: hashOf(replacedBy) }
+      const message = { invoiceId, txidHash: hashOf(outpoint?.txid), ...by }
+      await bus.publish(replaced, create(PaymentReplacedSchema, message), { id })
       return 'done'
     }
+    case 'moneyFound':
+    case 'addressesSkipped':
+    case 'creditAdjusted':
+    case 'passDrawn':
+      return 'done'
     default:
       return 'discard'
   }
+}
+
+async function announcePass(
+  { bus, book, passes }: { readonly bus: Bus; readonly book: LedgerBook; readonly passes: Passes },
+  invoiceId: string,
+  sequence: number,
+): Promise<Outcome> {
+  await book.reaches(sequence)
+  const invoice = book.ledger.invoice(invoiceId)
+  if (invoice?.redeemed === undefined) return 'discard'
+  if ((passEndsAtMs(invoice) ?? Number.POSITIVE_INFINITY) > Date.now()) await passes.ensure(invoice)
+  const { clientId, plan, quotaRequests, redeemed } = invoice
+  const message = create(PassActivatedSchema, { passId: redeemed.passId, clientId, plan, quotaRequests })
+  await bus.publish(activated, message, { id: `pass.activated:${redeemed.passId}` })
+  return 'done'
 }
 
 /** SHA-256 of the txid as its 64 lower-case hexadecimal digits: events never hold the txid itself. */

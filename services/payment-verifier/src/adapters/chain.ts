@@ -3,6 +3,7 @@ import { type AccountKey, ChainFollower, type NodeClient } from '@tollward/bitco
 import { AppError } from '@tollward/errors'
 import type { Logger } from 'pino'
 import { z } from 'zod'
+import { contested, uncoveredUses } from '../domain/credit.ts'
 import { nextChainFact, nextSeenFact } from '../domain/facts.ts'
 import { heightsOf, type Invoice, type View } from '../domain/invoice.ts'
 import type { Metrics } from '../metrics.ts'
@@ -46,12 +47,12 @@ export class Chain implements AsyncDisposable {
       handlers: {
         isWatched: (script) => book.ledger.invoiceOfScript(script) !== undefined,
         onChange: async (change) => {
-          await book.write((ledger, nowMs) => nextChainFact(change, ledger, nowMs))
+          await book.write((ledger, nowMs) => nextChainFact(change, ledger, () => undefined, nowMs))
           metrics.blocks.inc({ change: 'connected' }, change.connected.length)
           metrics.blocks.inc({ change: 'disconnected' }, change.disconnected.length)
           if (change.disconnected.length > 0) log.warn({ depth: change.disconnected.length }, 'chain reorganised')
         },
-        onMempool: (outputs) => book.write((ledger, nowMs) => nextSeenFact(outputs, ledger, nowMs)),
+        onMempool: (outputs) => book.write((ledger, nowMs) => nextSeenFact(outputs, ledger, () => undefined, nowMs)),
         onCaughtUp: () => this.#settlePasses(),
         onTrouble: (error) => {
           metrics.nodeTroubles.inc({ code: error.code })
@@ -79,9 +80,15 @@ export class Chain implements AsyncDisposable {
 
   /** What standingOf needs for these invoices. AppError `unavailable` if the node has to be asked and does not answer. */
   async view(invoices: Iterable<Invoice>): Promise<View> {
+    const { ledger } = this.#options.book
     const tipHeight = this.follower.tip?.height ?? 0
-    const heights = [...invoices].flatMap((invoice) => heightsOf(invoice, tipHeight))
-    return { nowMs: Date.now(), tipHeight, medianTimePastsMs: await this.follower.medianTimePasts(heights) }
+    const asked = [...invoices]
+    const lacking = new Set(asked.map(({ clientId }) => clientId)).intersection(ledger.creditTaken)
+    const all = [...asked, ...[...lacking].flatMap((clientId) => ledger.invoicesOf(clientId))]
+    const heights = all.flatMap((invoice) => heightsOf(invoice, tipHeight))
+    const medianTimePastsMs = await this.follower.medianTimePasts(heights)
+    const view = { nowMs: Date.now(), tipHeight, medianTimePastsMs, uncovered: new Set<string>() }
+    return { ...view, uncovered: new Set([...lacking].flatMap((clientId) => uncoveredUses(clientId, ledger, view))) }
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -91,10 +98,10 @@ export class Chain implements AsyncDisposable {
   /** Suspends passes whose payment was taken back, and restores those whose payment is as deep again as it has to be. */
   async #settlePasses(): Promise<void> {
     const { book, passes } = this.#options
-    const invoices = [...book.ledger.reorganised].flatMap((id) => book.ledger.invoice(id) ?? [])
+    const invoices = contested(book.ledger)
     if (invoices.length === 0) return
-    const view = await this.view([])
-    for (const invoice of invoices) await passes.settle(invoice, { ...view, tipHeight: this.follower.tip?.height ?? 0 })
+    const view = await this.view(invoices)
+    for (const invoice of invoices) await passes.settle(invoice, view)
   }
 
   /**

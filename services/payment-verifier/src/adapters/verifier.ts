@@ -5,6 +5,7 @@ import type { Implementation } from '@tollward/bus'
 import { InvoiceRedeemedSchema } from '@tollward/contracts/ledger'
 import { RedeemOutcome, type VerifierService } from '@tollward/contracts/payment'
 import { AppError } from '@tollward/errors'
+import { creditOf, moneyOf } from '../domain/credit.ts'
 import { type Invoice, standingOf, type View } from '../domain/invoice.ts'
 import type { Ledger } from '../domain/ledger.ts'
 import { passIdOf } from '../domain/pass.ts'
@@ -34,13 +35,15 @@ export interface VerifierOptions {
   readonly metrics: Metrics
   readonly network: Network
   readonly nodeSilentMaxMs: number
+  /** How long a lease lasts from when its holder was heard. */
+  readonly leaseLastsMs: number
 }
 
 type Response = Awaited<ReturnType<Implementation<typeof VerifierService>['redeem']>>
 
 /** What payment-verifier answers on the bus. */
 export function verifier(options: VerifierOptions): Implementation<typeof VerifierService> {
-  const { chain, conducts, passes, plans, publicUrl, metrics } = options
+  const { chain, conducts, passes, plans, publicUrl, metrics, leaseLastsMs } = options
   return {
     redeem: async ({ clientId, plan, txid }) => {
       const presentation = { clientId, plan, txid: txid.toLowerCase() }
@@ -55,24 +58,33 @@ export function verifier(options: VerifierOptions): Implementation<typeof Verifi
     },
     lease: async ({ passId, holder, wantedRequests }) => {
       if (passId === '' || holder === '') throw invalid('Say which pass, and who will spend the chunk.')
-      return { grantedRequests: await passes.lease(passId, wantedRequests) }
+      const { lease, unrecordedRequestsMax } = await passes.lease(passId, { holder, wantedRequests })
+      if (lease === undefined) return { grantedRequests: 0 }
+      const { leaseId, grantedRequests } = lease
+      return { grantedRequests: Number(grantedRequests), leaseId, lastsMs: leaseLastsMs, unrecordedRequestsMax }
     },
-    record: async ({ passId, holder, unusedRequests, recordId }) => {
-      if (passId === '' || holder === '' || recordId === '')
-        throw invalid('Say which pass, who gives back, and the record id.')
-      await passes.giveBack(passId, unusedRequests, recordId)
-      return {}
+    record: async ({ passId, holder, leaseId, servedRequests, ends }) => {
+      if (passId === '' || holder === '' || (leaseId === '' && !ends))
+        throw invalid('Say which pass, who holds the lease, and which lease unless it ends.')
+      const inForce = await passes.record(passId, { holder, leaseId, servedRequests, ends })
+      return { inForce, lastsMs: inForce ? leaseLastsMs : 0 }
     },
     quote: async ({ clientId, plan: name }) => {
       if (clientId === '' || name === '') throw invalid('Say which client asks, and for which plan.')
       const plan = plans.get(name)
       if (plan === undefined) return { isSold: false }
-      const { listSats, sats, cuts } = priceOf(
-        plan,
-        conducts.customer(clientId, chain.follower.tip?.height ?? 0, Date.now()),
-      )
-      const invoicesUrl = `${publicUrl}/invoices`
-      return { isSold: true, listPriceSats: listSats, priceSats: sats, discounts: [...cuts], invoicesUrl }
+      const { ledger } = options.book
+      const view = await chain.view(ledger.invoicesOf(clientId))
+      const { listSats, sats, cuts } = priceOf(plan, conducts.customer(clientId, view.tipHeight, view.nowMs))
+      const { balanceSats } = creditOf(clientId, ledger, view)
+      return {
+        isSold: true,
+        listPriceSats: listSats,
+        priceSats: sats,
+        discounts: [...cuts],
+        creditSats: balanceSats > 0n ? balanceSats : 0n,
+        invoicesUrl: `${publicUrl}/invoices`,
+      }
     },
     listInvoices: async ({ clientId, limit }) => {
       const { book, chain } = options
@@ -101,7 +113,7 @@ async function redeem(presentation: Presentation, options: VerifierOptions): Pro
   assertFollowed(chain, nodeSilentMaxMs)
   await book.write((ledger, nowMs) => {
     // After our own entry the decision is "pass", which is what ends the writing.
-    redemption = decideRedemption(presentation, ledger, view, (passId) => passes.use(passId))
+    redemption = decideRedemption(presentation, ledger, { ...view, nowMs }, (passId) => passes.use(passId))
     if (redemption.outcome !== 'redeem') return undefined
     const invoiceId = redemption.invoice.id
     const value = create(InvoiceRedeemedSchema, {
@@ -145,30 +157,39 @@ async function answerOf(redemption: Redemption, { passes, network }: VerifierOpt
 
 function shortfall({ invoice, standing }: Extract<Redemption, { outcome: 'insufficient' }>): string {
   const missing = invoice.amountSats - standing.receivedSats - standing.pendingSats
+  if (standing.state === 'replaced' && standing.open)
+    return 'Another transaction replaced this one, and nothing pays your invoice: pay it, and send the txid of that.'
   if (missing <= 0n)
-    return 'The payment came after the time of its invoice. It is on record: ask the operator about it.'
+    return 'The payment was not seen, confirmed or redeemed in time, and its invoice is closed. GET /credit says what you may spend of it.'
   if (!standing.open)
-    return `The payment is ${missing} sats short, and its invoice is closed. It is on record: ask the operator about it.`
+    return `The payment is ${missing} sats short, and its invoice is closed. GET /credit says what you may spend of it.`
   const until = new Date(invoice.payByMs).toISOString()
   return `The payment is ${missing} sats short: pay them to the same address before ${until}.`
 }
 
 function listed(invoice: Invoice, view: View, passes: Passes) {
   const use = invoice.redeemed === undefined ? 'usable' : passes.use(invoice.redeemed.passId)
-  const { state, receivedSats, confirmations } = standingOf(invoice, view, use)
+  const standing = standingOf(invoice, view, use)
+  const { redeemByMs, redeemed } = invoice
   return {
     invoiceId: invoice.id,
     clientId: invoice.clientId,
     plan: invoice.plan,
     amountSats: invoice.amountSats,
-    receivedSats,
+    receivedSats: standing.receivedSats,
     address: invoice.address,
-    state,
-    confirmations,
+    state: standing.state,
+    confirmations: standing.confirmations,
     confirmationsNeeded: invoice.confirmationsNeeded,
     openedAt: timestampFromMs(invoice.openedAtMs),
     payBy: timestampFromMs(invoice.payByMs),
     confirmBy: timestampFromMs(invoice.confirmByMs),
+    listPriceSats: invoice.listPriceSats,
+    discounts: [...invoice.cuts],
+    creditUsedSats: invoice.creditSats,
+    creditedSats: moneyOf(invoice, view, standing).creditedSats,
+    ...(redeemByMs === undefined ? {} : { redeemBy: timestampFromMs(redeemByMs) }),
+    passId: redeemed?.passId ?? '',
   }
 }
 

@@ -13,6 +13,7 @@ const payment = (change: Partial<Payment> = {}): Payment => ({
   amountSats: 10_000n,
   seenAtMs: OPENED_MS + 1,
   takenBack: false,
+  returns: 0,
   ...change,
 })
 const block = (height: number) => ({ hash: `block ${height}`, height })
@@ -23,6 +24,10 @@ function invoice(payments: Payment[] = [], change: Partial<Invoice> = {}): Invoi
     clientId: 'c',
     plan: 'p',
     amountSats: 10_000n,
+    listPriceSats: 10_000n,
+    cuts: [],
+    creditSats: 0n,
+    creditPolicy: { late: true, short: true, excess: true },
     confirmationsNeeded: 3,
     quotaRequests: 1000n,
     durationMs: HOUR_MS,
@@ -31,7 +36,9 @@ function invoice(payments: Payment[] = [], change: Partial<Invoice> = {}): Invoi
     openedAtMs: OPENED_MS,
     payByMs: PAY_BY_MS,
     confirmByMs: CONFIRM_BY_MS,
+    confirmByHeight: 0,
     idempotencyKey: '',
+    pageKey: '',
     payments: new Map(payments.map((each, index) => [`${each.txid}:${index}`, each])),
     reorganised: false,
     ...change,
@@ -44,11 +51,13 @@ function view(
   {
     nowMs = OPENED_MS,
     medianMs = OPENED_MS,
-  }: { nowMs?: number; medianMs?: number | ((height: number) => number) } = {},
+    uncovered = [],
+  }: { nowMs?: number; medianMs?: number | ((height: number) => number); uncovered?: string[] } = {},
 ): View {
   const median = typeof medianMs === 'number' ? () => medianMs : medianMs
   const heights = Array.from({ length: tipHeight + 1 }, (_, height) => height)
-  return { nowMs, tipHeight, medianTimePastsMs: new Map(heights.map((height) => [height, median(height)])) }
+  const medianTimePastsMs = new Map(heights.map((height) => [height, median(height)]))
+  return { nowMs, tipHeight, medianTimePastsMs, uncovered: new Set(uncovered) }
 }
 
 const state = (...args: Parameters<typeof standingOf>) => standingOf(...args).state
@@ -113,7 +122,7 @@ test('a payment that was taken back makes the invoice reorganised until it is in
 })
 
 test('a redeemed invoice stays so whatever the clocks say, until it is used up, over, or reorganised', () => {
-  const redeemed = { passId: 'x', atMs: OPENED_MS }
+  const redeemed = { passId: 'x', atMs: OPENED_MS, sequence: 9 }
   const paid = (change: Partial<Invoice> = {}) => invoice([payment({ block: block(5) })], { redeemed, ...change })
   const late = view(9, { medianMs: CONFIRM_BY_MS * 2 })
   assert.equal(state(paid(), late), 'redeemed')
@@ -124,4 +133,51 @@ test('a redeemed invoice stays so whatever the clocks say, until it is used up, 
   assert.equal(state(invoice([payment({ takenBack: true })], { redeemed, reorganised: true }), late), 'reorganised')
   assert.equal(state(invoice([payment({ block: block(8) })], { redeemed, reorganised: true }), late), 'reorganised')
   assert.equal(state(invoice([payment({ block: block(7) })], { redeemed, reorganised: true }), late), 'redeemed')
+})
+
+test('the height of the block with the last confirmation is in time too, whatever the clocks say', () => {
+  const slow = { medianMs: CONFIRM_BY_MS * 2 }
+  const at = (height: number) => invoice([payment({ block: block(5) })], { confirmByHeight: height })
+  assert.equal(state(at(7), view(9, slow)), 'paid')
+  assert.equal(state(at(6), view(9, slow)), 'paid-late')
+  assert.equal(state(invoice([payment()], { confirmByHeight: 12 }), view(9, slow)), 'seen')
+  assert.equal(state(invoice([payment()], { confirmByHeight: 11 }), view(9, slow)), 'expired')
+})
+
+test('a payment that cannot be confirmed in time any more is late before it is confirmed', () => {
+  const confirming = standingOf(invoice([payment({ block: block(9) })]), view(9, { medianMs: CONFIRM_BY_MS + 1 }))
+  assert.deepEqual([confirming.state, confirming.late, confirming.open], ['confirming', true, false])
+})
+
+test('a paid invoice that nobody redeems in time is closed, one that was redeemed is not', () => {
+  const paid = (change: Partial<Invoice> = {}) =>
+    invoice([payment({ block: block(5) })], { redeemByMs: 900, ...change })
+  assert.equal(state(paid(), view(9, { nowMs: 900 })), 'paid')
+  assert.equal(state(paid(), view(9, { nowMs: 901 })), 'expired')
+  assert.equal(standingOf(paid(), view(9, { nowMs: 901 })).closed, true)
+  const redeemed = { passId: 'x', atMs: OPENED_MS, sequence: 9 }
+  assert.equal(standingOf(paid({ redeemed }), view(9, { nowMs: 901 })).closed, false)
+})
+
+test('what was replaced does not count, and the invoice may be paid again until pay-by', () => {
+  const replaced = invoice([payment({ replacedBy: '' })])
+  assert.deepEqual([state(replaced, view(9)), standingOf(replaced, view(9)).open], ['replaced', true])
+  assert.equal(standingOf(replaced, view(9, { nowMs: PAY_BY_MS + 1 })).open, false)
+  assert.equal(standingOf(replaced, view(9)).pendingSats, 0n)
+  assert.equal(state(invoice([payment({ replacedBy: 'bb' }), payment()]), view(9)), 'seen')
+})
+
+test('an invoice whose use of credit is not covered gives and keeps no pass', () => {
+  const lacking = { uncovered: ['i'] }
+  const paid = invoice([payment({ block: block(5) })])
+  assert.equal(state(paid, view(9, lacking)), 'reorganised')
+  const redeemed = { ...paid, redeemed: { passId: 'x', atMs: OPENED_MS, sequence: 9 } }
+  assert.equal(state(redeemed, view(9, lacking)), 'reorganised')
+  assert.equal(state(redeemed, view(9)), 'redeemed')
+  assert.equal(state(invoice(), view(9, { ...lacking, nowMs: PAY_BY_MS + 1 })), 'expired')
+})
+
+test('an invoice that was over when its client used credit is never opened again', () => {
+  const paid = invoice([payment({ block: block(5) })], { closedAs: 'short' })
+  assert.deepEqual([state(paid, view(9)), standingOf(paid, view(9)).closed], ['expired', true])
 })

@@ -1,10 +1,12 @@
+import type { PriceCut } from './price.ts'
+
 /** Where a block stands; the hash is in hexadecimal as nodes show it. */
 export interface Place {
   readonly hash: string
   readonly height: number
 }
 
-/** Money on the way to an invoice: an output to its script. */
+/** Money on the way to an address of the account: an output to its script. */
 export interface Payment {
   readonly txid: string
   readonly vout: number
@@ -14,6 +16,20 @@ export interface Payment {
   readonly block?: Place
   /** A reorganisation took it out of its block, and no other has it yet. */
   readonly takenBack: boolean
+  /** The transaction that spends the same coins instead; empty: it only vanished; undefined: it stands. */
+  readonly replacedBy?: string
+  /** How often it came back after having been replaced, without being in a block. */
+  readonly returns: number
+}
+
+/** Which money of an invoice becomes its client's credit; the rest stays on record for the operator. */
+export interface CreditPolicy {
+  /** Seen or confirmed too late, or not redeemed in time. */
+  readonly late: boolean
+  /** Less than the amount. */
+  readonly short: boolean
+  /** More than the amount. */
+  readonly excess: boolean
 }
 
 /** An invoice as the ledger tells it. Price, quota and clocks are those of its plan at the time it was opened. */
@@ -21,7 +37,13 @@ export interface Invoice {
   readonly id: string
   readonly clientId: string
   readonly plan: string
+  /** To be paid to the address: the list price less cuts and credit; 0: credit covers it all. */
   readonly amountSats: bigint
+  readonly listPriceSats: bigint
+  readonly cuts: readonly PriceCut[]
+  /** Of the client's credit, what it uses unless it closes without a pass. */
+  readonly creditSats: bigint
+  readonly creditPolicy: CreditPolicy
   readonly confirmationsNeeded: number
   /** 0: without limit. */
   readonly quotaRequests: bigint
@@ -32,11 +54,23 @@ export interface Invoice {
   readonly openedAtMs: number
   readonly payByMs: number
   readonly confirmByMs: number
+  /** The last confirmation at or below this height is in time whatever the clocks say; 0: confirmByMs alone counts. */
+  readonly confirmByHeight: number
+  /** Undefined: a paid invoice may be redeemed for ever. */
+  readonly redeemByMs?: number
   readonly idempotencyKey: string
+  /** base64url; empty: it has no page. */
+  readonly pageKey: string
   readonly payments: ReadonlyMap<string, Payment>
-  readonly redeemed?: { readonly passId: string; readonly atMs: number }
+  /** The sequence is that of the ledger's entry. */
+  readonly redeemed?: { readonly passId: string; readonly atMs: number; readonly sequence: number }
   /** Since it was redeemed, a reorganisation moved or removed a payment. */
   readonly reorganised: boolean
+  /**
+   * It was over by the clock when its client used credit, short of money or paid and not redeemed. Its money may be in that use,
+   * so nothing opens it again.
+   */
+  readonly closedAs?: 'short' | 'unredeemed'
 }
 
 /** What the ledger does not say: the best chain as we follow it, and the time. */
@@ -45,9 +79,11 @@ export interface View {
   readonly tipHeight: number
   /** BIP-113, by height, at least for heightsOf(the invoice). */
   readonly medianTimePastsMs: ReadonlyMap<number, number>
+  /** Ids of invoices whose use of credit is not covered any more. */
+  readonly uncovered: ReadonlySet<string>
 }
 
-type InvoiceState =
+export type InvoiceState =
   | 'issued'
   | 'seen'
   | 'confirming'
@@ -56,6 +92,7 @@ type InvoiceState =
   | 'underpaid'
   | 'paid-late'
   | 'expired'
+  | 'replaced'
   | 'reorganised'
   | 'redeemed'
   | 'exhausted'
@@ -71,6 +108,8 @@ export interface Standing {
   readonly confirmations: number
   /** Whether paying, or waiting, still leads to a pass. */
   readonly open: boolean
+  /** Without a pass, and there will be none: the credit that it used is given back. */
+  readonly closed: boolean
   /** Everything is there, but some of it was seen or confirmed after its time. */
   readonly late: boolean
 }
@@ -95,21 +134,20 @@ export function passEndsAtMs({ redeemed, durationMs }: Invoice): number | undefi
 /** The state of an invoice: a function of the ledger, the best chain and the time, with nothing remembered. */
 export function standingOf(invoice: Invoice, view: View, pass: PassUse = 'usable'): Standing {
   const sums = sumsOf(invoice, view)
-  const state = stateOf(invoice, view, sums, pass)
-  const late = sums.all >= invoice.amountSats && sums.inTime < invoice.amountSats
-  const waiting = state === 'issued' || state === 'seen' || state === 'confirming' || state === 'reorganised'
-  const toppingUp = state === 'underpaid' && view.nowMs <= invoice.payByMs
+  const closed = isClosed(invoice, view, sums)
   return {
-    state,
+    state: stateOf(invoice, view, sums, pass, closed),
     receivedSats: sums.confirmed,
     pendingSats: sums.all - sums.confirmed,
     confirmations: confirmationsOf(invoice, view),
-    open: invoice.redeemed === undefined && !late && (waiting || toppingUp),
-    late,
+    open: invoice.redeemed === undefined && !closed && sums.settledInTime < invoice.amountSats,
+    closed,
+    late: sums.all >= invoice.amountSats && sums.inTime < invoice.amountSats,
   }
 }
 
-interface Sums {
+/** What the payments of an invoice add up to; those that were replaced do not count. */
+export interface Sums {
   readonly all: bigint
   readonly confirmed: bigint
   /** With as many confirmations as needed. */
@@ -119,49 +157,82 @@ interface Sums {
   readonly settledInTime: bigint
 }
 
-function sumsOf(invoice: Invoice, view: View): Sums {
+export function sumsOf(invoice: Invoice, view: View): Sums {
   const sums = { all: 0n, confirmed: 0n, settled: 0n, inTime: 0n, settledInTime: 0n }
   for (const payment of invoice.payments.values()) {
-    const settledAtMs = settledAtOf(invoice, payment, view)
-    const inTime = payment.seenAtMs <= invoice.payByMs && (settledAtMs ?? 0) <= invoice.confirmByMs
+    if (payment.replacedBy !== undefined) continue
+    const { settled, inTime } = timelinessOf(invoice, payment, view)
     sums.all += payment.amountSats
     if (payment.block !== undefined) sums.confirmed += payment.amountSats
-    if (settledAtMs !== undefined) sums.settled += payment.amountSats
+    if (settled) sums.settled += payment.amountSats
     if (inTime) sums.inTime += payment.amountSats
-    if (inTime && settledAtMs !== undefined) sums.settledInTime += payment.amountSats
+    if (inTime && settled) sums.settledInTime += payment.amountSats
   }
   return sums
 }
 
-/** Median time past of the block with the last confirmation that the payment needs; undefined before there is one. */
-function settledAtOf(invoice: Invoice, { block }: Payment, view: View): number | undefined {
-  if (block === undefined) return undefined
-  const height = block.height + invoice.confirmationsNeeded - 1
-  if (height > view.tipHeight) return undefined
+/** Whether a payment has all confirmations that it needs, and whether it is in time, or can still be. */
+function timelinessOf(invoice: Invoice, { block, seenAtMs }: Payment, view: View) {
+  const height = (block?.height ?? view.tipHeight + 1) + invoice.confirmationsNeeded - 1
+  const isDeep = block !== undefined && height <= view.tipHeight
   // Of redeemed invoices nobody asks any more how fast they were confirmed.
-  return invoice.redeemed === undefined ? view.medianTimePastsMs.get(height) : 0
+  if (invoice.redeemed !== undefined) return { settled: isDeep, inTime: true }
+  const settledAtMs = isDeep ? view.medianTimePastsMs.get(height) : undefined
+  const inTime = seenAtMs <= invoice.payByMs && isInTime(invoice, height, settledAtMs, view)
+  return { settled: settledAtMs !== undefined, inTime }
 }
 
-function stateOf(invoice: Invoice, view: View, sums: Sums, pass: PassUse): InvoiceState {
-  const { amountSats, redeemed, reorganised, payByMs, confirmByMs } = invoice
+/** No block to come can have a smaller median time past than the best one has. */
+function isInTime(
+  { confirmByMs, confirmByHeight }: Invoice,
+  height: number,
+  settledAtMs: number | undefined,
+  { medianTimePastsMs, tipHeight }: View,
+): boolean {
+  return (settledAtMs ?? medianTimePastsMs.get(tipHeight) ?? 0) <= confirmByMs || height <= confirmByHeight
+}
+
+function isClosed(invoice: Invoice, view: View, sums: Sums): boolean {
+  const { redeemed, closedAs, amountSats, payByMs, redeemByMs, confirmationsNeeded } = invoice
+  if (redeemed !== undefined) return false
+  if (closedAs !== undefined) return true
+  if (sums.settledInTime >= amountSats) return redeemByMs !== undefined && view.nowMs > redeemByMs
+  if (sums.inTime >= amountSats) return false
+  const canStillBePaid = isInTime(invoice, view.tipHeight + confirmationsNeeded, undefined, view)
+  return view.nowMs > payByMs || !canStillBePaid
+}
+
+function stateOf(invoice: Invoice, view: View, sums: Sums, pass: PassUse, closed: boolean): InvoiceState {
+  const { amountSats, redeemed, reorganised } = invoice
+  const covered = !view.uncovered.has(invoice.id)
   if (redeemed !== undefined) {
-    if (reorganised && sums.settled < amountSats) return 'reorganised'
+    if (!covered || (reorganised && sums.settled < amountSats)) return 'reorganised'
     const isOver = (passEndsAtMs(invoice) ?? Number.POSITIVE_INFINITY) <= view.nowMs
     return isOver || pass === 'used-up' ? 'exhausted' : 'redeemed'
   }
-  if (sums.settledInTime >= amountSats) return sums.all > amountSats ? 'overpaid' : 'paid'
+  if (!closed && !covered) return 'reorganised'
+  if (sums.settledInTime >= amountSats) {
+    if (closed) return 'expired'
+    return sums.all > amountSats ? 'overpaid' : 'paid'
+  }
   if (sums.settled >= amountSats) return 'paid-late'
-  const takenBack = [...invoice.payments.values()].some((payment) => payment.takenBack)
-  if (takenBack && sums.confirmed < amountSats) return 'reorganised'
-  if (sums.all === 0n) return view.nowMs > payByMs ? 'expired' : 'issued'
+  return unsettledStateOf(invoice, view, sums, closed)
+}
+
+function unsettledStateOf(invoice: Invoice, view: View, sums: Sums, closed: boolean): InvoiceState {
+  const { amountSats, payments, confirmationsNeeded } = invoice
+  const standing = [...payments.values()].filter(({ replacedBy }) => replacedBy === undefined)
+  if (standing.some(({ takenBack }) => takenBack) && sums.confirmed < amountSats) return 'reorganised'
+  if (standing.length === 0 && payments.size > 0) return 'replaced'
+  if (sums.all === 0n) return closed ? 'expired' : 'issued'
   if (sums.all < amountSats) return 'underpaid'
   if (sums.confirmed >= amountSats) return 'confirming'
-  // No block to come can have a smaller median time past than the best one has.
-  return (view.medianTimePastsMs.get(view.tipHeight) ?? 0) > confirmByMs ? 'expired' : 'seen'
+  return isInTime(invoice, view.tipHeight + confirmationsNeeded, undefined, view) ? 'seen' : 'expired'
 }
 
 function confirmationsOf(invoice: Invoice, view: View): number {
   const counts = [...invoice.payments.values()]
+    .filter(({ replacedBy }) => replacedBy === undefined)
     .map(({ block, amountSats }) => ({
       count: block === undefined ? 0 : view.tipHeight - block.height + 1,
       amountSats,

@@ -8,6 +8,7 @@ import { entryOf, nextChainFact, nextSeenFact } from './facts.ts'
 import { standingOf } from './invoice.ts'
 import { Ledger } from './ledger.ts'
 import { mustWait, openedFact } from './opening.ts'
+import { priceOf } from './price.ts'
 
 const NOW_MS = 1_700_000_000_000
 const plan = PlanSchema.parse({
@@ -25,15 +26,17 @@ function append(ledger: Ledger, fact: ReturnType<typeof nextChainFact>): void {
 
 function open(ledger: Ledger, id: string, clientId = 'c'): string {
   const index = ledger.nextAddressIndex
-  const order = { invoiceId: id, clientId, plan, idempotencyKey: '' }
-  append(ledger, openedFact(order, { index, address: `address ${index}`, script: Buffer.from([index]) }, tip, NOW_MS))
+  const order = { invoiceId: id, clientId, plan, idempotencyKey: '', pageKey: new Uint8Array() }
+  const terms = { price: priceOf(plan, { score: 0, ageMs: 0, paidSats: 0n }), creditSats: 0n }
+  const at = { index, address: `address ${index}`, script: Buffer.from([index]) }
+  append(ledger, openedFact(order, terms, at, tip, NOW_MS))
   return Buffer.from([index]).toString('hex')
 }
 
 /** Writes all facts of a change; how many there were. */
 function record(ledger: Ledger, change: ChainChange): number {
   for (let count = 0; ; count += 1) {
-    const fact = nextChainFact(change, ledger, NOW_MS)
+    const fact = nextChainFact(change, ledger, () => undefined, NOW_MS)
     if (fact === undefined) return count
     append(ledger, fact)
   }
@@ -76,7 +79,12 @@ test('through any reorganisations the ledger holds exactly what the best chain p
         for (const [index, id] of ['a', 'b', 'c'].entries()) {
           const invoice = ledger.invoice(id)
           assert.ok(invoice)
-          const view = { nowMs: NOW_MS, tipHeight: chain.length, medianTimePastsMs: new Map() }
+          const view = {
+            nowMs: NOW_MS,
+            tipHeight: chain.length,
+            medianTimePastsMs: new Map(),
+            uncovered: new Set<string>(),
+          }
           const outputs = chain.flatMap((block) => block.outputs).filter(({ script }) => script === scripts[index])
           assert.equal(
             standingOf(invoice, view).receivedSats,
@@ -93,7 +101,11 @@ test('one transaction may pay several invoices, and one invoice several times', 
   const [first = '', second = ''] = [open(ledger, 'a'), open(ledger, 'b')]
   const txid = hash('tx')
   const outputs = [first, second, first].map((script, vout) => ({ txid, vout, amountSats: 10n, script }))
-  for (let fact = nextSeenFact(outputs, ledger, NOW_MS); fact; fact = nextSeenFact(outputs, ledger, NOW_MS))
+  for (
+    let fact = nextSeenFact(outputs, ledger, () => undefined, NOW_MS);
+    fact;
+    fact = nextSeenFact(outputs, ledger, () => undefined, NOW_MS)
+  )
     append(ledger, fact)
   assert.deepEqual(
     ledger.invoicesPaidBy(txid).map(({ id, payments }) => [id, payments.size]),
@@ -107,7 +119,7 @@ test('one transaction may pay several invoices, and one invoice several times', 
 test('an entry that is repeated, or speaks of nothing known, changes nothing but the sequence', () => {
   const ledger = new Ledger()
   const script = open(ledger, 'a')
-  const fact = nextSeenFact([{ txid: hash('tx'), vout: 0, amountSats: 5n, script }], ledger, NOW_MS)
+  const fact = nextSeenFact([{ txid: hash('tx'), vout: 0, amountSats: 5n, script }], ledger, () => undefined, NOW_MS)
   append(ledger, fact)
   const before = ledger.invoice('a')
   append(ledger, fact)

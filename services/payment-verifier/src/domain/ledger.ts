@@ -1,16 +1,57 @@
 import { timestampMs } from '@bufbuild/protobuf/wkt'
 import { showHash } from '@tollward/bitcoin'
-import type { EntryAppended, InvoiceOpened, Outpoint } from '@tollward/contracts/ledger'
+import type {
+  CreditAdjusted,
+  EntryAppended,
+  InvoiceOpened,
+  MoneyFound,
+  Outpoint,
+  PaymentConfirmed,
+  PaymentSeen,
+} from '@tollward/contracts/ledger'
 import type { Invoice, Payment, Place } from './invoice.ts'
+import type { PriceCut } from './price.ts'
 
-/** Reorganisations that go deeper than this are not looked for after an absence. */
-const FINALITY_BLOCKS = 100
+/**
+ * Reorganisations that go deeper than this are not looked for after an absence, and take nothing back that was bought: no chain
+ * with work behind it has had one, and coinbase outputs are spendable at that depth (consensus).
+ */
+export const FINALITY_BLOCKS = 100
 
-/** The invoice that an entry is about, if the entry changed anything. */
+/** What an entry is about, if it changed anything. */
 export interface Applied {
   readonly invoiceId?: string
   readonly opened?: { readonly tipHeight: number }
 }
+
+/** Money at an address of the account that no invoice has. */
+export interface FoundMoney {
+  readonly addressIndex: number
+  readonly payment: Payment
+  /** Whose credit an operator made it; undefined: nobody's. */
+  readonly clientId?: string
+}
+
+/** Credit that an operator gave or took. */
+export interface Adjustment {
+  readonly id: string
+  readonly clientId: string
+  readonly amountSats: bigint
+  readonly reason: string
+  readonly operator: string
+  readonly atMs: number
+  /** Key of the found money that it is for. */
+  readonly outpoint?: string
+}
+
+/** Money in a block; the invoice is undefined for found money. */
+export interface PaymentInBlock {
+  readonly invoice: Invoice | undefined
+  readonly payment: Payment
+}
+
+const NO_PAYMENTS: ReadonlyMap<string, Payment> = new Map()
+const NO_CUTS: readonly PriceCut[] = []
 
 /** Everything that the ledger says, computed entry by entry. An entry that says what is known already changes nothing. */
 export class Ledger {
@@ -18,12 +59,21 @@ export class Ledger {
   #sequence = 0
   readonly #invoices = new Map<string, Invoice>()
   readonly #byScript = new Map<string, string>()
+  readonly #byPageKey = new Map<string, string>()
   readonly #byClient = new Map<string, string[]>()
   readonly #byTxid = new Map<string, Set<string>>()
   readonly #byBlock = new Map<string, { readonly place: Place; readonly outpoints: Set<string> }>()
+  /** Invoice id by outpoint, in the order in which the payments were first written of. */
+  readonly #byOutpoint = new Map<string, string>()
+  readonly #found = new Map<string, FoundMoney>()
+  readonly #adjustments = new Map<string, Adjustment>()
+  readonly #adjustmentsOf = new Map<string, Adjustment[]>()
+  readonly #drawn = new Map<string, bigint>()
   readonly #reorganised = new Set<string>()
+  readonly #creditTaken = new Set<string>()
   #nextAddressIndex = 0
   #openedAt: Place | undefined
+  #firstOpenedHeight: number | undefined
   #unknownEntries = 0
 
   get sequence(): number {
@@ -35,7 +85,7 @@ export class Ledger {
     return this.#unknownEntries
   }
 
-  /** One more than the highest that was ever given out. */
+  /** One more than the highest that was ever given out, found with money, or passed over. */
   get nextAddressIndex(): number {
     return this.#nextAddressIndex
   }
@@ -44,9 +94,19 @@ export class Ledger {
     return this.#invoices.size
   }
 
+  /** Height of the best block when the first invoice was opened; undefined before there is one. */
+  get firstOpenedHeight(): number | undefined {
+    return this.#firstOpenedHeight
+  }
+
   /** Redeemed invoices whose payments a reorganisation has touched. */
   get reorganised(): ReadonlySet<string> {
     return this.#reorganised
+  }
+
+  /** Clients of whose money a reorganisation moved or removed some, or from whom an operator took credit. */
+  get creditTaken(): ReadonlySet<string> {
+    return this.#creditTaken
   }
 
   invoice(id: string): Invoice | undefined {
@@ -55,8 +115,12 @@ export class Ledger {
 
   /** The invoice whose output script, in hexadecimal, this is. */
   invoiceOfScript(script: string): Invoice | undefined {
-    const id = this.#byScript.get(script)
-    return id === undefined ? undefined : this.#invoices.get(id)
+    return this.#of(this.#byScript.get(script))
+  }
+
+  /** The invoice whose page for people has this key, in base64url. */
+  invoiceOfPageKey(pageKey: string): Invoice | undefined {
+    return this.#of(this.#byPageKey.get(pageKey))
   }
 
   /** A client's invoices, oldest first. */
@@ -69,19 +133,62 @@ export class Ledger {
     return this.#invoices.values()
   }
 
+  /** Every client that has an invoice or whose credit an operator changed. */
+  clients(): ReadonlySet<string> {
+    return new Set([...this.#byClient.keys(), ...this.#adjustmentsOf.keys()])
+  }
+
   /** Invoices that a transaction pays, whoever they belong to. */
   invoicesPaidBy(txid: string): Invoice[] {
     return this.#all(this.#byTxid.get(txid) ?? [])
   }
 
-  /** Outpoints of the payments in a block, by invoice id. */
-  paymentsIn(blockHash: string): { readonly invoice: Invoice; readonly payment: Payment }[] {
-    return [...(this.#byBlock.get(blockHash)?.outpoints ?? [])].flatMap((outpoint) => {
-      const invoice = this.#all(this.#byTxid.get(outpoint.slice(0, outpoint.indexOf(':'))) ?? []).find((candidate) =>
-        candidate.payments.has(outpoint),
-      )
+  /** Every payment to an invoice, those seen first coming first. */
+  *payments(): Iterable<{ readonly invoice: Invoice; readonly payment: Payment }> {
+    for (const [outpoint, id] of this.#byOutpoint) {
+      const invoice = this.#invoices.get(id)
       const payment = invoice?.payments.get(outpoint)
-      return invoice === undefined || payment === undefined ? [] : [{ invoice, payment }]
+      if (invoice !== undefined && payment !== undefined) yield { invoice, payment }
+    }
+  }
+
+  /** What a transaction pays, to invoices and to addresses that no invoice has; for those the invoice id is empty. */
+  *paymentsOf(txid: string): Iterable<{ readonly invoiceId: string; readonly payment: Payment }> {
+    for (const { id, payments } of this.invoicesPaidBy(txid))
+      for (const payment of payments.values()) if (payment.txid === txid) yield { invoiceId: id, payment }
+    for (const { payment } of this.#found.values()) if (payment.txid === txid) yield { invoiceId: '', payment }
+  }
+
+  /** Money at addresses of the account that no invoice has, those found first coming first. */
+  foundMoney(): Iterable<FoundMoney> {
+    return this.#found.values()
+  }
+
+  /** Found money by its outpoint's key. */
+  found(outpoint: string): FoundMoney | undefined {
+    return this.#found.get(outpoint)
+  }
+
+  adjustment(id: string): Adjustment | undefined {
+    return this.#adjustments.get(id)
+  }
+
+  /** What operators did to a client's credit, oldest first. */
+  adjustmentsOf(clientId: string): readonly Adjustment[] {
+    return this.#adjustmentsOf.get(clientId) ?? []
+  }
+
+  /** How much of a pass's quota was handed out at the most. */
+  drawnOf(passId: string): bigint {
+    return this.#drawn.get(passId) ?? 0n
+  }
+
+  /** The money in a block, whether it pays an invoice or was found. */
+  paymentsIn(blockHash: string): PaymentInBlock[] {
+    return [...(this.#byBlock.get(blockHash)?.outpoints ?? [])].flatMap((outpoint) => {
+      const invoice = this.#of(this.#byOutpoint.get(outpoint))
+      const payment = invoice?.payments.get(outpoint) ?? this.#found.get(outpoint)?.payment
+      return payment === undefined ? [] : [{ invoice, payment }]
     })
   }
 
@@ -91,7 +198,7 @@ export class Ledger {
    */
   knownBlocks(): Place[] {
     const paid = [...this.#byBlock.values()].map(({ place }) => place)
-    const highest = Math.max(this.#openedAt?.height ?? 0, ...paid.map(({ height }) => height))
+    const highest = paid.reduce((most, { height }) => Math.max(most, height), this.#openedAt?.height ?? 0)
     const known = new Map(
       paid.filter(({ height }) => height > highest - FINALITY_BLOCKS).map((place) => [place.hash, place]),
     )
@@ -100,38 +207,45 @@ export class Ledger {
   }
 
   /** Takes the next entry of the stream in. */
-  apply({ entry }: EntryAppended, sequence: number): Applied {
+  apply({ entry, appendedAt }: EntryAppended, sequence: number): Applied {
     this.#sequence = sequence
     switch (entry.case) {
       case 'invoiceOpened':
         return this.#open(entry.value)
-      case 'paymentSeen': {
-        const { invoiceId, outpoint, amountSats, seenAt } = entry.value
-        return this.#pay(
-          invoiceId,
-          outpoint,
-          (known, at) => known ?? { ...at, amountSats, seenAtMs: timestampOf(seenAt), takenBack: false },
-        )
-      }
-      case 'paymentConfirmed': {
-        const { invoiceId, outpoint, amountSats, blockHash, blockHeight: height, medianTimePast } = entry.value
-        const first = { amountSats, seenAtMs: timestampOf(medianTimePast) }
-        const block = { hash: showHash(blockHash), height }
-        return this.#pay(invoiceId, outpoint, (known, at) => ({ ...at, ...first, ...known, block, takenBack: false }))
-      }
+      case 'paymentSeen':
+        return this.#see(entry.value)
+      case 'paymentConfirmed':
+        return this.#confirm(entry.value)
       case 'paymentUnconfirmed': {
         const { invoiceId, outpoint, blockHash } = entry.value
         const hash = showHash(blockHash)
         return this.#pay(invoiceId, outpoint, (known) => (known?.block?.hash === hash ? takenBack(known) : known))
+      }
+      case 'paymentReplaced': {
+        const { invoiceId, outpoint, replacedBy: by } = entry.value
+        const replacedBy = by.length === 0 ? '' : showHash(by)
+        return this.#pay(invoiceId, outpoint, (known) => known && (known.block ? known : { ...known, replacedBy }))
       }
       case 'invoiceRedeemed': {
         const { invoiceId, passId, redeemedAt } = entry.value
         const invoice = this.#invoices.get(invoiceId)
         if (invoice === undefined) return this.#unknown()
         if (invoice.redeemed !== undefined) return {}
-        this.#invoices.set(invoiceId, { ...invoice, redeemed: { passId, atMs: timestampOf(redeemedAt) } })
+        this.#invoices.set(invoiceId, { ...invoice, redeemed: { passId, atMs: timestampOf(redeemedAt), sequence } })
         return { invoiceId }
       }
+      case 'passDrawn': {
+        const { passId, invoiceId, drawnRequests } = entry.value
+        if (drawnRequests > this.drawnOf(passId)) this.#drawn.set(passId, drawnRequests)
+        return { invoiceId }
+      }
+      case 'moneyFound':
+        return this.#find(entry.value, timestampOf(appendedAt))
+      case 'addressesSkipped':
+        this.#nextAddressIndex = Math.max(this.#nextAddressIndex, entry.value.nextIndex)
+        return {}
+      case 'creditAdjusted':
+        return this.#adjust(entry.value, timestampOf(appendedAt))
       default:
         return this.#unknown()
     }
@@ -146,14 +260,47 @@ export class Ledger {
   #open(opened: InvoiceOpened): Applied {
     if (this.#invoices.has(opened.invoiceId)) return {}
     const { invoiceId: id, clientId, tipHeight } = opened
-    this.#invoices.set(id, invoiceOf(opened))
+    const invoice = invoiceOf(opened, this.#sequence)
+    if (invoice.creditSats > 0n) this.#closeOver(clientId, invoice.openedAtMs)
+    this.#invoices.set(id, invoice)
     this.#byScript.set(Buffer.from(opened.script).toString('hex'), id)
+    if (invoice.pageKey !== '') this.#byPageKey.set(invoice.pageKey, id)
     this.#byClient.set(clientId, this.#byClient.get(clientId) ?? [])
     this.#byClient.get(clientId)?.push(id)
     this.#nextAddressIndex = Math.max(this.#nextAddressIndex, opened.addressIndex + 1)
+    this.#firstOpenedHeight ??= tipHeight
     if (tipHeight >= (this.#openedAt?.height ?? 0))
       this.#openedAt = { hash: showHash(opened.tipHash), height: tipHeight }
     return { invoiceId: id, opened: { tipHeight } }
+  }
+
+  /** Closes for good what is over by the clock when credit is used, because that credit may be its money. */
+  #closeOver(clientId: string, nowMs: number): void {
+    for (const invoice of this.invoicesOf(clientId)) {
+      if (invoice.redeemed !== undefined || invoice.closedAs !== undefined) continue
+      const closedAs = overAs(invoice, nowMs)
+      if (closedAs !== undefined) this.#invoices.set(invoice.id, { ...invoice, closedAs })
+    }
+  }
+
+  #see({ invoiceId, outpoint, amountSats, seenAt }: PaymentSeen): Applied {
+    return this.#pay(invoiceId, outpoint, (known, at) => {
+      if (known?.replacedBy === undefined)
+        return known ?? { ...at, amountSats, seenAtMs: timestampOf(seenAt), takenBack: false, returns: 0 }
+      return { ...standingAgain(known), returns: known.returns + 1 }
+    })
+  }
+
+  #confirm({ invoiceId, outpoint, amountSats, blockHash, blockHeight, medianTimePast }: PaymentConfirmed): Applied {
+    const first = { amountSats, seenAtMs: timestampOf(medianTimePast), returns: 0 }
+    const block = { hash: showHash(blockHash), height: blockHeight }
+    return this.#pay(invoiceId, outpoint, (known, at) => ({
+      ...at,
+      ...first,
+      ...(known && standingAgain(known)),
+      block,
+      takenBack: false,
+    }))
   }
 
   #pay(
@@ -161,20 +308,66 @@ export class Ledger {
     outpoint: Outpoint | undefined,
     next: (known: Payment | undefined, at: { txid: string; vout: number }) => Payment | undefined,
   ): Applied {
-    const invoice = this.#invoices.get(invoiceId)
-    if (invoice === undefined || outpoint === undefined) return this.#unknown()
+    if (outpoint === undefined) return this.#unknown()
     const at = { txid: showHash(outpoint.txid), vout: outpoint.vout }
     const key = outpointKey(at)
+    if (invoiceId === '') return this.#refind(key, (known) => next(known, at))
+    const invoice = this.#invoices.get(invoiceId)
+    if (invoice === undefined) return this.#unknown()
     const before = invoice.payments.get(key)
     const payment = next(before, at)
     if (payment === undefined || payment === before || isSame(payment, before)) return {}
-    const moved = invoice.redeemed !== undefined && before?.block !== undefined
+    const isMoved = before?.block !== undefined
+    const moved = invoice.redeemed !== undefined && isMoved
     const payments = new Map(invoice.payments).set(key, payment)
     this.#invoices.set(invoiceId, { ...invoice, payments, reorganised: invoice.reorganised || moved })
     if (moved) this.#reorganised.add(invoiceId)
+    if (isMoved) this.#creditTaken.add(invoice.clientId)
     this.#byTxid.set(at.txid, (this.#byTxid.get(at.txid) ?? new Set()).add(invoiceId))
+    this.#byOutpoint.set(key, invoiceId)
     this.#move(key, before?.block, payment.block)
     return { invoiceId }
+  }
+
+  #find({ addressIndex, outpoint, amountSats, blockHash, blockHeight }: MoneyFound, foundAtMs: number): Applied {
+    if (outpoint === undefined) return this.#unknown()
+    this.#nextAddressIndex = Math.max(this.#nextAddressIndex, addressIndex + 1)
+    const at = { txid: showHash(outpoint.txid), vout: outpoint.vout }
+    const key = outpointKey(at)
+    const block = blockHash.length === 0 ? {} : { block: { hash: showHash(blockHash), height: blockHeight } }
+    if (!this.#found.has(key)) {
+      const payment = { ...at, amountSats, seenAtMs: foundAtMs, takenBack: false, returns: 0, ...block }
+      this.#found.set(key, { addressIndex, payment })
+      this.#move(key, undefined, payment.block)
+      return {}
+    }
+    return this.#refind(key, (known) => known && { ...standingAgain(known), ...block, takenBack: false })
+  }
+
+  /** Changes what is known of found money. */
+  #refind(key: string, next: (known: Payment | undefined) => Payment | undefined): Applied {
+    const found = this.#found.get(key)
+    if (found === undefined) return this.#unknown()
+    const payment = next(found.payment)
+    if (payment === undefined || isSame(payment, found.payment)) return {}
+    this.#found.set(key, { ...found, payment })
+    if (found.clientId !== undefined) this.#creditTaken.add(found.clientId)
+    this.#move(key, found.payment.block, payment.block)
+    return {}
+  }
+
+  #adjust(adjusted: CreditAdjusted, atMs: number): Applied {
+    const { adjustmentId: id, clientId, amountSats, reason, operator, outpoint } = adjusted
+    if (this.#adjustments.has(id)) return {}
+    const key = outpoint && outpointKey({ txid: showHash(outpoint.txid), vout: outpoint.vout })
+    const of = key === undefined ? {} : { outpoint: key }
+    const adjustment = { id, clientId, amountSats, reason, operator, atMs, ...of }
+    this.#adjustments.set(id, adjustment)
+    this.#adjustmentsOf.set(clientId, [...this.adjustmentsOf(clientId), adjustment])
+    const found = key === undefined ? undefined : this.#found.get(key)
+    if (key !== undefined && found !== undefined) this.#found.set(key, { ...found, clientId })
+    if (amountSats < 0n) this.#creditTaken.add(clientId)
+    return {}
   }
 
   #move(outpoint: string, from: Place | undefined, to: Place | undefined): void {
@@ -187,6 +380,10 @@ export class Ledger {
     const joined = this.#byBlock.get(to.hash) ?? { place: to, outpoints: new Set<string>() }
     joined.outpoints.add(outpoint)
     this.#byBlock.set(to.hash, joined)
+  }
+
+  #of(id: string | undefined): Invoice | undefined {
+    return id === undefined ? undefined : this.#invoices.get(id)
   }
 
   #all(ids: Iterable<string>): Invoice[] {
@@ -204,32 +401,60 @@ export function outpointKey({ txid, vout }: { readonly txid: string; readonly vo
   return `${txid}:${vout}`
 }
 
-function invoiceOf(opened: InvoiceOpened): Invoice {
+function invoiceOf(opened: InvoiceOpened, sequence: number): Invoice {
+  const openedAtMs = timestampOf(opened.openedAt)
+  const { creditPolicy: policy } = opened
   return {
     id: opened.invoiceId,
     clientId: opened.clientId,
     plan: opened.plan,
     amountSats: opened.amountSats,
+    listPriceSats: opened.listPriceSats === 0n ? opened.amountSats : opened.listPriceSats,
+    cuts: opened.discounts.length === 0 ? NO_CUTS : opened.discounts.map(cutOf),
+    creditSats: opened.creditSats,
+    creditPolicy: { late: policy?.late ?? false, short: policy?.short ?? false, excess: policy?.excess ?? false },
     confirmationsNeeded: opened.confirmations,
     quotaRequests: opened.quotaRequests,
     durationMs: Number(opened.durationSeconds) * 1000,
     addressIndex: opened.addressIndex,
     address: opened.address,
-    openedAtMs: timestampOf(opened.openedAt),
+    openedAtMs,
     payByMs: timestampOf(opened.payBy),
     confirmByMs: timestampOf(opened.confirmBy),
+    confirmByHeight: opened.confirmByHeight,
+    ...(opened.redeemBy === undefined ? {} : { redeemByMs: timestampOf(opened.redeemBy) }),
     idempotencyKey: opened.idempotencyKey,
-    payments: new Map(),
+    pageKey: Buffer.from(opened.pageKey).toString('base64url'),
+    payments: NO_PAYMENTS,
+    ...(opened.passId === '' ? {} : { redeemed: { passId: opened.passId, atMs: openedAtMs, sequence } }),
     reorganised: false,
   }
+}
+
+function cutOf({ kind, basisPoints, amountSats, score }: InvoiceOpened['discounts'][number]): PriceCut {
+  return { kind: kind === 'conduct' ? 'conduct' : 'bitcoin', basisPoints, amountSats, score }
+}
+
+/** How an invoice that nobody redeemed is over by the clock, as far as the ledger alone tells; undefined: it is not. */
+function overAs({ payments, payByMs, redeemByMs, amountSats }: Invoice, nowMs: number): Invoice['closedAs'] {
+  let inTime = 0n
+  for (const { seenAtMs, replacedBy, amountSats: paidSats } of payments.values())
+    if (seenAtMs <= payByMs && replacedBy === undefined) inTime += paidSats
+  if (inTime < amountSats) return nowMs > payByMs ? 'short' : undefined
+  return redeemByMs !== undefined && nowMs > redeemByMs ? 'unredeemed' : undefined
 }
 
 function takenBack({ block: _block, ...payment }: Payment): Payment {
   return { ...payment, takenBack: true }
 }
 
+function standingAgain({ replacedBy: _replacedBy, ...payment }: Payment): Payment {
+  return payment
+}
+
 function isSame(one: Payment, other: Payment | undefined): boolean {
-  return other !== undefined && one.block?.hash === other.block?.hash && one.takenBack === other.takenBack
+  if (other === undefined || one.block?.hash !== other.block?.hash) return false
+  return one.takenBack === other.takenBack && one.replacedBy === other.replacedBy
 }
 
 function timestampOf(timestamp: Parameters<typeof timestampMs>[0] | undefined): number {

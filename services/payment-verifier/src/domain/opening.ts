@@ -1,13 +1,14 @@
 import { create } from '@bufbuild/protobuf'
 import { timestampFromMs } from '@bufbuild/protobuf/wkt'
 import { type AccountAddress, hashBytes } from '@tollward/bitcoin'
-import { InvoiceOpenedSchema } from '@tollward/contracts/ledger'
+import { CreditPolicySchema, DiscountSchema, InvoiceOpenedSchema } from '@tollward/contracts/ledger'
 import { durationMs, type Plan } from '@tollward/documents'
 import { AppError } from '@tollward/errors'
 import type { Fact } from './facts.ts'
 import type { Invoice, Place } from './invoice.ts'
 import type { Ledger } from './ledger.ts'
-import { confirmationsFor } from './price.ts'
+import { passIdOf } from './pass.ts'
+import { confirmationsFor, type Price } from './price.ts'
 
 /** What a client asks for. */
 export interface Order {
@@ -16,6 +17,15 @@ export interface Order {
   readonly plan: Plan
   /** Empty: every order is a new one. */
   readonly idempotencyKey: string
+  /** Random: whoever has it may look at the invoice. */
+  readonly pageKey: Uint8Array
+}
+
+/** What an order comes to. */
+export interface Terms {
+  readonly price: Price
+  /** Of the client's credit, what the invoice uses; see creditFor. */
+  readonly creditSats: bigint
 }
 
 /** How many invoices one client may have and open: each one takes an address for ever. */
@@ -28,7 +38,7 @@ const MINUTE_MS = 60_000
 
 /** The invoice that the same order opened before. AppError `conflict` if its key was used for another plan. */
 export function invoiceOfOrder(
-  { invoiceId, clientId, plan, idempotencyKey }: Order,
+  { invoiceId, clientId, plan, idempotencyKey }: Omit<Order, 'pageKey'>,
   ledger: Ledger,
 ): Invoice | undefined {
   const opened = ledger.invoice(invoiceId)
@@ -59,15 +69,23 @@ export function mustWait(clientId: string, ledger: Ledger, limits: OrderLimits, 
   return { reason: 'open-invoices', retryAfterSeconds: secondsUntil(Math.min(...open.map(closesAtMs)), nowMs) }
 }
 
-/** The ledger's line for a new invoice at this address, given while this was the best block. */
-export function openedFact(order: Order, at: AccountAddress, tip: Place, nowMs: number): Fact {
+/**
+ * The ledger's line for a new invoice at this address, given while this was the best block. One that credit covers is redeemed by
+ * the same line.
+ */
+export function openedFact(order: Order, terms: Terms, at: AccountAddress, tip: Place, nowMs: number): Fact {
   const { metadata, spec } = order.plan
+  const { price, creditSats } = terms
+  const amountSats = price.sats - creditSats
   const value = create(InvoiceOpenedSchema, {
     invoiceId: order.invoiceId,
     clientId: order.clientId,
     plan: metadata.name,
-    amountSats: BigInt(spec.priceSats),
-    confirmations: confirmationsFor(order.plan, BigInt(spec.priceSats)),
+    listPriceSats: price.listSats,
+    discounts: price.cuts.map((cut) => create(DiscountSchema, cut)),
+    creditSats,
+    amountSats,
+    confirmations: confirmationsFor(order.plan, amountSats),
     quotaRequests: BigInt(spec.requests ?? 0),
     durationSeconds: BigInt(spec.duration === undefined ? 0 : Math.ceil(durationMs(spec.duration) / 1000)),
     addressIndex: at.index,
@@ -76,9 +94,14 @@ export function openedFact(order: Order, at: AccountAddress, tip: Place, nowMs: 
     openedAt: timestampFromMs(nowMs),
     payBy: timestampFromMs(nowMs + durationMs(spec.payWithin)),
     confirmBy: timestampFromMs(nowMs + durationMs(spec.confirmWithin)),
+    confirmByHeight: spec.confirmWithinBlocks === undefined ? 0 : tip.height + spec.confirmWithinBlocks,
+    redeemBy: timestampFromMs(nowMs + durationMs(spec.redeemWithin)),
     tipHeight: tip.height,
     tipHash: hashBytes(tip.hash),
     idempotencyKey: order.idempotencyKey,
+    pageKey: order.pageKey,
+    creditPolicy: create(CreditPolicySchema, spec.credit),
+    passId: amountSats === 0n ? passIdOf(order.invoiceId) : '',
   })
   return { case: 'invoiceOpened', value }
 }
@@ -90,7 +113,7 @@ function isUnpaid(invoice: Invoice): boolean {
 }
 
 function closesAtMs({ payments, payByMs, confirmByMs }: Invoice): number {
-  return payments.size === 0 ? payByMs : confirmByMs
+  return [...payments.values()].some(({ replacedBy }) => replacedBy === undefined) ? confirmByMs : payByMs
 }
 
 function secondsUntil(timeMs: number, nowMs: number): number {

@@ -59,11 +59,12 @@ function redemptionOf(invoice: Invoice, standing: Standing): Redemption {
     case 'seen':
     case 'confirming':
     case 'reorganised':
-      if (standing.late) return { outcome: 'insufficient', invoice, standing }
+      if (standing.late || standing.closed) return { outcome: 'insufficient', invoice, standing }
       return { outcome: 'pending', confirmationsMissing }
     case 'underpaid':
     case 'paid-late':
     case 'expired':
+    case 'replaced':
     case 'issued':
       return { outcome: 'insufficient', invoice, standing }
   }

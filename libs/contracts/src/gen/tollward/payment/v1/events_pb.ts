@@ -13,7 +13,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file tollward/payment/v1/events.proto.
  */
 export const file_tollward_payment_v1_events: GenFile = /*@__PURE__*/
-  fileDesc("CiB0b2xsd2FyZC9wYXltZW50L3YxL2V2ZW50cy5wcm90bxITdG9sbHdhcmQucGF5bWVudC52MSK3AQoNSW52b2ljZUlzc3VlZBISCgppbnZvaWNlX2lkGAEgASgJEhEKCWNsaWVudF9pZBgCIAEoCRIMCgRwbGFuGAMgASgJEhMKC2Ftb3VudF9zYXRzGAQgASgEEioKBnBheV9ieRgFIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXA6MOrHGCwKInRvbGx3YXJkLnBheW1lbnQudjEuaW52b2ljZS5pc3N1ZWQSBkVWRU5UUyJ5CgtQYXltZW50U2VlbhISCgppbnZvaWNlX2lkGAEgASgJEhEKCXR4aWRfaGFzaBgCIAEoCRITCgthbW91bnRfc2F0cxgDIAEoBDou6scYKgogdG9sbHdhcmQucGF5bWVudC52MS5wYXltZW50LnNlZW4SBkVWRU5UUyKZAQoQUGF5bWVudENvbmZpcm1lZBISCgppbnZvaWNlX2lkGAEgASgJEhEKCXR4aWRfaGFzaBgCIAEoCRITCgthbW91bnRfc2F0cxgDIAEoBBIUCgxibG9ja19oZWlnaHQYBCABKA06M+rHGC8KJXRvbGx3YXJkLnBheW1lbnQudjEucGF5bWVudC5jb25maXJtZWQSBkVWRU5UUyKAAQoOUGF5bWVudFJlb3JnZWQSEgoKaW52b2ljZV9pZBgBIAEoCRIRCgl0eGlkX2hhc2gYAiABKAkSFAoMYmxvY2tfaGVpZ2h0GAMgASgNOjHqxxgtCiN0b2xsd2FyZC5wYXltZW50LnYxLnBheW1lbnQucmVvcmdlZBIGRVZFTlRTIosBCg1QYXNzQWN0aXZhdGVkEg8KB3Bhc3NfaWQYASABKAkSEQoJY2xpZW50X2lkGAIgASgJEgwKBHBsYW4YAyABKAkSFgoOcXVvdGFfcmVxdWVzdHMYBCABKAQ6MOrHGCwKInRvbGx3YXJkLnBheW1lbnQudjEucGFzcy5hY3RpdmF0ZWQSBkVWRU5UUyJzCg1QYXNzRXhoYXVzdGVkEg8KB3Bhc3NfaWQYASABKAkSEQoJY2xpZW50X2lkGAIgASgJEgwKBHBsYW4YAyABKAk6MOrHGCwKInRvbGx3YXJkLnBheW1lbnQudjEucGFzcy5leGhhdXN0ZWQSBkVWRU5UUyJzCg1QYXNzU3VzcGVuZGVkEg8KB3Bhc3NfaWQYASABKAkSEQoJY2xpZW50X2lkGAIgASgJEgwKBHBsYW4YAyABKAk6MOrHGCwKInRvbGx3YXJkLnBheW1lbnQudjEucGFzcy5zdXNwZW5kZWQSBkVWRU5UU2IGcHJvdG8z", [file_google_protobuf_timestamp, file_tollward_options_v1_options]);
+  fileDesc("CiB0b2xsd2FyZC9wYXltZW50L3YxL2V2ZW50cy5wcm90bxITdG9sbHdhcmQucGF5bWVudC52MSK3AQoNSW52b2ljZUlzc3VlZBISCgppbnZvaWNlX2lkGAEgASgJEhEKCWNsaWVudF9pZBgCIAEoCRIMCgRwbGFuGAMgASgJEhMKC2Ftb3VudF9zYXRzGAQgASgEEioKBnBheV9ieRgFIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXA6MOrHGCwKInRvbGx3YXJkLnBheW1lbnQudjEuaW52b2ljZS5pc3N1ZWQSBkVWRU5UUyJ5CgtQYXltZW50U2VlbhISCgppbnZvaWNlX2lkGAEgASgJEhEKCXR4aWRfaGFzaBgCIAEoCRITCgthbW91bnRfc2F0cxgDIAEoBDou6scYKgogdG9sbHdhcmQucGF5bWVudC52MS5wYXltZW50LnNlZW4SBkVWRU5UUyKZAQoQUGF5bWVudENvbmZpcm1lZBISCgppbnZvaWNlX2lkGAEgASgJEhEKCXR4aWRfaGFzaBgCIAEoCRITCgthbW91bnRfc2F0cxgDIAEoBBIUCgxibG9ja19oZWlnaHQYBCABKA06M+rHGC8KJXRvbGx3YXJkLnBheW1lbnQudjEucGF5bWVudC5jb25maXJtZWQSBkVWRU5UUyKAAQoOUGF5bWVudFJlb3JnZWQSEgoKaW52b2ljZV9pZBgBIAEoCRIRCgl0eGlkX2hhc2gYAiABKAkSFAoMYmxvY2tfaGVpZ2h0GAMgASgNOjHqxxgtCiN0b2xsd2FyZC5wYXltZW50LnYxLnBheW1lbnQucmVvcmdlZBIGRVZFTlRTIoYBCg9QYXltZW50UmVwbGFjZWQSEgoKaW52b2ljZV9pZBgBIAEoCRIRCgl0eGlkX2hhc2gYAiABKAkSGAoQcmVwbGFjZWRfYnlfaGFzaBgDIAEoCToy6scYLgokdG9sbHdhcmQucGF5bWVudC52MS5wYXltZW50LnJlcGxhY2VkEgZFVkVOVFMiiwEKDVBhc3NBY3RpdmF0ZWQSDwoHcGFzc19pZBgBIAEoCRIRCgljbGllbnRfaWQYAiABKAkSDAoEcGxhbhgDIAEoCRIWCg5xdW90YV9yZXF1ZXN0cxgEIAEoBDow6scYLAoidG9sbHdhcmQucGF5bWVudC52MS5wYXNzLmFjdGl2YXRlZBIGRVZFTlRTInMKDVBhc3NFeGhhdXN0ZWQSDwoHcGFzc19pZBgBIAEoCRIRCgljbGllbnRfaWQYAiABKAkSDAoEcGxhbhgDIAEoCTow6scYLAoidG9sbHdhcmQucGF5bWVudC52MS5wYXNzLmV4aGF1c3RlZBIGRVZFTlRTInMKDVBhc3NTdXNwZW5kZWQSDwoHcGFzc19pZBgBIAEoCRIRCgljbGllbnRfaWQYAiABKAkSDAoEcGxhbhgDIAEoCTow6scYLAoidG9sbHdhcmQucGF5bWVudC52MS5wYXNzLnN1c3BlbmRlZBIGRVZFTlRTYgZwcm90bzM", [file_google_protobuf_timestamp, file_tollward_options_v1_options]);
 
 /**
  * @generated from message tollward.payment.v1.InvoiceIssued
@@ -141,6 +141,35 @@ export const PaymentReorgedSchema: GenMessage<PaymentReorged> = /*@__PURE__*/
   messageDesc(file_tollward_payment_v1_events, 3);
 
 /**
+ * @generated from message tollward.payment.v1.PaymentReplaced
+ */
+export type PaymentReplaced = Message<"tollward.payment.v1.PaymentReplaced"> & {
+  /**
+   * @generated from field: string invoice_id = 1;
+   */
+  invoiceId: string;
+
+  /**
+   * @generated from field: string txid_hash = 2;
+   */
+  txidHash: string;
+
+  /**
+   * Of the transaction that spends the same coins; empty: the payment only vanished.
+   *
+   * @generated from field: string replaced_by_hash = 3;
+   */
+  replacedByHash: string;
+};
+
+/**
+ * Describes the message tollward.payment.v1.PaymentReplaced.
+ * Use `create(PaymentReplacedSchema)` to create a new message.
+ */
+export const PaymentReplacedSchema: GenMessage<PaymentReplaced> = /*@__PURE__*/
+  messageDesc(file_tollward_payment_v1_events, 4);
+
+/**
  * @generated from message tollward.payment.v1.PassActivated
  */
 export type PassActivated = Message<"tollward.payment.v1.PassActivated"> & {
@@ -170,7 +199,7 @@ export type PassActivated = Message<"tollward.payment.v1.PassActivated"> & {
  * Use `create(PassActivatedSchema)` to create a new message.
  */
 export const PassActivatedSchema: GenMessage<PassActivated> = /*@__PURE__*/
-  messageDesc(file_tollward_payment_v1_events, 4);
+  messageDesc(file_tollward_payment_v1_events, 5);
 
 /**
  * @generated from message tollward.payment.v1.PassExhausted
@@ -197,7 +226,7 @@ export type PassExhausted = Message<"tollward.payment.v1.PassExhausted"> & {
  * Use `create(PassExhaustedSchema)` to create a new message.
  */
 export const PassExhaustedSchema: GenMessage<PassExhausted> = /*@__PURE__*/
-  messageDesc(file_tollward_payment_v1_events, 5);
+  messageDesc(file_tollward_payment_v1_events, 6);
 
 /**
  * @generated from message tollward.payment.v1.PassSuspended
@@ -224,5 +253,5 @@ export type PassSuspended = Message<"tollward.payment.v1.PassSuspended"> & {
  * Use `create(PassSuspendedSchema)` to create a new message.
  */
 export const PassSuspendedSchema: GenMessage<PassSuspended> = /*@__PURE__*/
-  messageDesc(file_tollward_payment_v1_events, 6);
+  messageDesc(file_tollward_payment_v1_events, 7);
 

@@ -42,24 +42,46 @@ const PLANS = {
 const Invoice = z.strictObject({
   id: z.string(),
   url: z.string(),
+  pageUrl: z.string(),
   plan: z.string(),
   state: z.string(),
+  listPriceSats: z.string(),
+  discounts: z.array(
+    z.strictObject({
+      kind: z.enum(['bitcoin', 'conduct']),
+      basisPoints: z.number(),
+      amountSats: z.string(),
+      score: z.number().optional(),
+    }),
+  ),
+  creditUsedSats: z.string(),
   address: z.string(),
   amountSats: z.string(),
   uri: z.string(),
+  toPaySats: z.string(),
   receivedSats: z.string(),
   pendingSats: z.string(),
   excessSats: z.string(),
+  creditedSats: z.string(),
   confirmations: z.number(),
   confirmationsNeeded: z.number(),
   openedAt: z.iso.datetime(),
   payBy: z.iso.datetime(),
   confirmBy: z.iso.datetime(),
+  confirmByHeight: z.number().optional(),
+  redeemBy: z.iso.datetime(),
   requests: z.number().optional(),
   durationSeconds: z.number().optional(),
   passId: z.string().optional(),
+  pass: z.strictObject({ requests: z.number(), served: z.number(), lossBound: z.number() }).optional(),
   payments: z.array(
-    z.strictObject({ txid: z.string(), vout: z.number(), amountSats: z.string(), blockHeight: z.number().optional() }),
+    z.strictObject({
+      txid: z.string(),
+      vout: z.number(),
+      amountSats: z.string(),
+      blockHeight: z.number().optional(),
+      replaced: z.literal(true).optional(),
+    }),
   ),
 })
 export type ShownInvoice = z.infer<typeof Invoice>
@@ -163,7 +185,11 @@ export class TestStack implements AsyncDisposable {
         },
         ...(body === undefined ? {} : { body: typeof body === 'string' ? body : JSON.stringify(body) }),
       })
-    const shown = async (response: Response) => Invoice.parse(await response.json())
+    const shown = async (response: Response) => {
+      const text = await response.text()
+      if (!response.ok) throw new Error(`${response.status} ${text}`)
+      return Invoice.parse(JSON.parse(text))
+    }
     const read: Replica['read'] = async (client, id) => await shown(await request('GET', `/invoices/${id}`, client))
     return {
       service,

@@ -1,6 +1,6 @@
 import type { Bus, Following } from '@tollward/bus'
 import { contract } from '@tollward/contracts'
-import { EntryAppendedSchema } from '@tollward/contracts/ledger'
+import { type EntryAppended, EntryAppendedSchema } from '@tollward/contracts/ledger'
 import { AppError } from '@tollward/errors'
 import { entryOf, type Fact } from '../domain/facts.ts'
 import { type Applied, Ledger } from '../domain/ledger.ts'
@@ -54,6 +54,27 @@ export class LedgerBook implements AsyncDisposable {
     await writing
   }
 
+  /**
+   * Writes entries of a back-up as they are, after whatever the ledger holds now. AppError `conflict` if somebody else wrote
+   * meanwhile.
+   */
+  async restore(restored: readonly EntryAppended[]): Promise<void> {
+    const writing = this.#writing.then(async () => {
+      let { sequence } = this.ledger
+      for (const entry of restored) {
+        sequence = await this.#bus.append(entries, entry, sequence)
+        await this.reaches(sequence)
+      }
+    })
+    this.#writing = writing.catch(() => undefined)
+    await writing
+  }
+
+  /** The bytes of entries, as they are. */
+  async stored(fromSequence: number, count: number): Promise<Uint8Array[]> {
+    return await this.#bus.stored(entries, fromSequence, count)
+  }
+
   /** Resolves when the entry of this sequence is part of the ledger here. */
   async reaches(sequence: number): Promise<void> {
     if (this.ledger.sequence >= sequence) return
@@ -72,6 +93,16 @@ export class LedgerBook implements AsyncDisposable {
     }
   }
 
+  /** Resolves when every entry that was written before is part of the ledger here. */
+  async reachesEnd(): Promise<void> {
+    for (;;) {
+      const { sequence } = this.ledger
+      const next = await this.#bus.stored(entries, sequence + 1, 1)
+      if (next.length === 0) return
+      await this.reaches(sequence + 1)
+    }
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#following?.[Symbol.asyncDispose]()
   }
@@ -79,6 +110,8 @@ export class LedgerBook implements AsyncDisposable {
   async #write(next: (ledger: Ledger, nowMs: number) => Fact | undefined): Promise<void> {
     let deadlineMs = performance.now() + APPEND_TIMEOUT_MS
     for (;;) {
+      if (this.ledger.isRestoring)
+        throw new AppError('unavailable', 'The ledger is being restored; try again when that is done.')
       const fact = next(this.ledger, Date.now())
       if (fact === undefined) return
       const { sequence } = this.ledger

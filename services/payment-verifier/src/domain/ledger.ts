@@ -22,6 +22,8 @@ export const FINALITY_BLOCKS = 100
 export interface Applied {
   readonly invoiceId?: string
   readonly opened?: { readonly tipHeight: number }
+  /** It was the last entry of a back-up, which knows of no block above this height. */
+  readonly restored?: { readonly height: number }
 }
 
 /** Money at an address of the account that no invoice has. */
@@ -42,6 +44,16 @@ export interface Adjustment {
   readonly atMs: number
   /** Key of the found money that it is for. */
   readonly outpoint?: string
+}
+
+/** A back-up that is being written to the ledger, or was. */
+export interface Restore {
+  /** Sequence here of the entry before its first. */
+  readonly after: number
+  /** Sequence here of its last entry. */
+  readonly last: number
+  /** The highest block that it knows of. */
+  readonly height: number
 }
 
 /** Money in a block; the invoice is undefined for found money. */
@@ -70,11 +82,14 @@ export class Ledger {
   readonly #adjustmentsOf = new Map<string, Adjustment[]>()
   readonly #drawn = new Map<string, bigint>()
   readonly #reorganised = new Set<string>()
+  /** Outpoints of money that waits for a block. */
+  readonly #unconfirmed = new Set<string>()
   readonly #creditTaken = new Set<string>()
   #nextAddressIndex = 0
   #openedAt: Place | undefined
   #firstOpenedHeight: number | undefined
   #unknownEntries = 0
+  #restore: Restore | undefined
 
   get sequence(): number {
     return this.#sequence
@@ -97,6 +112,16 @@ export class Ledger {
   /** Height of the best block when the first invoice was opened; undefined before there is one. */
   get firstOpenedHeight(): number | undefined {
     return this.#firstOpenedHeight
+  }
+
+  /** The back-up that was written here last. */
+  get restore(): Restore | undefined {
+    return this.#restore
+  }
+
+  /** Whether only entries of a back-up may be written: not all of them are here yet. */
+  get isRestoring(): boolean {
+    return this.#restore !== undefined && this.#sequence < this.#restore.last
   }
 
   /** Redeemed invoices whose payments a reorganisation has touched. */
@@ -183,6 +208,21 @@ export class Ledger {
     return this.#drawn.get(passId) ?? 0n
   }
 
+  /** Blocks that hold money, whether it pays an invoice or was found. */
+  *paidBlocks(): Iterable<Place> {
+    for (const { place } of this.#byBlock.values()) yield place
+  }
+
+  /** Transactions that wait for a block, as far as is known. */
+  unconfirmedTxids(): ReadonlySet<string> {
+    return new Set([...this.#unconfirmed].map((outpoint) => outpoint.slice(0, outpoint.indexOf(':'))))
+  }
+
+  /** Output scripts of all invoices, in hexadecimal. */
+  scripts(): Iterable<string> {
+    return this.#byScript.keys()
+  }
+
   /** The money in a block, whether it pays an invoice or was found. */
   paymentsIn(blockHash: string): PaymentInBlock[] {
     return [...(this.#byBlock.get(blockHash)?.outpoints ?? [])].flatMap((outpoint) => {
@@ -207,7 +247,24 @@ export class Ledger {
   }
 
   /** Takes the next entry of the stream in. */
-  apply({ entry, appendedAt }: EntryAppended, sequence: number): Applied {
+  apply(appended: EntryAppended, sequence: number): Applied {
+    const wasRestoring = this.isRestoring
+    const applied = this.#apply(appended, sequence)
+    if (this.#restore === undefined || !wasRestoring) return applied
+    const height = Math.max(this.#restore.height, heightIn(appended))
+    this.#restore = { ...this.#restore, height }
+    // Of an invoice of the past nobody has to look for payments before the whole past is there.
+    return this.isRestoring ? {} : { restored: { height } }
+  }
+
+  /** Passes over an entry whose bytes nobody can read: the next one is still the next one. */
+  skip(sequence: number): Applied {
+    this.#sequence = sequence
+    return this.#unknown()
+  }
+
+  #apply({ entry, appendedAt }: EntryAppended, sequence: number): Applied {
+    const wasRestoring = this.isRestoring
     this.#sequence = sequence
     switch (entry.case) {
       case 'invoiceOpened':
@@ -243,18 +300,15 @@ export class Ledger {
         return this.#find(entry.value, timestampOf(appendedAt))
       case 'addressesSkipped':
         this.#nextAddressIndex = Math.max(this.#nextAddressIndex, entry.value.nextIndex)
+        // One that a back-up holds is of another restore, in its own past.
+        if (entry.value.restoredEntries > 0n && !wasRestoring)
+          this.#restore = { after: sequence, last: sequence + Number(entry.value.restoredEntries), height: 0 }
         return {}
       case 'creditAdjusted':
         return this.#adjust(entry.value, timestampOf(appendedAt))
       default:
         return this.#unknown()
     }
-  }
-
-  /** Passes over an entry whose bytes nobody can read: the next one is still the next one. */
-  skip(sequence: number): Applied {
-    this.#sequence = sequence
-    return this.#unknown()
   }
 
   #open(opened: InvoiceOpened): Applied {
@@ -325,7 +379,11 @@ export class Ledger {
     if (isMoved) this.#creditTaken.add(invoice.clientId)
     this.#byTxid.set(at.txid, (this.#byTxid.get(at.txid) ?? new Set()).add(invoiceId))
     this.#byOutpoint.set(key, invoiceId)
-    this.#move(key, before?.block, payment.block)
+    // It was found while the ledger knew nothing of the invoice, whose entries were restored since.
+    const found = this.#found.get(key)
+    if (found !== undefined) this.#move(key, found.payment.block, undefined)
+    this.#found.delete(key)
+    this.#move(key, before, payment)
     return { invoiceId }
   }
 
@@ -338,7 +396,7 @@ export class Ledger {
     if (!this.#found.has(key)) {
       const payment = { ...at, amountSats, seenAtMs: foundAtMs, takenBack: false, returns: 0, ...block }
       this.#found.set(key, { addressIndex, payment })
-      this.#move(key, undefined, payment.block)
+      this.#move(key, undefined, payment)
       return {}
     }
     return this.#refind(key, (known) => known && { ...standingAgain(known), ...block, takenBack: false })
@@ -352,7 +410,7 @@ export class Ledger {
     if (payment === undefined || isSame(payment, found.payment)) return {}
     this.#found.set(key, { ...found, payment })
     if (found.clientId !== undefined) this.#creditTaken.add(found.clientId)
-    this.#move(key, found.payment.block, payment.block)
+    this.#move(key, found.payment, payment)
     return {}
   }
 
@@ -370,7 +428,10 @@ export class Ledger {
     return {}
   }
 
-  #move(outpoint: string, from: Place | undefined, to: Place | undefined): void {
+  #move(outpoint: string, before: Payment | undefined, after: Payment): void {
+    const [from, to] = [before?.block, after.block]
+    if (to === undefined && after.replacedBy === undefined) this.#unconfirmed.add(outpoint)
+    else this.#unconfirmed.delete(outpoint)
     if (from !== undefined) {
       const left = this.#byBlock.get(from.hash)
       left?.outpoints.delete(outpoint)
@@ -399,6 +460,20 @@ export class Ledger {
 /** The key by which money is counted once. */
 export function outpointKey({ txid, vout }: { readonly txid: string; readonly vout: number }): string {
   return `${txid}:${vout}`
+}
+
+/** The highest block that an entry knows of. */
+function heightIn({ entry }: EntryAppended): number {
+  switch (entry.case) {
+    case 'invoiceOpened':
+      return entry.value.tipHeight
+    case 'paymentConfirmed':
+    case 'paymentUnconfirmed':
+    case 'moneyFound':
+      return entry.value.blockHeight
+    default:
+      return 0
+  }
 }
 
 function invoiceOf(opened: InvoiceOpened, sequence: number): Invoice {

@@ -31,6 +31,23 @@ spec:
   rules: [{ name: echo, match: { path: /echo }, require: { token: { scopes: [orders] } } }]
 `
 
+const LIMITED = `
+apiVersion: tollward.dev/v1
+kind: ApiPolicy
+metadata: { name: limited }
+spec:
+  hosts: [limited.example]
+  rules:
+    - name: client
+      match: { path: /by-client }
+      require: { token: { scopes: [orders] } }
+      limit: { requests: 1, perSeconds: 60, by: client }
+    - name: source
+      match: { path: /by-source }
+      require: { token: { scopes: [orders] } }
+      limit: { requests: 1, perSeconds: 60, by: source }
+`
+
 interface Ask {
   host?: string
   path?: string
@@ -459,6 +476,20 @@ describe('decider', { skip }, () => {
     })
     assert.equal(await reason({ path: '/echo', token }), 'admitted')
     await raw.put(key, good.value)
+  })
+
+  test('a record tells the limit of a client from that of its address, which others may have used up', async () => {
+    const heard: CallObserved[] = []
+    await using _heard = await neighbours.bus.follow(contract(CallObservedSchema), 'now', (call) => heard.push(call))
+    await neighbours.apply(LIMITED)
+    for (const by of ['client', 'source'] as const) {
+      const token = neighbours.issue(`limited-by-${by}`, ['orders'])
+      const asked = { host: 'limited.example', path: `/by-${by}`, token, from: '203.0.113.90' }
+      await eventually(async () => (await reason(asked)) === 'client-limit', { what: `the limit by ${by} is overrun` })
+      const limited = () => heard.find((call) => call.clientId === `limited-by-${by}` && call.reason === 'client-limit')
+      const record = await eventually(() => limited() ?? false, { what: 'it is recorded' })
+      assert.equal(record.limitedByAddress, by === 'source')
+    }
   })
 
   test('refusals are recorded with hashes only, and many of one source are folded into one with a count', async () => {

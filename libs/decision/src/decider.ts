@@ -187,7 +187,7 @@ function callRecord(id: string, facts: RequestFacts, verdict: Verdict, outcome: 
     address: facts.address,
     durationMicros: Math.round(seconds * 1e6),
     count: 1,
-    limitedByAddress: refusal?.reason === 'client-limit' && rule?.limit?.by === 'source',
+    limitedByAddress: rule?.limit?.by === 'source' && refusal?.limited?.limit === rule.limit,
   }
 }
 

@@ -133,7 +133,7 @@ export type CallObserved = Message<"tollward.sensor.v1.CallObserved"> & {
   count: number;
 
   /**
-   * With the reason client-limit: the limit is one of the address, so that the overrun may be another client's.
+   * The limit that was overrun is one of the address, so that the overrun may be another client's.
    *
    * @generated from field: bool limited_by_address = 19;
    */

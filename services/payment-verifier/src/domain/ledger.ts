@@ -22,8 +22,8 @@ export const FINALITY_BLOCKS = 100
 export interface Applied {
   readonly invoiceId?: string
   readonly opened?: { readonly tipHeight: number }
-  /** It was the last entry of a back-up, which knows of no block above this height. */
-  readonly restored?: { readonly height: number }
+  /** It was the last entry of a back-up. */
+  readonly restored?: true
 }
 
 /** Money at an address of the account that no invoice has. */
@@ -52,8 +52,6 @@ export interface Restore {
   readonly after: number
   /** Sequence here of its last entry. */
   readonly last: number
-  /** The highest block that it knows of. */
-  readonly height: number
 }
 
 /** Money in a block; the invoice is undefined for found money. */
@@ -250,11 +248,9 @@ export class Ledger {
   apply(appended: EntryAppended, sequence: number): Applied {
     const wasRestoring = this.isRestoring
     const applied = this.#apply(appended, sequence)
-    if (this.#restore === undefined || !wasRestoring) return applied
-    const height = Math.max(this.#restore.height, heightIn(appended))
-    this.#restore = { ...this.#restore, height }
-    // Of an invoice of the past nobody has to look for payments before the whole past is there.
-    return this.isRestoring ? {} : { restored: { height } }
+    if (!wasRestoring) return applied
+    // Nobody looks for payments of the past before the whole past is there.
+    return this.isRestoring ? {} : { restored: true }
   }
 
   /** Passes over an entry whose bytes nobody can read: the next one is still the next one. */
@@ -302,7 +298,7 @@ export class Ledger {
         this.#nextAddressIndex = Math.max(this.#nextAddressIndex, entry.value.nextIndex)
         // One that a back-up holds is of another restore, in its own past.
         if (entry.value.restoredEntries > 0n && !wasRestoring)
-          this.#restore = { after: sequence, last: sequence + Number(entry.value.restoredEntries), height: 0 }
+          this.#restore = { after: sequence, last: sequence + Number(entry.value.restoredEntries) }
         return {}
       case 'creditAdjusted':
         return this.#adjust(entry.value, timestampOf(appendedAt))
@@ -315,7 +311,7 @@ export class Ledger {
     if (this.#invoices.has(opened.invoiceId)) return {}
     const { invoiceId: id, clientId, tipHeight } = opened
     const invoice = invoiceOf(opened, this.#sequence)
-    if (invoice.creditSats > 0n) this.#closeOver(clientId, invoice.openedAtMs)
+    if (invoice.creditSats < 0n) this.#closeOver(clientId, invoice.openedAtMs)
     this.#invoices.set(id, invoice)
     this.#byScript.set(Buffer.from(opened.script).toString('hex'), id)
     if (invoice.pageKey !== '') this.#byPageKey.set(invoice.pageKey, id)
@@ -379,10 +375,6 @@ export class Ledger {
     if (isMoved) this.#creditTaken.add(invoice.clientId)
     this.#byTxid.set(at.txid, (this.#byTxid.get(at.txid) ?? new Set()).add(invoiceId))
     this.#byOutpoint.set(key, invoiceId)
-    // It was found while the ledger knew nothing of the invoice, whose entries were restored since.
-    const found = this.#found.get(key)
-    if (found !== undefined) this.#move(key, found.payment.block, undefined)
-    this.#found.delete(key)
     this.#move(key, before, payment)
     return { invoiceId }
   }
@@ -428,9 +420,9 @@ export class Ledger {
     return {}
   }
 
-  #move(outpoint: string, before: Payment | undefined, after: Payment): void {
-    const [from, to] = [before?.block, after.block]
-    if (to === undefined && after.replacedBy === undefined) this.#unconfirmed.add(outpoint)
+  #move(outpoint: string, before: Payment | undefined, after: Payment | undefined): void {
+    const [from, to] = [before?.block, after?.block]
+    if (after !== undefined && to === undefined && after.replacedBy === undefined) this.#unconfirmed.add(outpoint)
     else this.#unconfirmed.delete(outpoint)
     if (from !== undefined) {
       const left = this.#byBlock.get(from.hash)
@@ -460,20 +452,6 @@ export class Ledger {
 /** The key by which money is counted once. */
 export function outpointKey({ txid, vout }: { readonly txid: string; readonly vout: number }): string {
   return `${txid}:${vout}`
-}
-
-/** The highest block that an entry knows of. */
-function heightIn({ entry }: EntryAppended): number {
-  switch (entry.case) {
-    case 'invoiceOpened':
-      return entry.value.tipHeight
-    case 'paymentConfirmed':
-    case 'paymentUnconfirmed':
-    case 'moneyFound':
-      return entry.value.blockHeight
-    default:
-      return 0
-  }
 }
 
 function invoiceOf(opened: InvoiceOpened, sequence: number): Invoice {

@@ -10,6 +10,7 @@ import { IntrospectorService } from '@tollward/contracts/token'
 import { documentKey } from '@tollward/documents'
 import {
   type Bitcoind,
+  type BitcoindOptions,
   eventually,
   freePort,
   type NatsServer,
@@ -36,6 +37,8 @@ const PLANS = {
   orders: '{ priceSats: 10000, requests: 1000, duration: 24h, confirmations: 1, payWithin: 15m, confirmWithin: 2h }',
   three: '{ priceSats: 10000, requests: 1000, confirmations: 3, payWithin: 15m, confirmWithin: 2h }',
   hasty: '{ priceSats: 10000, requests: 1000, confirmations: 1, payWithin: 300ms, confirmWithin: 2h }',
+  cheap:
+    '{ priceSats: 10000, requests: 1000, confirmations: 1, payWithin: 15m, confirmWithin: 2h, discounts: { bitcoin: 1000 } }',
   small: '{ priceSats: 10000, requests: 1000, confirmations: 1, payWithin: 15m, confirmWithin: 2h }',
 } as const
 
@@ -114,9 +117,9 @@ export class TestStack implements AsyncDisposable {
     this.#resources = resources
   }
 
-  static async start(): Promise<TestStack> {
+  static async start(nodeOptions: BitcoindOptions = {}): Promise<TestStack> {
     await using resources = new AsyncDisposableStack()
-    const [node, nats] = await Promise.all([startBitcoind(), startNatsServer()])
+    const [node, nats] = await Promise.all([startBitcoind(nodeOptions), startNatsServer()])
     resources.use(node)
     resources.use(nats)
     const provisioner = await connect({ servers: nats.url })

@@ -1,0 +1,156 @@
+import assert from 'node:assert/strict'
+import { after, test } from 'node:test'
+import { PassState, RedeemOutcome } from '@tollward/contracts/payment'
+import { eventually, requires, startBitcoind, startTcpProxy } from '@tollward/testkit'
+import { Payer } from './test-payer.ts'
+import { type ShownInvoice, TestStack } from './test-stack.ts'
+
+const skip = await requires({ tools: ['nats-server', 'bitcoind'] })
+const resources = new AsyncDisposableStack()
+after(() => resources.disposeAsync())
+
+/** Longer than the time after which payments are looked for without a notice. */
+const FOUND_WITHOUT_NOTICE_MS = 30_000
+const FORK_BLOCKS = 3
+/** Coins of the node's wallet that can be spent without waiting for one another. */
+const WALLET_COINS = 20
+
+const stack = skip ? undefined : resources.use(await TestStack.start({ listen: true }))
+await stack?.node.mine(WALLET_COINS)
+
+function shared(): TestStack {
+  assert.ok(stack)
+  return stack
+}
+
+async function redeem({ verifier }: TestStack, clientId: string, txid: string, plan = 'orders') {
+  return await eventually(() => verifier.redeem({ clientId, plan, txid }), { what: 'an answer' })
+}
+
+/** What can happen to an invoice with three confirmations, one step after the other, and what it is after each. */
+interface Step {
+  readonly what: string
+  readonly state: string
+  readonly confirmations: number
+  act(): Promise<unknown>
+}
+
+test('a service that is killed at each step of a purchase goes on from there', { skip }, async () => {
+  const stack = shared()
+  await using replica = await stack.replica()
+  const { node } = stack
+  const payer = new Payer(node)
+  let invoice: ShownInvoice | undefined
+  let txid = ''
+  let passId = ''
+  const opened = () => invoice ?? assert.fail('no invoice')
+  const open = async () => {
+    const order = { plan: 'three', idempotencyKey: 'once' }
+    // Whoever hears no answer asks again, and gets the same invoice.
+    await replica.request('POST', '/invoices', 'anna', order).catch(() => undefined)
+  }
+  const buy = async () => await stack.verifier.redeem({ clientId: 'anna', plan: 'three', txid }).catch(() => undefined)
+  const steps: Step[] = [
+    { what: 'ordering', state: 'issued', confirmations: 0, act: open },
+    {
+      what: 'paying',
+      state: 'seen',
+      confirmations: 0,
+      act: async () => {
+        txid = await stack.pay(opened())
+      },
+    },
+    { what: 'the first block', state: 'confirming', confirmations: 1, act: () => node.mine(1) },
+    { what: 'the second block', state: 'confirming', confirmations: 2, act: () => node.mine(1) },
+    { what: 'a reorganisation before it is paid', state: 'reorganised', confirmations: 0, act: () => reorganise() },
+    { what: 'its end', state: 'paid', confirmations: 3, act: () => node.mine(3) },
+    { what: 'redeeming', state: 'redeemed', confirmations: 3, act: buy },
+    { what: 'a reorganisation after it', state: 'reorganised', confirmations: 0, act: () => reorganise() },
+    { what: 'the end of that', state: 'redeemed', confirmations: 3, act: () => node.mine(3) },
+  ]
+  const reorganise = async () => {
+    const { blockhash } = await node.rpc<{ blockhash?: string }>('gettransaction', [txid])
+    await node.rpc('invalidateblock', [blockhash])
+    for (let count = 0; count < FORK_BLOCKS + 1; count += 1) await payer.mineOnly()
+  }
+  for (const { what, state, confirmations, act } of steps) {
+    await Promise.all([act(), replica.service.kill()])
+    await replica.service.start()
+    invoice ??= await replica.open('anna', 'three', 'once')
+    if (what === 'redeeming') passId = (await redeem(stack, 'anna', txid, 'three')).pass?.passId ?? ''
+    const reached = await replica.reaches('anna', invoice.id, state)
+    assert.deepEqual([reached.confirmations, reached.payments.length], [confirmations, txid === '' ? 0 : 1], what)
+    if (passId === '') continue
+    const wanted = state === 'redeemed' ? PassState.ACTIVE : PassState.SUSPENDED
+    await eventually(async () => (await stack.pass(passId))?.state === wanted, { what: `the pass after ${what}` })
+  }
+  const [same, only] = [await redeem(stack, 'anna', txid, 'three'), await stack.passes.entries()]
+  assert.equal(same.pass?.passId, passId)
+  assert.equal(only.length, 1)
+})
+
+test('without notices of the node payments and blocks are found by asking', { skip }, async () => {
+  const stack = shared()
+  await using proxy = await startTcpProxy(Number(new URL(stack.node.zmqUrl).port))
+  await using replica = await stack.replica({ TOLLWARD_NODE_ZMQ_URL: `tcp://127.0.0.1:${proxy.port}` })
+  const invoice = await replica.open('boris', 'orders')
+  proxy.pause()
+  const txid = await stack.pay(invoice)
+  await stack.node.mine(1)
+  await eventually(async () => (await replica.read('boris', invoice.id)).state === 'paid', {
+    what: 'the payment and its block are found',
+    timeoutMs: FOUND_WITHOUT_NOTICE_MS,
+  })
+  assert.equal((await redeem(stack, 'boris', txid)).outcome, RedeemOutcome.REDEEMED)
+  proxy.resume()
+  const next = await replica.open('boris', 'orders')
+  await stack.pay(next)
+  await replica.reaches('boris', next.id, 'seen')
+})
+
+test('a node that crashes and comes back loses no payment', { skip }, async () => {
+  const stack = shared()
+  await using replica = await stack.replica()
+  const [before, after] = [await replica.open('clara', 'orders'), await replica.open('clara', 'orders')]
+  await stack.pay(before)
+  await replica.reaches('clara', before.id, 'seen')
+  await stack.node.kill()
+  await stack.node.start()
+  // The crash may have lost the mempool: the payer's wallet sends again, as wallets do.
+  await stack.pay(after)
+  await replica.reaches('clara', after.id, 'seen')
+  await stack.node.mine(1)
+  await replica.reaches('clara', after.id, 'paid')
+})
+
+test('what a node confirmed on a branch that lost is taken back when it meets the others', { skip }, async () => {
+  const stack = shared()
+  const { node } = stack
+  await using others = await startBitcoind({ connect: node.peerAddress ?? '', blocks: 0 })
+  const together = async () =>
+    await eventually(async () => (await others.rpc('getbestblockhash')) === (await node.rpc('getbestblockhash')), {
+      what: 'both nodes have one tip',
+      timeoutMs: 30_000,
+    })
+  await together()
+  await using replica = await stack.replica()
+  const [alone, elsewhere] = [await replica.open('dirk', 'orders'), await replica.open('dirk', 'orders')]
+  await node.rpc('setnetworkactive', [false])
+  await eventually(async () => (await others.rpc('getconnectioncount')) === 0, { what: 'the nodes are apart' })
+  const txid = await stack.pay(alone)
+  await node.mine(1)
+  await replica.reaches('dirk', alone.id, 'paid')
+  const passId = (await redeem(stack, 'dirk', txid)).pass?.passId ?? ''
+  // What the others know, and this node does not: a payment, and more blocks.
+  await others.rpc('generatetoaddress', [FORK_BLOCKS, elsewhere.address])
+  await node.rpc('setnetworkactive', [true])
+  await together()
+  await replica.reaches('dirk', alone.id, 'reorganised')
+  await eventually(async () => (await stack.pass(passId))?.state === PassState.SUSPENDED, {
+    what: 'the pass is suspended',
+  })
+  await replica.reaches('dirk', elsewhere.id, 'overpaid')
+  await node.mine(1)
+  await replica.reaches('dirk', alone.id, 'redeemed')
+  await eventually(async () => (await stack.pass(passId))?.state === PassState.ACTIVE, { what: 'the pass is back' })
+})

@@ -10,6 +10,12 @@ const ZPUB =
 const FIRST = 'bc1qcr8te4kr609gcawutmrza0j4xv80jy8z306fyu'
 const SECOND = 'bc1qnjg0jd8228aq7egyzacy8cys3knf9xvrerkf9g'
 
+// BIP-86's published vectors, of the same mnemonic.
+const TAPROOT_XPUB =
+  'xpub6BgBgsespWvERF3LHQu6CnqdvfEvtMcQjYrcRzx53QJjSxarj2afYWcLteoGVky7D3UKDP9QyrLprQ3VCECoY49yfdDEHGCtMMj92pReUsQ'
+const TAPROOT_FIRST = 'bc1p5cyxnuxmeuwuvkwfem96lqzszd02n6xdcjrs20cac6yqjjwudpxqkedrcr'
+const TAPROOT_SECOND = 'bc1p4qhjn9zdvkux4e44uhx8tc55attvtyu358kutcqkudyccelu0was9fqzwh'
+
 const seed = Buffer.from(`${'00'.repeat(31)}01`, 'hex')
 const keyOf = (network: Network, path: string) => {
   const version =
@@ -47,6 +53,26 @@ test('zpub, xpub and descriptor of one account give the same addresses', () => {
   }
 })
 
+test("BIP-86's account key gives BIP-86's addresses", () => {
+  const account = parseAccountKey(`tr([73c5da0a/86h/0h/0h]${TAPROOT_XPUB}/0/*)`, 'mainnet')
+  assert.equal(account.address(0).address, TAPROOT_FIRST)
+  assert.equal(account.address(1).address, TAPROOT_SECOND)
+  assert.deepEqual(account.address(0).script, outputScript(TAPROOT_FIRST, 'mainnet'))
+})
+
+test('every form of an account is given on as a descriptor that wallets take, and that is the same account', () => {
+  const origin = '[73c5da0a/84h/0h/0h]'
+  const { descriptor } = parseAccountKey(ZPUB, 'mainnet')
+  assert.match(descriptor, /^wpkh\(xpub\w+\/0\/\*\)#\w{8}$/)
+  const withOrigin = descriptor.replace('(', `(${origin}`).replace(/#.*/, '')
+  for (const form of [descriptor, withOrigin, `tr([73c5da0a/86h/0h/0h]${TAPROOT_XPUB}/0/*)`]) {
+    const account = parseAccountKey(form, 'mainnet')
+    assert.equal(account.descriptor.replace(/#.*/, ''), form.replace(/#.*/, ''))
+    assert.equal(parseAccountKey(account.descriptor, 'mainnet').address(1).address, account.address(1).address)
+  }
+  assert.match(parseAccountKey(TPUB, 'signet').descriptor, /^wpkh\(tpub/)
+})
+
 test("a descriptor's checksum is kept to", () => {
   // BIP-380's own vector.
   assert.equal(descriptorChecksum('raw(deadbeef)'), '89f8spxm')
@@ -68,6 +94,7 @@ test('a key of another network, a private key and what is no account key are ref
   refuses(`${ZPUB.slice(0, -1)}t`, 'mainnet', /checksum/)
   refuses(`y${ZPUB.slice(1)}`, 'mainnet', /no account key/)
   refuses(`wpkh(${TPUB}/1/*)`, 'regtest', /no account key/)
+  refuses(`tr(${TPUB}/0/*,pk(${TPUB}/0/*))`, 'regtest', /no account key/)
   refuses(`pkh(${TPUB}/0/*)`, 'regtest', /no account key/)
   for (const nonsense of ['', 'xpub', ' ', FIRST]) refuses(nonsense, 'mainnet', /no account key/)
 })

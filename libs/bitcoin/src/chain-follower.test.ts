@@ -7,8 +7,12 @@ import {
   type BlockPlace,
   type ChainChange,
   ChainFollower,
+  type ChainSource,
+  NodeSource,
+  type NodeSourceOptions,
   nodeClient,
   outputScript,
+  type VanishedTransaction,
   type WatchedOutput,
 } from './mod.ts'
 
@@ -17,22 +21,45 @@ const skip = await requires({ tools: ['bitcoind'] })
 const NO_POLL_MS = 600_000
 const AMOUNT_SATS = 12_345n
 
+interface FollowOptions {
+  zmq?: boolean
+  known?: BlockPlace[]
+  pollIntervalMs?: number
+  /** Instead of the node alone. */
+  source?: ChainSource
+}
+
+function sourceOf(node: Bitcoind, options: Partial<NodeSourceOptions> & { timeoutMs?: number } = {}): NodeSource {
+  const { timeoutMs = 5_000, ...others } = options
+  return new NodeSource({
+    node: nodeClient({ url: node.rpcUrl, cookieFile: node.cookieFile, timeoutMs }),
+    name: new URL(node.rpcUrl).host,
+    network: 'regtest',
+    ...others,
+  })
+}
+
 /** A follower, and all that it told. */
-function follow(node: Bitcoind, options: { zmq?: boolean; known?: BlockPlace[]; pollIntervalMs?: number } = {}) {
+function follow(node: Bitcoind, options: FollowOptions = {}) {
   const changes: ChainChange[] = []
   const seen: WatchedOutput[] = []
+  const vanished: VanishedTransaction[] = []
   const troubles: AppError[] = []
   const watched = new Set<string>()
   /** Handlers throw this many times first. */
   const faults = { changes: 0 }
+  const confirmed = () => new Set(paid().map(({ txid }) => txid))
   const follower = new ChainFollower({
-    node: nodeClient({ url: node.rpcUrl, cookieFile: node.cookieFile, timeoutMs: 5_000 }),
-    network: 'regtest',
+    source: options.source ?? sourceOf(node, options.zmq === false ? {} : { zmqUrl: node.zmqUrl }),
     known: options.known ?? [],
     pollIntervalMs: options.pollIntervalMs ?? NO_POLL_MS,
-    ...(options.zmq === false ? {} : { zmqUrl: node.zmqUrl }),
     handlers: {
-      isWatched: (script) => watched.has(script),
+      scripts: { has: (script) => watched.has(script), all: () => watched },
+      unconfirmedTxids: () => {
+        const gone = new Set(vanished.map(({ txid }) => txid))
+        return new Set(seen.map(({ txid }) => txid)).difference(confirmed()).difference(gone)
+      },
+      onVanished: async (transactions) => void vanished.push(...transactions),
       onChange: async (change) => {
         if (faults.changes-- > 0) throw new AppError('unavailable', 'not now')
         changes.push(change)
@@ -64,6 +91,7 @@ function follow(node: Bitcoind, options: { zmq?: boolean; known?: BlockPlace[]; 
     follower,
     changes,
     seen,
+    vanished,
     troubles,
     faults,
     watch,
@@ -210,25 +238,15 @@ test('a script that is watched late is looked for in the past', { skip }, async 
 
 test('a node of another network ends the following', { skip }, async () => {
   await using node = await startBitcoind({ blocks: 0 })
-  const troubles: AppError[] = []
-  await using follower = new ChainFollower({
-    node: nodeClient({ url: node.rpcUrl, cookieFile: node.cookieFile }),
-    network: 'mainnet',
-    known: [],
-    handlers: {
-      isWatched: () => false,
-      onChange: async () => assert.fail('nothing of another network is handled'),
-      onMempool: async () => assert.fail('nothing of another network is handled'),
-      onTrouble: (error) => troubles.push(error),
-    },
-  })
+  await using chain = follow(node, { source: sourceOf(node, { network: 'mainnet' }) })
   let failure: unknown
-  follower.failed.catch((error: unknown) => {
+  chain.follower.failed.catch((error: unknown) => {
     failure = error
   })
   await eventually(() => failure !== undefined, { what: 'the following ends' })
   assert.match(String(failure), /follows regtest, but mainnet is configured/)
-  assert.equal(follower.caughtUp, false)
+  assert.equal(chain.follower.caughtUp, false)
+  assert.equal(chain.changes.length, 0)
 })
 
 test('wrong credentials and what is no node are told apart', { skip }, async () => {

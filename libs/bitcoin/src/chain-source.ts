@@ -94,6 +94,11 @@ export interface ChainSource extends AsyncDisposable {
   standingOf(block: BlockPlace): Promise<BlockStanding>
   /** What a block of the best chain holds of what is watched. */
   findingsIn(block: BlockPlace, watched: Watched): Promise<Findings>
+  /**
+   * Heights from `fromHeight` on of blocks of the best chain that may pay one of the scripts, at least of all that do; undefined: the
+   * source knows no quicker way than to read each block.
+   */
+  candidateHeights(scripts: readonly string[], fromHeight: number): Promise<readonly number[] | undefined>
   unconfirmedIds(scripts: WatchedScripts): Promise<UnconfirmedIds>
   /** Raw transactions, in the order of the ids; undefined where the source has none, in particular no unconfirmed one. */
   transactions(txids: readonly string[]): Promise<readonly (Uint8Array | undefined)[]>

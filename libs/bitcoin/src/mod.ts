@@ -21,14 +21,10 @@ export type {
   Watched,
   WatchedScripts,
 } from './chain-source.ts'
+export type { VanishedTransaction } from './mempool-watch.ts'
 export { NETWORK_NAMES, type Network } from './network.ts'
-export {
-  type CallOptions,
-  checkNetwork,
-  type NodeCall,
-  type NodeClient,
-  type NodeOptions,
-  nodeClient,
-} from './node-client.ts'
+export { type CallOptions, type NodeCall, type NodeClient, type NodeOptions, nodeClient } from './node-client.ts'
+export { NodeSource, type NodeSourceOptions } from './node-source.ts'
 export { formatPaymentUri, outputScript, type PaymentRequest, parsePaymentUri } from './payment-uri.ts'
-export { hashBytes, type IsWatched, showHash, type WatchedOutput } from './watched-outputs.ts'
+export { type OnSourceState, SeveralSources, SOURCE_STATES, type SourceState } from './several-sources.ts'
+export { findInBlock, hashBytes, type IsWatched, showHash, type WatchedOutput } from './watched-outputs.ts'

@@ -32,3 +32,7 @@ export const NETWORKS: Readonly<Record<Network, NetworkFacts>> = {
     coinType: 0,
   },
 }
+
+/** Script that blocks of the public signet satisfy (BIP-325), in hexadecimal: how signets are told apart. */
+export const PUBLIC_SIGNET_CHALLENGE =
+  '512103ad5e0edad18cb1f0fc0d28a3d4f1f3e445640337489abb10404f2d1e086be430210359ef5021964fe22d6f8e05b2463c9540ce96883fe3b278760f048f5189f2e6c452ae'

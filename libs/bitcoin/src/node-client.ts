@@ -1,7 +1,6 @@
 import { readFile } from 'node:fs/promises'
 import { AppError } from '@tollward/errors'
 import { z } from 'zod'
-import { NETWORKS, type Network } from './network.ts'
 
 /** Where a bitcoin node answers JSON-RPC, and how we prove who we are: by the node's cookie file, or by name and password. */
 export interface NodeOptions {
@@ -46,6 +45,8 @@ const RESPONSE_BYTES_MAX = 64 * 1024 * 1024
 const RPC_INVALID_ADDRESS_OR_KEY = -5
 const RPC_INVALID_PARAMETER = -8
 const RPC_IN_WARMUP = -28
+/** Asked for a hash that it does not know, or for a height above its best block. */
+const NO_SUCH_THING: ReadonlySet<number> = new Set([RPC_INVALID_ADDRESS_OR_KEY, RPC_INVALID_PARAMETER])
 
 const Reply = z.object({
   id: z.number().nullable(),
@@ -80,21 +81,12 @@ export function nodeClient(options: NodeOptions): NodeClient {
       return calls.map(({ method }, id) => {
         const reply = replies.get(id)
         if (reply === undefined) throw unexpected(method, body)
-        if (reply.error?.code === RPC_INVALID_ADDRESS_OR_KEY) return undefined
+        if (reply.error && NO_SUCH_THING.has(reply.error.code)) return undefined
         if (reply.error) throw refusal(method, reply.error)
         return checked(result, method, reply.result)
       })
     },
   }
-}
-
-/** Throws AppError `failed_precondition` if the node follows another network than the configured one. */
-export async function checkNetwork(node: NodeClient, network: Network): Promise<void> {
-  const genesisHash = await node.call(z.string(), 'getblockhash', [0])
-  if (genesisHash === NETWORKS[network].genesisHash) return
-  const actual =
-    Object.entries(NETWORKS).find(([, facts]) => facts.genesisHash === genesisHash)?.[0] ?? 'another network'
-  throw new AppError('failed_precondition', `The bitcoin node follows ${actual}, but ${network} is configured.`)
 }
 
 async function post(options: NodeOptions, body: string, signal: AbortSignal): Promise<unknown> {

@@ -102,9 +102,22 @@ export function strippedBytes(bytes: Buffer, transaction: RawTransaction): Uint8
   ])
 }
 
+/** The length of strippedBytes. */
+export function strippedLength({ inputsAt, outputsUntil }: RawTransaction): number {
+  return VERSION_BYTES + outputsUntil - inputsAt + LOCK_TIME_BYTES
+}
+
 /** A transaction's id in the byte order of the protocol. */
 export function txidOf(bytes: Buffer, transaction: RawTransaction): Buffer {
   return doubleSha256(strippedBytes(bytes, transaction))
+}
+
+/** The id of the transaction that these bytes are. Throws RangeError if they are none. */
+export function txidOfBytes(raw: Uint8Array): Buffer {
+  const reader = new ByteReader(raw)
+  const transaction = readTransaction(reader, {})
+  reader.end()
+  return txidOf(reader.bytes, transaction)
 }
 
 /** Bitcoin's hash of everything: SHA-256, twice. */

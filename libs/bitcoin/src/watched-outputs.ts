@@ -68,6 +68,15 @@ export function outputsOfTransaction(raw: Uint8Array, isWatched: IsWatched): rea
   return findInTransaction(raw, { scripts: { has: isWatched }, spendings: new Set() }).outputs
 }
 
+/** The outputs that a raw transaction spends, each as `txid:vout`. Throws RangeError if the bytes are no transaction. */
+export function inputsOfTransaction(raw: Uint8Array): string[] {
+  const reader = new ByteReader(raw)
+  const inputs: string[] = []
+  readTransaction(reader, { onInput: (outpointAt) => inputs.push(outpointIn(reader.bytes, outpointAt)) })
+  reader.end()
+  return inputs
+}
+
 class Finder implements Found {
   readonly outputs: WatchedOutput[] = []
   readonly spendings: { readonly outpoint: string; readonly spentBy: string }[] = []

@@ -1,3 +1,4 @@
+import { SOURCE_STATES, type SourceState } from '@tollward/bitcoin'
 import { Counter, Gauge, type Registry } from 'prom-client'
 
 /** Metrics of payment-verifier. Labels come from closed sets; what a caller sends is never one. */
@@ -7,6 +8,7 @@ export type Metrics = ReturnType<typeof verifierMetrics>
 export interface MetricSources {
   readonly tipHeight: () => number
   readonly nodeSilentForMs: () => number
+  readonly nodes: () => readonly { readonly state: SourceState }[]
   readonly ledgerSequence: () => number
   readonly unknownEntries: () => number
   readonly nextAddressIndex: () => number
@@ -25,8 +27,14 @@ export function verifierMetrics(registry: Registry) {
       'result',
     ]),
     invoiceRequests: counter('invoice_requests', 'Requests over HTTP, by what came of them.', ['request', 'result']),
+    streamsRefused: counter('streams_refused', 'Streams of invoices that were one too many.', ['reason']),
+    streamsUnread: counter('streams_unread', 'Streams of invoices that ended because nobody read on.'),
     redemptions: counter('redemptions', 'Transactions presented, by outcome.', ['outcome']),
-    leasedRequests: counter('leased_requests', 'Requests of quotas handed out to decision points.'),
+    leases: counter('leases', 'Chunks of quotas that decision points asked for, by what came of it.', ['result']),
+    assumedRequests: counter(
+      'assumed_requests',
+      'Requests that count as served because their decision point was not heard of any more.',
+    ),
     passConflicts: counter('pass_conflicts', 'Changes of a pass that another replica was faster with.'),
     conductEvents: counter('conduct_events', 'Events about the conduct of clients, by what came of them.', [
       'source',
@@ -48,6 +56,16 @@ export function registerGauges(registry: Registry, sources: MetricSources): void
         this.set(read())
       },
     })
+  new Gauge({
+    name: 'tollward_payment_nodes',
+    help: 'Bitcoin nodes by what became of them: one is followed, equal ones would do as well.',
+    labelNames: ['state'],
+    registers: [registry],
+    collect() {
+      for (const state of SOURCE_STATES)
+        this.set({ state }, sources.nodes().filter((node) => node.state === state).length)
+    },
+  })
   gauge('tip_height', 'Height of the last block that was handled.', sources.tipHeight)
   gauge('node_silent_seconds', 'How long the bitcoin node has not answered.', () => sources.nodeSilentForMs() / 1000)
   gauge('ledger_sequence', 'Last entry of the ledger known here.', sources.ledgerSequence)

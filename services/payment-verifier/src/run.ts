@@ -1,5 +1,5 @@
 import type { AddressInfo } from 'node:net'
-import { nodeClient, parseAccountKey } from '@tollward/bitcoin'
+import { parseAccountKey } from '@tollward/bitcoin'
 import { connectBus } from '@tollward/bus'
 import { ConductService, VerifierService } from '@tollward/contracts/payment'
 import { IntrospectorService } from '@tollward/contracts/token'
@@ -16,6 +16,7 @@ import { createHttp } from './adapters/http.ts'
 import { LedgerBook } from './adapters/ledger.ts'
 import { Passes } from './adapters/passes.ts'
 import { followPlans } from './adapters/plans.ts'
+import { openSources } from './adapters/sources.ts'
 import { verifier } from './adapters/verifier.ts'
 import type { Config } from './config.ts'
 import type { Applied } from './domain/ledger.ts'
@@ -28,7 +29,8 @@ export async function run({ name, config, log, registry, health, signal }: Servi
     config
   const { leaseLastsMs } = config
   const account = parseAccountKey(config.accountKey, network)
-  const node = nodeClient({ url: config.nodeUrl, ...nodeCredentials(config), signal })
+  const accountBirthday = birthdayOf(config)
+  const source = resources.use(openSources(config, { log, signal }))
   const metrics = verifierMetrics(registry)
 
   const nkeySeed = config.natsNkeyFile === undefined ? {} : { nkeySeed: readSecretFile(config.natsNkeyFile) }
@@ -41,17 +43,23 @@ export async function run({ name, config, log, registry, health, signal }: Servi
   const passes = resources.use(await Passes.open({ bus, book, metrics, leaseLastsMs }))
   const conducts = resources.use(await Conducts.open(bus, book.ledger, metrics))
 
-  const zmq = config.nodeZmqUrl === undefined ? {} : { zmqUrl: config.nodeZmqUrl }
-  const chain = resources.use(new Chain({ node, account, ...zmq, book, passes, metrics, log, signal }))
+  const chain = resources.use(
+    await Chain.open({ source, account, accountBirthday, book, passes, metrics, log, signal }),
+  )
   onApplied = ({ opened }) => {
+    if (opened !== undefined) void chain.extendAddresses()
     // Another replica gave the address out before we knew of it: its payment may be in a block that we looked through already.
     const tipHeight = chain.follower.tip?.height ?? 0
     if (opened !== undefined && opened.tipHeight < tipHeight) chain.follower.rescan(opened.tipHeight + 1)
   }
-  health.check('chain', () => chain.trouble(nodeSilentMaxMs))
+  health.check('chain', () => {
+    const trouble = chain.trouble(nodeSilentMaxMs)
+    return trouble && [trouble, ...(chain.reason === undefined ? [] : [chain.reason])].join(': ')
+  })
   registerGauges(registry, {
     tipHeight: () => chain.follower.tip?.height ?? 0,
     nodeSilentForMs: () => chain.follower.silentForMs,
+    nodes: () => source.states,
     ledgerSequence: () => book.ledger.sequence,
     unknownEntries: () => book.ledger.unknownEntries,
     nextAddressIndex: () => book.ledger.nextAddressIndex,
@@ -93,15 +101,12 @@ export async function run({ name, config, log, registry, health, signal }: Servi
   await Promise.race([aborted(signal), chain.follower.failed])
 }
 
-function nodeCredentials({ nodeCookieFile, nodeUser, nodePasswordFile }: Config) {
-  if (nodeCookieFile !== undefined && nodeUser === undefined && nodePasswordFile === undefined) {
-    return { cookieFile: nodeCookieFile }
-  }
-  if (nodeCookieFile === undefined && nodeUser !== undefined && nodePasswordFile !== undefined) {
-    return { user: nodeUser, password: readSecretFile(nodePasswordFile) }
-  }
+/** A new account on a chain of one's own cannot be older than the chain; of others nobody wants to look through all. */
+function birthdayOf({ accountBirthday, network }: Config): number {
+  if (accountBirthday !== undefined) return accountBirthday
+  if (network === 'regtest') return 0
   throw new AppError(
     'invalid_argument',
-    'Give either TOLLWARD_NODE_COOKIE_FILE, or TOLLWARD_NODE_USER and TOLLWARD_NODE_PASSWORD_FILE.',
+    `Give TOLLWARD_ACCOUNT_BIRTHDAY on ${network}: the height of the first block that can pay the account; for a new account that of the best block now.`,
   )
 }

@@ -1,27 +1,25 @@
 import { setTimeout as sleep } from 'node:timers/promises'
-import { type AccountKey, ChainFollower, type NodeClient } from '@tollward/bitcoin'
-import { AppError } from '@tollward/errors'
+import { type AccountKey, ChainFollower, type ChainSource } from '@tollward/bitcoin'
+import { AppError, toAppError } from '@tollward/errors'
 import type { Logger } from 'pino'
-import { z } from 'zod'
 import { contested, uncoveredUses } from '../domain/credit.ts'
-import { nextChainFact, nextSeenFact } from '../domain/facts.ts'
+import { nextChainFact, nextReplacedFact, nextSeenFact } from '../domain/facts.ts'
 import { heightsOf, type Invoice, type View } from '../domain/invoice.ts'
 import type { Metrics } from '../metrics.ts'
+import { Addresses, LOOKAHEAD_ADDRESSES } from './addresses.ts'
 import type { LedgerBook } from './ledger.ts'
 import type { Passes } from './passes.ts'
 
-/** Addresses after the last used one that are looked at before the rest is taken as unused. */
-const ADDRESSES_PER_SCAN = 1_000
-/** The node reads every unspent output there is: seconds on a test network, minutes on mainnet. */
-const SCAN_TIMEOUT_MS = 30 * 60_000
-const SCAN_RETRY_MS = 2_000
-
-const Scan = z.object({ unspents: z.array(z.object({ scriptPubKey: z.string() })) })
+/** Blocks of which headers are asked for at once while used addresses are looked for. */
+const BLOCKS_PER_STEP = 100
+const SEARCH_RETRY_MIN_MS = 1_000
+const SEARCH_RETRY_MAX_MS = 30_000
 
 export interface ChainOptions {
-  readonly node: NodeClient
+  readonly source: ChainSource
   readonly account: AccountKey
-  readonly zmqUrl?: string
+  /** Height of the first block that can pay the account. */
+  readonly accountBirthday: number
   readonly book: LedgerBook
   readonly passes: Passes
   readonly metrics: Metrics
@@ -32,38 +30,34 @@ export interface ChainOptions {
 /** The best chain: what it does to payments goes into the ledger, and what that does to passes into their bucket. */
 export class Chain implements AsyncDisposable {
   readonly follower: ChainFollower
+  readonly source: ChainSource
+  /** Addresses of the account that no invoice has. */
+  readonly addresses: Addresses
   readonly #options: ChainOptions
+  readonly #searching: Promise<void>
   #addressFloor: number | undefined
+  #searchTrouble: AppError | undefined
 
-  constructor(options: ChainOptions) {
+  private constructor(options: ChainOptions, addresses: Addresses) {
+    const { book, source } = options
     this.#options = options
-    const { book, metrics, log, node, account, zmqUrl } = options
+    this.source = source
+    this.addresses = addresses
     const known = book.ledger.knownBlocks()
-    this.follower = new ChainFollower({
-      node,
-      network: account.network,
-      known,
-      ...(zmqUrl === undefined ? {} : { zmqUrl }),
-      handlers: {
-        isWatched: (script) => book.ledger.invoiceOfScript(script) !== undefined,
-        onChange: async (change) => {
-          await book.write((ledger, nowMs) => nextChainFact(change, ledger, () => undefined, nowMs))
-          metrics.blocks.inc({ change: 'connected' }, change.connected.length)
-          metrics.blocks.inc({ change: 'disconnected' }, change.disconnected.length)
-          if (change.disconnected.length > 0) log.warn({ depth: change.disconnected.length }, 'chain reorganised')
-        },
-        onMempool: (outputs) => book.write((ledger, nowMs) => nextSeenFact(outputs, ledger, () => undefined, nowMs)),
-        onCaughtUp: () => this.#settlePasses(),
-        onTrouble: (error) => {
-          metrics.nodeTroubles.inc({ code: error.code })
-          log.warn({ err: error }, 'chain not followed for now')
-        },
-      },
-    })
+    this.follower = new ChainFollower({ source, known, handlers: this.#handlers() })
     // Whoever wrote of the last block may have ended in the middle of it.
     const highest = Math.max(-1, ...known.map(({ height }) => height))
     if (highest >= 0) this.follower.rescan(highest, highest)
-    void this.#findAddressFloor()
+    this.#searching = this.#findAddressFloor()
+  }
+
+  /** Begins to follow. Addresses that are watched although no invoice has them are made first. */
+  static async open(options: ChainOptions): Promise<Chain> {
+    const { ledger } = options.book
+    const addresses = new Addresses(options.account)
+    const taken = new Set([...ledger.invoices()].map(({ addressIndex }) => addressIndex))
+    await addresses.extend(ledger.nextAddressIndex, (index) => taken.has(index))
+    return new Chain(options, addresses)
   }
 
   /** Lowest address index that may be given out; undefined: not known yet. */
@@ -75,7 +69,17 @@ export class Chain implements AsyncDisposable {
   trouble(silentMaxMs: number): string | undefined {
     if (this.follower.silentForMs > silentMaxMs) return 'the bitcoin node does not answer'
     if (!this.follower.caughtUp) return 'the chain is not caught up'
-    return this.#addressFloor === undefined ? 'the node still looks for used addresses' : undefined
+    return this.#addressFloor === undefined ? 'used addresses are still looked for' : undefined
+  }
+
+  /** What the operator may know of the reason; it names nodes. */
+  get reason(): string | undefined {
+    return (this.follower.trouble ?? this.#searchTrouble)?.message
+  }
+
+  /** To be called when the ledger's next address moved on, whoever moved it. */
+  async extendAddresses(): Promise<void> {
+    await this.addresses.extend(Math.max(this.#options.book.ledger.nextAddressIndex, this.#addressFloor ?? 0))
   }
 
   /** What standingOf needs for these invoices. AppError `unavailable` if the node has to be asked and does not answer. */
@@ -93,6 +97,37 @@ export class Chain implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.follower[Symbol.asyncDispose]()
+    await this.#searching
+  }
+
+  #handlers(): ConstructorParameters<typeof ChainFollower>[0]['handlers'] {
+    const { book, metrics, log } = this.#options
+    const { addresses } = this
+    // As long as there is no invoice, no address was given out by this ledger, and nothing is written: a back-up can still be restored.
+    const indexOf = (script: string) => (book.ledger.invoiceCount === 0 ? undefined : addresses.indexOf(script))
+    return {
+      scripts: {
+        has: (script) => book.ledger.invoiceOfScript(script) !== undefined || addresses.indexOf(script) !== undefined,
+        *all() {
+          yield* book.ledger.scripts()
+          yield* addresses.scripts.all()
+        },
+      },
+      onChange: async (change) => {
+        await book.write((ledger, nowMs) => nextChainFact(change, ledger, indexOf, nowMs))
+        metrics.blocks.inc({ change: 'connected' }, change.connected.length)
+        metrics.blocks.inc({ change: 'disconnected' }, change.disconnected.length)
+        if (change.disconnected.length > 0) log.warn({ depth: change.disconnected.length }, 'chain reorganised')
+      },
+      onMempool: (outputs) => book.write((ledger, nowMs) => nextSeenFact(outputs, ledger, indexOf, nowMs)),
+      unconfirmedTxids: () => book.ledger.unconfirmedTxids(),
+      onVanished: (transactions) => book.write((ledger) => nextReplacedFact(transactions, ledger)),
+      onCaughtUp: () => this.#settlePasses(),
+      onTrouble: (error) => {
+        metrics.nodeTroubles.inc({ code: error.code })
+        log.warn({ err: error }, 'chain not followed for now')
+      },
+    }
   }
 
   /** Suspends passes whose payment was taken back, and restores those whose payment is as deep again as it has to be. */
@@ -105,40 +140,69 @@ export class Chain implements AsyncDisposable {
   }
 
   /**
-   * A ledger that has lines knows which addresses were given out. An empty one may be the heir of a lost one, so the node is asked
-   * what is on the chain: it can tell cheaply of unspent outputs only.
+   * A ledger with invoices knows which addresses were given out. One without may be the heir of a lost one, so the chain is looked
+   * through for addresses that were ever paid.
    */
   async #findAddressFloor(): Promise<void> {
     const { book, log, signal } = this.#options
+    let retryMs = SEARCH_RETRY_MIN_MS
     while (book.ledger.invoiceCount === 0 && !signal.aborted) {
       try {
-        this.#addressFloor = await this.#firstUnusedIndex()
-        if (this.#addressFloor > 0) log.warn({ index: this.#addressFloor }, 'addresses of the account are used already')
+        const used = await this.#usedAddresses()
+        // Invoices of the lost ledger that nobody has paid yet may still be.
+        const floor = used === 0 ? 0 : used + LOOKAHEAD_ADDRESSES
+        await this.addresses.extend(floor)
+        this.#searchTrouble = undefined
+        this.#addressFloor = floor
+        if (floor > 0) log.warn({ used, floor }, 'addresses of the account are used already')
         return
-      } catch (error) {
-        log.warn({ err: error }, 'used addresses not found yet')
+      } catch (thrown) {
+        if (signal.aborted) return
+        this.#searchTrouble = toAppError(thrown)
+        log.warn({ err: this.#searchTrouble }, 'used addresses not found yet')
         // Ends early, and then the loop does too, when the process stops.
-        await sleep(SCAN_RETRY_MS, undefined, { signal }).catch(() => undefined)
+        await sleep(retryMs, undefined, { signal }).catch(() => undefined)
+        retryMs = Math.min(retryMs * 2, SEARCH_RETRY_MAX_MS)
       }
     }
-    this.#addressFloor = 0
+    this.#addressFloor ??= 0
   }
 
-  async #firstUnusedIndex(): Promise<number> {
-    const { node, account } = this.#options
-    let floor = 0
+  /** One more than the highest address index that the chain ever paid. */
+  async #usedAddresses(): Promise<number> {
+    const { source, accountBirthday, signal } = this.#options
+    const { height: bestHeight } = await source.best()
+    let used = 0
     for (;;) {
-      const indexes = new Map<string, number>()
-      for (let index = floor; index < floor + ADDRESSES_PER_SCAN; index += 1) {
-        indexes.set(Buffer.from(account.address(index).script).toString('hex'), index)
+      await this.addresses.extend(used)
+      const before = used
+      const candidates = await source.candidateHeights([...this.addresses.scripts.all()], accountBirthday)
+      const heights = candidates ?? range(accountBirthday, bestHeight)
+      for (let start = 0; start < heights.length; start += BLOCKS_PER_STEP) {
+        signal.throwIfAborted()
+        used = Math.max(used, await this.#usedIn(heights.slice(start, start + BLOCKS_PER_STEP)))
+        await this.addresses.extend(used)
       }
-      const descriptors = [...indexes.keys()].map((script) => `raw(${script})`)
-      const { unspents } = await node.call(Scan, 'scantxoutset', ['start', descriptors], { timeoutMs: SCAN_TIMEOUT_MS })
-      const used = unspents.flatMap(({ scriptPubKey }) => indexes.get(scriptPubKey) ?? [])
-      if (used.length === 0) return floor
-      floor = Math.max(...used) + 1
+      // Blocks before the one that showed how far the addresses go were looked through with fewer of them.
+      if (used === before) return used
     }
   }
+
+  async #usedIn(heights: readonly number[]): Promise<number> {
+    const { source } = this.#options
+    const watched = { scripts: this.addresses.scripts, spendings: new Set<string>() }
+    let used = 0
+    for (const header of await source.headersAt(heights)) {
+      for (const { script } of (await source.findingsIn(header, watched)).outputs) {
+        used = Math.max(used, (this.addresses.indexOf(script) ?? -1) + 1)
+      }
+    }
+    return used
+  }
+}
+
+function range(from: number, until: number): number[] {
+  return Array.from({ length: Math.max(0, until - from + 1) }, (_, offset) => from + offset)
 }
 
 /** AppError `unavailable` if new decisions have to wait for the chain. */

@@ -1,0 +1,49 @@
+import { NodeSource, nodeClient, SeveralSources } from '@tollward/bitcoin'
+import { AppError } from '@tollward/errors'
+import { readSecretFile } from '@tollward/runtime'
+import type { Logger } from 'pino'
+import type { Config } from '../config.ts'
+
+/** The configured nodes as one source of the chain. AppError `invalid_argument` if they are not described one by one. */
+export function openSources(config: Config, { log, signal }: { log: Logger; signal: AbortSignal }): SeveralSources {
+  const { nodeUrl: urls, network, signetChallenge } = config
+  const sources = urls.map((url, index) => {
+    const zmqUrl = one(config.nodeZmqUrl, index, urls.length, 'TOLLWARD_NODE_ZMQ_URL')
+    return new NodeSource({
+      node: nodeClient({ url, ...credentials(config, index), signal }),
+      name: new URL(url).host,
+      network,
+      ...(signetChallenge === undefined ? {} : { signetChallenge }),
+      ...(zmqUrl === undefined ? {} : { zmqUrl }),
+    })
+  })
+  return new SeveralSources(sources, (node, state, error) => {
+    if (error === undefined) log.info({ node, state }, 'bitcoin node')
+    else log.warn({ node, state, err: error }, 'bitcoin node left')
+  })
+}
+
+function credentials(config: Config, index: number) {
+  const { length } = config.nodeUrl
+  const cookieFile = one(config.nodeCookieFile, index, length, 'TOLLWARD_NODE_COOKIE_FILE')
+  const user = one(config.nodeUser, index, length, 'TOLLWARD_NODE_USER')
+  const passwordFile = one(config.nodePasswordFile, index, length, 'TOLLWARD_NODE_PASSWORD_FILE')
+  if (cookieFile !== undefined && user === undefined && passwordFile === undefined) return { cookieFile }
+  if (cookieFile === undefined && user !== undefined && passwordFile !== undefined) {
+    return { user, password: readSecretFile(passwordFile) }
+  }
+  throw new AppError(
+    'invalid_argument',
+    'Give for each node either TOLLWARD_NODE_COOKIE_FILE, or TOLLWARD_NODE_USER and TOLLWARD_NODE_PASSWORD_FILE.',
+  )
+}
+
+/** A node's entry of a list that has one for each; an empty one: this node has none. */
+function one(list: readonly string[] | undefined, index: number, nodes: number, variable: string): string | undefined {
+  if (list === undefined) return undefined
+  if (list.length !== nodes) {
+    const message = `${variable} lists ${list.length}, but TOLLWARD_NODE_URL ${nodes}: give as many, in the same order; an empty entry is none.`
+    throw new AppError('invalid_argument', message)
+  }
+  return list[index] === '' ? undefined : list[index]
+}

@@ -311,7 +311,7 @@ export class Ledger {
     if (this.#invoices.has(opened.invoiceId)) return {}
     const { invoiceId: id, clientId, tipHeight } = opened
     const invoice = invoiceOf(opened, this.#sequence)
-    if (invoice.creditSats < 0n) this.#closeOver(clientId, invoice.openedAtMs)
+    if (invoice.creditSats > 0n) this.#closeOver(clientId, invoice.openedAtMs)
     this.#invoices.set(id, invoice)
     this.#byScript.set(Buffer.from(opened.script).toString('hex'), id)
     if (invoice.pageKey !== '') this.#byPageKey.set(invoice.pageKey, id)

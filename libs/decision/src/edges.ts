@@ -15,7 +15,11 @@ export const EDGES = {
   verifier: { fails: 'closed', because: 'a request that nobody charged would be free' },
   quotes: { fails: 'open', because: 'a refusal without a price is a refusal all the same' },
   documents: { fails: 'open', because: 'policies last until they are replaced; the ones in force stay in force' },
-  passes: { fails: 'open', because: 'what is spent was leased before; more has to be asked for, which fails closed' },
+  passes: {
+    fails: 'open',
+    because:
+      'what is spent was leased before, and little of it is unrecorded; more has to be asked for, which fails closed',
+  },
   blocks: {
     fails: 'open',
     because: 'known blocks hold until they expire; refusing everyone would do the work of an attacker',
@@ -89,13 +93,22 @@ export const PROOFS_MAX = 500_000
 /** Sources and clients whose rate is known, each table. */
 export const RATE_KEYS_MAX = 200_000
 
-/** A lease is this part of a pass's quota: what a crash of ours costs a client at most. */
+/** A lease is this part of a pass's quota: what others cannot serve meanwhile. */
 export const LEASE_SHARE = 1 / 20
-export const LEASE_REQUESTS_MAX = 1000
+/** Of a large quota, enough for a second or so at full load. */
+export const LEASE_REQUESTS_MAX = 5000
 /** When less than this part of a chunk is left, the next one is asked for. */
 export const LEASE_LOW_WATER = 1 / 4
 /** A pass from which nothing could be leased is asked about again after this time: another holder may have given back. */
 export const DRY_FOR_MS = 1000
+/** A chunk of which nothing was served for so long is given back, for others to serve. */
+export const LEASE_IDLE_MS = 10_000
+/** Between two looks at which chunks are idle or have to be renewed. */
+export const LEASE_TICK_MS = 1000
+/** Chunks that are renewed or given back at once by such a look; the others come next. */
+export const LEASES_AT_ONCE_MAX = 256
+/** Requests that wait for one pass's lease or record; more are refused with 503 rather than queued. */
+export const LEASE_WAITING_MAX = 1000
 
 /** A redemption that failed is not repeated for the same client, plan and txid within this time. */
 export const REDEMPTION_KEPT_MS = 1000

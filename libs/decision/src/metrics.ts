@@ -12,6 +12,7 @@ export interface DecisionMetrics {
   readonly tokenLookups: Counter<'result'>
   readonly evictions: Counter<'table'>
   readonly leases: Counter<'result'>
+  readonly quotaRecords: Counter<'result'>
   readonly quotaLost: Counter
   readonly redemptions: Counter<'outcome'>
   readonly quotes: Counter<'result'>
@@ -38,7 +39,8 @@ export function decisionMetrics(registry: Registry): DecisionMetrics {
     tokenLookups: counter('token_lookups', 'Tokens looked up, by where the answer came from.', ['result']),
     evictions: counter('evictions', 'Entries pushed out of a full table before their time.', ['table']),
     leases: counter('leases', 'Chunks of quota asked for, by what came of it.', ['result']),
-    quotaLost: counter('quota_lost', 'Leased requests that could not be given back.'),
+    quotaRecords: counter('quota_records', 'Records of what was served of a chunk, by what came of them.', ['result']),
+    quotaLost: counter('quota_lost', 'Requests that count as served because their chunk could not be given back.'),
     redemptions: counter('redemptions', 'Transactions presented, by what the verifier said.', ['outcome']),
     quotes: counter('quotes', 'Prices for refusals, by what came of asking.', ['result']),
     records: counter('records', 'Calls for the record: published one by one, folded into another one, or lost.', [

@@ -28,6 +28,7 @@ import { createLog } from '@tollward/runtime'
 import { type NatsServer, startNatsServer } from '@tollward/testkit'
 import { calculateJwkThumbprint, exportJWK, generateKeyPair, SignJWT } from 'jose'
 import { Registry } from 'prom-client'
+import { TestQuotas } from './testing-quotas.ts'
 
 /*
  * For tests of decision points: a real nats-server with everything provisioned, and the neighbours of a decision point as
@@ -85,10 +86,11 @@ export interface Neighbours extends AsyncDisposable {
     readonly introspect: string[]
     readonly redeem: string[]
     readonly lease: string[]
+    readonly record: string[]
     readonly quote: string[]
   }
   /** Requests given back, by pass. */
-  readonly givenBack: Map<string, number>
+  readonly givenBack: ReadonlyMap<string, number>
   /** Runs before the introspector answers; a test holds an answer back with it. */
   beforeIntrospection: () => Promise<void>
   apply(yaml: string): Promise<void>
@@ -117,9 +119,9 @@ export async function startNeighbours(): Promise<Neighbours> {
   const remembered: Neighbours['remembered'] = new Map()
   const redemptions: Neighbours['redemptions'] = new Map()
   const quotes: Neighbours['quotes'] = new Map()
-  const asked: Neighbours['asked'] = { introspect: [], redeem: [], lease: [], quote: [] }
-  const givenBack: Neighbours['givenBack'] = new Map()
+  const asked: Neighbours['asked'] = { introspect: [], redeem: [], lease: [], record: [], quote: [] }
   const passes = bus.bucket(PASSES)
+  const quotas = new TestQuotas(passes)
   const introspector = bus.serve(IntrospectorService, {
     introspect: async ({ token, pastCache }) => {
       asked.introspect.push(token)
@@ -133,21 +135,13 @@ export async function startNeighbours(): Promise<Neighbours> {
       asked.redeem.push(txid)
       return redemptions.get(txid) ?? { outcome: RedeemOutcome.NOTHING_OPEN }
     },
-    lease: async ({ passId, wantedRequests }) => {
+    lease: ({ passId, holder, wantedRequests }) => {
       asked.lease.push(passId)
-      const entry = await passes.get(passId)
-      if (!entry) return { grantedRequests: 0 }
-      const { quotaRequests, leasedRequests } = entry.value
-      const left = quotaRequests - leasedRequests
-      const granted = left < BigInt(wantedRequests) ? left : BigInt(wantedRequests)
-      const leased = leasedRequests + granted
-      const state = leased === quotaRequests ? PassState.EXHAUSTED : entry.value.state
-      await passes.update(passId, { ...entry.value, leasedRequests: leased, state }, entry.revision)
-      return { grantedRequests: Number(granted) }
+      return quotas.lease(passId, holder, wantedRequests)
     },
-    record: async ({ passId, unusedRequests }) => {
-      givenBack.set(passId, (givenBack.get(passId) ?? 0) + unusedRequests)
-      return {}
+    record: ({ passId, holder, servedRequests, ends }) => {
+      asked.record.push(passId)
+      return quotas.record(passId, holder, servedRequests, ends)
     },
     quote: async ({ clientId, plan }) => {
       asked.quote.push(`${clientId} ${plan}`)
@@ -173,7 +167,7 @@ export async function startNeighbours(): Promise<Neighbours> {
     redemptions,
     quotes,
     asked,
-    givenBack,
+    givenBack: quotas.givenBack,
     beforeIntrospection: async () => {},
     apply: async (yaml) => {
       for (const { document, yaml: text } of parseSources(yaml, 'test')) {

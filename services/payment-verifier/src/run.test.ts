@@ -252,18 +252,31 @@ test('leases never exceed what was bought, over replicas and give-backs, and the
   // Either answers on the bus.
   await Promise.all([replica, other].map((each) => each.reaches('kim', invoice.id, 'paid')))
   const passId = (await verifier.redeem({ clientId: 'kim', plan: 'small', txid })).pass?.passId ?? ''
-  const lease = async () => (await verifier.lease({ passId, holder: 'h', wantedRequests: 17 })).grantedRequests
-  const sum = (amounts: number[]) => amounts.reduce((total, each) => total + each, 0)
-  const first = sum(await Promise.all(Array.from({ length: 40 }, lease)))
-  assert.equal(first, 40 * 17)
-  // One give-back, repeated as a client would that did not hear the answer.
-  const record = { passId, holder: 'h', unusedRequests: 80, recordId: 'one' }
-  await Promise.all(Array.from({ length: 10 }, () => verifier.record(record)))
-  const second = sum(await Promise.all(Array.from({ length: 60 }, lease)))
-  assert.equal(first - 80 + second, 1000)
+  const lease = async (holder: string) => ({
+    holder,
+    ...(await verifier.lease({ passId, holder, wantedRequests: 17 })),
+  })
+  const leases = (count: number, prefix: string) =>
+    Promise.all(Array.from({ length: count }, (_, index) => lease(`${prefix}${index}`)))
+  const sum = (each: { readonly grantedRequests: number }[]) =>
+    each.reduce((total, { grantedRequests }) => total + grantedRequests, 0)
+  const first = await leases(40, 'first-')
+  assert.equal(sum(first), 40 * 17)
+  assert.deepEqual(first[0]?.unrecordedRequestsMax, 10)
+  const end = ({ holder, leaseId }: (typeof first)[number], servedRequests: number) =>
+    verifier.record({ passId, holder, leaseId, servedRequests, ends: true })
+  const [one, ...others] = first
+  assert.ok(one)
+  // One end, repeated as by a decision point that did not hear the answer.
+  await Promise.all(Array.from({ length: 10 }, () => end(one, 5)))
+  const second = await leases(60, 'second-')
+  assert.equal(5 + sum(others) + sum(second), 1000)
+  assert.equal((await stack.pass(passId))?.drawnRequests, 1000n)
+  const holding = [...others, ...second].filter(({ grantedRequests }) => grantedRequests > 0)
+  await Promise.all(holding.map((each) => end(each, each.grantedRequests)))
   assert.equal((await stack.pass(passId))?.state, PassState.EXHAUSTED)
-  assert.equal((await verifier.redeem({ clientId: 'kim', plan: 'small', txid })).outcome, RedeemOutcome.EXHAUSTED)
   await replica.reaches('kim', invoice.id, 'exhausted')
+  assert.equal((await verifier.redeem({ clientId: 'kim', plan: 'small', txid })).outcome, RedeemOutcome.EXHAUSTED)
   await eventually(() => exhausted.length > 0, { what: 'the end is announced' })
   assert.deepEqual(exhausted, [passId])
 })
@@ -353,7 +366,8 @@ test('malformed requests get a clear refusal as problem+json', { skip }, async (
   }
   await assert.rejects(verifier.redeem({ plan: 'orders', txid: '00'.repeat(32) }), isCode('invalid_argument'))
   await assert.rejects(verifier.lease({ holder: 'h' }), isCode('invalid_argument'))
-  await assert.rejects(verifier.record({ passId: 'p', holder: 'h' }), isCode('invalid_argument'))
+  await assert.rejects(verifier.record({ passId: 'p', holder: 'h', servedRequests: 1 }), isCode('invalid_argument'))
+  assert.equal((await verifier.record({ passId: 'p', holder: 'h', leaseId: 'l' })).inForce, false)
   for (const passId of ['no such pass', '*', '00'.repeat(16)]) {
     assert.equal((await verifier.lease({ passId, holder: 'h', wantedRequests: 5 })).grantedRequests, 0)
   }

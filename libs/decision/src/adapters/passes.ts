@@ -1,4 +1,3 @@
-import { randomUUID } from 'node:crypto'
 import { timestampMs } from '@bufbuild/protobuf/wkt'
 import type { Bus, Client, Following } from '@tollward/bus'
 import { bucketContract } from '@tollward/contracts'
@@ -10,12 +9,22 @@ import {
   type RedeemResponse,
   VerifierService,
 } from '@tollward/contracts/payment'
+import { AppError } from '@tollward/errors'
 import type { Logger } from 'pino'
 import { BoundedMap } from '../domain/bounded-map.ts'
 import type { MaybePromise, PaymentCall, PaymentStanding, Refusal } from '../domain/judge.ts'
 import { RateTable } from '../domain/rate.ts'
-import { chunkRequests, type HeldPass, Wallet } from '../domain/wallet.ts'
-import { CALL_TIMEOUT_MS, RATE_KEYS_MAX, REDEMPTION_KEPT_MS, REDEMPTION_LIMIT, REDEMPTIONS_MAX } from '../edges.ts'
+import { type HeldPass, type Need, Wallet } from '../domain/wallet.ts'
+import {
+  CALL_TIMEOUT_MS,
+  LEASE_TICK_MS,
+  LEASE_WAITING_MAX,
+  LEASES_AT_ONCE_MAX,
+  RATE_KEYS_MAX,
+  REDEMPTION_KEPT_MS,
+  REDEMPTION_LIMIT,
+  REDEMPTIONS_MAX,
+} from '../edges.ts'
 import type { DecisionMetrics } from '../metrics.ts'
 
 /** The format of Pass that this library reads. */
@@ -36,6 +45,12 @@ const OUTCOMES: Partial<Record<RedeemOutcome, string>> = {
   [RedeemOutcome.EXHAUSTED]: 'exhausted',
 }
 
+/** The one question about a pass that is under way, and how many requests wait for its answer. */
+interface Turn {
+  readonly done: Promise<void>
+  waiting: number
+}
+
 interface Redemption {
   readonly standing: PaymentStanding
   readonly untilMs: number
@@ -53,7 +68,8 @@ export class Passes {
   readonly #wallet = new Wallet()
   /** By the pass's key in the bucket. */
   readonly #passIds = new Map<string, string>()
-  readonly #leasing = new Map<string, Promise<void>>()
+  readonly #turns = new Map<string, Turn>()
+  #ticking: NodeJS.Timeout | undefined
   readonly #redeeming = new Map<string, Promise<PaymentStanding>>()
   readonly #redeemed: BoundedMap<string, Redemption>
   readonly #redemptionRates: RateTable
@@ -74,6 +90,7 @@ export class Passes {
 
   /** Begins to watch the passes. Resolves when all are known. */
   follow(bus: Bus): Promise<Following> {
+    this.#ticking = setInterval(() => this.#tick(), LEASE_TICK_MS)
     return bus.bucket(bucketContract(PassSchema)).follow({
       snapshot: (entries) => {
         this.#passIds.clear()
@@ -92,30 +109,43 @@ export class Passes {
     return this.#redeem(call, call.txid, nowMs)
   }
 
-  /** Takes one request from the client's quota, leasing first where the chunk is used up. Rejects with AppError. */
-  spend(call: PaymentCall, nowMs: number): MaybePromise<PaymentStanding> {
+  /**
+   * Takes one request from the client's quota. It waits where the chunk is used up, or as much of it is served as may be unrecorded, but
+   * not longer than proxies wait for us. Rejects with AppError.
+   */
+  spend(
+    call: PaymentCall,
+    nowMs: number,
+    untilMs = performance.now() + CALL_TIMEOUT_MS,
+  ): MaybePromise<PaymentStanding> {
     const pass = this.#wallet.current(call.clientId, call.plan, nowMs)
     if (!pass) return refused({ reason: 'pass-exhausted', plan: call.plan })
-    if (!this.#wallet.take(pass)) return this.#lease(pass).then(() => this.spend(call, Date.now()))
-    if (this.#wallet.isLow(pass)) {
-      this.#lease(pass).catch((error: unknown) => this.#log.warn({ err: error }, 'quota not leased in advance'))
+    const clockMs = performance.now()
+    const isTaken = this.#wallet.take(pass, clockMs)
+    const need = this.#wallet.need(pass, nowMs, clockMs)
+    if (isTaken) {
+      if (need !== undefined) this.#soon(pass.passId, need)
+      return { paid: true, passId: pass.passId }
     }
-    return { paid: true, passId: pass.passId }
+    if (clockMs > untilMs) throw new AppError('unavailable', 'What was served of the pass is not recorded in time.')
+    const turn = this.#turn(pass.passId, need ?? 'lease')
+    if (turn.waiting >= LEASE_WAITING_MAX) throw new AppError('resource_exhausted', 'Too many wait for this pass.')
+    turn.waiting += 1
+    return turn.done.then(() => this.spend(call, Date.now(), untilMs))
   }
 
-  /** Gives back what was leased and not spent; what cannot be given back counts as used. */
+  /** Ends all leases, so that what was not served of them comes back; what cannot be given back counts as served. */
   async giveBack(): Promise<void> {
-    await Promise.allSettled(this.#leasing.values())
-    const giving = this.#wallet.giveBack().map(async ({ passId, unused }) => {
-      const recordId = randomUUID()
-      await this.#verifier
-        .record({ passId, holder: this.#holder, unusedRequests: unused, recordId })
-        .catch((error: unknown) => {
-          this.#metrics.quotaLost.inc(unused)
-          this.#log.warn({ err: error, passId, unused }, 'leased requests not given back')
-        })
+    clearInterval(this.#ticking)
+    await Promise.allSettled([...this.#turns.values()].map(({ done }) => done))
+    const ending = this.#wallet.held().map(async (passId) => {
+      const { atStake = 0 } = this.#wallet.use(passId, true) ?? {}
+      await this.#turn(passId, 'end').done.catch((error: unknown) => {
+        this.#metrics.quotaLost.inc(atStake)
+        this.#log.warn({ err: error, passId, atStake }, 'leased requests not given back')
+      })
     })
-    await Promise.all(giving)
+    await Promise.all(ending)
   }
 
   #set(key: string, pass: Pass): void {
@@ -131,24 +161,59 @@ export class Passes {
     if (passId !== undefined) this.#wallet.remove(passId)
   }
 
-  #lease(pass: HeldPass): Promise<void> {
-    const { passId } = pass
-    const leasing = this.#leasing.get(passId)
-    if (leasing !== undefined) return leasing
-    const request = { passId, holder: this.#holder, wantedRequests: chunkRequests(pass) }
-    const asking = this.#verifier
-      .lease(request)
-      .then(({ grantedRequests }) => {
-        this.#metrics.leases.inc({ result: grantedRequests === 0 ? 'nothing left' : 'granted' })
-        this.#wallet.leased(passId, grantedRequests, Date.now())
-      })
-      .catch((error: unknown) => {
-        this.#metrics.leases.inc({ result: 'failed' })
-        throw error
-      })
-      .finally(() => this.#leasing.delete(passId))
-    this.#leasing.set(passId, asking)
-    return asking
+  #tick(): void {
+    const due = this.#wallet.due(Date.now(), performance.now())
+    for (const { passId, need } of due.slice(0, LEASES_AT_ONCE_MAX)) this.#soon(passId, need)
+  }
+
+  /** Asks without anybody waiting for it. */
+  #soon(passId: string, need: Need): void {
+    if (this.#turns.has(passId)) return
+    this.#turn(passId, need).done.catch((error: unknown) =>
+      this.#log.warn({ err: error, need }, 'quota not settled yet'),
+    )
+  }
+
+  /** One question about a pass at a time: the answer to one decides what the next one has to be. */
+  #turn(passId: string, need: Need): Turn {
+    const turning = this.#turns.get(passId)
+    if (turning !== undefined) return turning
+    const asking = need === 'lease' ? this.#lease(passId) : this.#record(passId, need === 'end')
+    const turn = { done: asking.finally(() => this.#turns.delete(passId)), waiting: 0 }
+    this.#turns.set(passId, turn)
+    return turn
+  }
+
+  async #lease(passId: string): Promise<void> {
+    const wantedRequests = this.#wallet.wanted(passId)
+    const sentAtMs = performance.now()
+    try {
+      const answer = await this.#verifier.lease({ passId, holder: this.#holder, wantedRequests })
+      this.#wallet.leased(passId, answer, Date.now(), sentAtMs)
+      this.#metrics.leases.inc({ result: answer.grantedRequests === 0 ? 'nothing left' : 'granted' })
+    } catch (error) {
+      this.#wallet.doubt(passId)
+      this.#metrics.leases.inc({ result: 'failed' })
+      throw error
+    }
+    // Of an empty chunk nothing is left to serve here: somebody else may have to know.
+    if (this.#wallet.isSpent(passId, Date.now())) await this.#record(passId, true)
+  }
+
+  async #record(passId: string, ends: boolean): Promise<void> {
+    const use = this.#wallet.use(passId, ends)
+    if (use === undefined) return
+    const { leaseId, served: servedRequests } = use
+    const sentAtMs = performance.now()
+    try {
+      const holder = this.#holder
+      const { inForce } = await this.#verifier.record({ passId, holder, leaseId, servedRequests, ends })
+      this.#wallet.recorded(passId, use, inForce && !ends, sentAtMs)
+      this.#metrics.quotaRecords.inc({ result: inForce || ends ? 'recorded' : 'over' })
+    } catch (error) {
+      this.#metrics.quotaRecords.inc({ result: 'failed' })
+      throw error
+    }
   }
 
   #redeem({ clientId, plan }: PaymentCall, txid: string, nowMs: number): MaybePromise<PaymentStanding> {

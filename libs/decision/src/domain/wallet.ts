@@ -1,4 +1,4 @@
-import { DRY_FOR_MS, LEASE_LOW_WATER, LEASE_REQUESTS_MAX, LEASE_SHARE } from '../edges.ts'
+import { DRY_FOR_MS, LEASE_IDLE_MS, LEASE_LOW_WATER, LEASE_REQUESTS_MAX, LEASE_SHARE } from '../edges.ts'
 
 /** A pass as a decision point needs it. */
 export interface HeldPass {
@@ -13,10 +13,46 @@ export interface HeldPass {
   readonly state: 'active' | 'exhausted' | 'suspended'
 }
 
+/**
+ * Part of a pass's quota that we may serve by ourselves. Requests are those since it was leased; times are of a clock that never goes
+ * back.
+ */
 interface Chunk {
-  left: number
-  /** Nothing was left to lease at that time. */
-  dryAtMs: number | undefined
+  readonly leaseId: string
+  granted: number
+  served: number
+  /** Served, and acknowledged as such. */
+  recorded: number
+  /** Served and not recorded are never more. */
+  readonly unrecordedMax: number
+  readonly lastsMs: number
+  /** Afterwards nothing of it may be served. */
+  endsAtMs: number
+  /** Nothing of it is served any more, and the verifier does not know that yet. */
+  isOver: boolean
+  /** What was served when that was looked at, and since when it has not changed. */
+  idle: { served: number; sinceMs: number }
+}
+
+/** What the verifier answered to a lease. */
+export interface LeaseAnswer {
+  readonly leaseId: string
+  /** Of the lease in all. */
+  readonly grantedRequests: number
+  readonly unrecordedRequestsMax: number
+  readonly lastsMs: number
+}
+
+/** What has to be asked before more of a pass can be served, or should be asked by now: a chunk, a record, an end. */
+export type Need = 'lease' | 'record' | 'end'
+
+/** Of a chunk, what the verifier is told. */
+export interface ChunkUse {
+  /** Empty: whichever we have. */
+  readonly leaseId: string
+  readonly served: number
+  /** Requests that count as served though they were not, if this is not heard in time. */
+  readonly atStake: number
 }
 
 /** Which passes there are, by client and plan, and what is left of the chunks leased from them. */
@@ -24,6 +60,8 @@ export class Wallet {
   readonly #passes = new Map<string, HeldPass>()
   readonly #byOwner = new Map<string, HeldPass[]>()
   readonly #chunks = new Map<string, Chunk>()
+  /** When nothing more could be leased. */
+  readonly #dryAtMs = new Map<string, number>()
 
   get size(): number {
     return this.#passes.size
@@ -65,42 +103,116 @@ export class Wallet {
     return this.#byOwner.get(ownerKey(clientId, plan))?.find((pass) => this.#admits(pass, nowMs))
   }
 
-  /** Takes one request from the pass. False: more has to be leased first. */
-  take(pass: HeldPass): boolean {
+  /** Takes one request from the pass. False: `need` says what has to be asked first. */
+  take(pass: HeldPass, clockMs: number): boolean {
     if (pass.quotaRequests === 0n) return true
     const chunk = this.#chunks.get(pass.passId)
-    if (!chunk || chunk.left === 0) return false
-    chunk.left -= 1
+    if (!chunk || chunk.isOver || chunk.served >= chunk.granted || clockMs >= chunk.endsAtMs) return false
+    if (chunk.served - chunk.recorded >= chunk.unrecordedMax) return false
+    chunk.served += 1
     return true
   }
 
-  /** Whether the next chunk should be asked for by now. */
-  isLow(pass: HeldPass): boolean {
-    const left = this.#chunks.get(pass.passId)?.left ?? 0
-    return pass.state === 'active' && pass.quotaRequests > 0n && left < chunkRequests(pass) * LEASE_LOW_WATER
+  /** What has to be asked before the next request can be taken, or is better asked by now; undefined: nothing. */
+  need(pass: HeldPass, nowMs: number, clockMs: number): Need | undefined {
+    if (pass.quotaRequests === 0n) return undefined
+    const chunk = this.#chunks.get(pass.passId)
+    const isDry = this.#isDry(pass.passId, nowMs)
+    if (!chunk) return isDry ? undefined : 'lease'
+    if (chunk.isOver || clockMs >= chunk.endsAtMs) return 'end'
+    const unrecorded = chunk.served - chunk.recorded
+    if (unrecorded >= chunk.unrecordedMax) return 'record'
+    const left = chunk.granted - chunk.served
+    if (left === 0) return isDry ? 'end' : 'lease'
+    if (unrecorded * 2 >= chunk.unrecordedMax) return 'record'
+    return !isDry && pass.state === 'active' && left < chunkRequests(pass) * LEASE_LOW_WATER ? 'lease' : undefined
   }
 
-  /** Adds what was leased; nothing makes the pass dry for a while. */
-  leased(passId: string, requests: number, nowMs: number): void {
-    const chunk = this.#chunks.get(passId) ?? { left: 0, dryAtMs: undefined }
-    chunk.left += requests
-    chunk.dryAtMs = requests === 0 ? nowMs : undefined
-    this.#chunks.set(passId, chunk)
+  /** Unserved requests to ask for: a chunk beyond what may already be served without being recorded. */
+  wanted(passId: string): number {
+    const pass = this.#passes.get(passId)
+    const chunk = this.#chunks.get(passId)
+    return (pass ? chunkRequests(pass) : 0) + (chunk ? chunk.served - chunk.recorded : 0)
   }
 
-  /** Whatever was leased and not spent, to be given back; nothing of it is left here. */
-  giveBack(): { readonly passId: string; readonly unused: number }[] {
-    const unused = [...this.#chunks].map(([passId, { left }]) => ({ passId, unused: left }))
-    this.#chunks.clear()
-    return unused.filter((chunk) => chunk.unused > 0)
+  /** Whether all of the pass's chunk is served, and nothing more could be leased. */
+  isSpent(passId: string, nowMs: number): boolean {
+    const chunk = this.#chunks.get(passId)
+    return chunk !== undefined && chunk.served >= chunk.granted && this.#isDry(passId, nowMs)
+  }
+
+  /** Takes in what was leased; nothing more than before makes the pass dry for a while. `sentAtMs`: when it was asked. */
+  leased(passId: string, answer: LeaseAnswer, nowMs: number, sentAtMs: number): void {
+    const { leaseId, grantedRequests: granted, unrecordedRequestsMax: unrecordedMax, lastsMs } = answer
+    const known = this.#chunks.get(passId)
+    const before = known?.leaseId === leaseId ? known : undefined
+    if (granted > (before?.granted ?? 0)) this.#dryAtMs.delete(passId)
+    else this.#dryAtMs.set(passId, nowMs)
+    if (granted === 0) return void this.#chunks.delete(passId)
+    const endsAtMs = sentAtMs + lastsMs
+    if (before) Object.assign(before, { granted: Math.max(before.granted, granted), endsAtMs })
+    else {
+      const idle = { served: 0, sinceMs: sentAtMs }
+      const counts = { granted, served: 0, recorded: 0, unrecordedMax }
+      this.#chunks.set(passId, { leaseId, ...counts, lastsMs, endsAtMs, isOver: false, idle })
+    }
+  }
+
+  /** Nobody knows whether a lease was granted: nothing is served of it, and it has to be ended. */
+  doubt(passId: string): void {
+    if (this.#chunks.has(passId)) return
+    const counts = { granted: 0, served: 0, recorded: 0, unrecordedMax: 0 }
+    const idle = { served: 0, sinceMs: 0 }
+    this.#chunks.set(passId, { leaseId: '', ...counts, lastsMs: 0, endsAtMs: 0, isOver: true, idle })
+  }
+
+  /** What was served of the pass's chunk. With `ends`, no more of it is. Undefined: there is none. */
+  use(passId: string, ends: boolean): ChunkUse | undefined {
+    const chunk = this.#chunks.get(passId)
+    if (!chunk) return undefined
+    if (ends) chunk.isOver = true
+    const { leaseId, granted, served, recorded, unrecordedMax } = chunk
+    return { leaseId, served, atStake: Math.min(granted - served, unrecordedMax - (served - recorded)) }
+  }
+
+  /** Takes in that a use is recorded; false: the lease is over. `sentAtMs`: when the record was sent. */
+  recorded(passId: string, { leaseId, served }: ChunkUse, inForce: boolean, sentAtMs: number): void {
+    const chunk = this.#chunks.get(passId)
+    if (chunk?.leaseId !== leaseId) return
+    if (!inForce) return void this.#chunks.delete(passId)
+    chunk.recorded = Math.max(chunk.recorded, served)
+    chunk.endsAtMs = sentAtMs + chunk.lastsMs
+  }
+
+  /** Chunks that have to be heard of though nobody may ask for them: those to renew, and idle ones to give back. */
+  due(nowMs: number, clockMs: number): { readonly passId: string; readonly need: 'record' | 'end' }[] {
+    for (const passId of this.#dryAtMs.keys()) if (!this.#isDry(passId, nowMs)) this.#dryAtMs.delete(passId)
+    const due: { passId: string; need: 'record' | 'end' }[] = []
+    for (const [passId, chunk] of this.#chunks) {
+      if (chunk.idle.served !== chunk.served) chunk.idle = { served: chunk.served, sinceMs: clockMs }
+      const isIdle = clockMs - chunk.idle.sinceMs >= LEASE_IDLE_MS
+      if (chunk.isOver || isIdle || clockMs >= chunk.endsAtMs) due.push({ passId, need: 'end' })
+      else if (chunk.endsAtMs - clockMs < chunk.lastsMs / 2) due.push({ passId, need: 'record' })
+    }
+    return due
+  }
+
+  /** The passes of which we hold a chunk. */
+  held(): string[] {
+    return [...this.#chunks.keys()]
   }
 
   #admits({ passId, quotaRequests, state, expiresAtMs }: HeldPass, nowMs: number): boolean {
     if (state === 'suspended' || (expiresAtMs !== undefined && expiresAtMs <= nowMs)) return false
     const chunk = this.#chunks.get(passId)
-    if (chunk && chunk.left > 0) return true
-    const isDry = chunk?.dryAtMs !== undefined && nowMs - chunk.dryAtMs < DRY_FOR_MS
-    return state === 'active' && (quotaRequests === 0n || !isDry)
+    if (chunk && chunk.served < chunk.granted) return true
+    return state === 'active' && (quotaRequests === 0n || !this.#isDry(passId, nowMs))
+  }
+
+  /** Nothing was left to lease a moment ago. */
+  #isDry(passId: string, nowMs: number): boolean {
+    const dryAtMs = this.#dryAtMs.get(passId)
+    return dryAtMs !== undefined && nowMs - dryAtMs < DRY_FOR_MS
   }
 }
 

@@ -39,6 +39,9 @@ a{color:var(--act)}
 .alert{border-left:.35rem solid var(--bad);background:var(--bad-ground);padding:.75rem 1rem;margin:0 0 1.25rem;border-radius:.25rem}
 .alert p,.notice p{margin:0}
 .notice{border-left:.35rem solid var(--act);background:var(--good-ground);padding:.75rem 1rem;margin:0 0 1.25rem;border-radius:.25rem}
+/* Readers of QR codes want dark on light, whatever the rest looks like. */
+.qr{display:block;width:100%;max-width:18rem;background:#fff;border-radius:.4rem;margin:0 0 1rem}
+.copied{user-select:all;font-family:ui-monospace,monospace}
 .things{list-style:none;padding:0;margin:0}
 .things>li{border-top:1px solid var(--line);padding:.9rem 0 .4rem;margin:0}
 .things p{margin:0 0 .5rem}

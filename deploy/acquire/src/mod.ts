@@ -1,4 +1,5 @@
 export { acquireBitcoind } from './bitcoind.ts'
+export { acquireElectrumx } from './electrumx.ts'
 export { acquireEnvoy } from './envoy.ts'
 export { withLock } from './lock.mjs'
 export { acquireNatsServer, NATS_SERVER_MIN } from './nats-server.ts'

@@ -23,6 +23,22 @@ export async function unpackWheel(
   return python
 }
 
+/**
+ * Installs packages (`name==version`) of the Python package index into `folder`, with what they depend on. Returns the Python that
+ * did it, which finds them there by `sys.path`.
+ */
+export async function installWheels(
+  options: AcquireOptions,
+  { progress }: Acquisition,
+  wheels: readonly string[],
+  folder: string,
+): Promise<string> {
+  const python = await pythonWithPip(options)
+  const install = ['-m', 'pip', 'install', '--quiet', '--prefer-binary', '--target', folder, ...wheels]
+  await reported(progress, `downloading ${wheels.join(', ')} from the Python package index`, () => run(python, install))
+  return python
+}
+
 async function pythonWithPip(options: AcquireOptions): Promise<string> {
   const found = await usablePython()
   if (found !== undefined) return found

@@ -1,4 +1,5 @@
 export { type Bitcoind, type BitcoindOptions, BitcoinRpcError, startBitcoind } from './bitcoind.ts'
+export { type Electrumx, type ElectrumxOptions, startElectrumx } from './electrumx.ts'
 export { type Envoy, startEnvoy } from './envoy.ts'
 export { type EventuallyOptions, eventually } from './eventually.ts'
 export { freePort } from './free-port.ts'

@@ -2,6 +2,7 @@ import { existsSync } from 'node:fs'
 import {
   AcquireError,
   acquireBitcoind,
+  acquireElectrumx,
   acquireEnvoy,
   acquireNatsServer,
   acquireOcsfSchema,
@@ -11,7 +12,7 @@ import {
 /** What a test cannot do without. */
 export interface Requirements {
   root?: boolean
-  /** Programs: servers that Tollward gets by itself (nats-server, bitcoind, envoy), all others on the PATH. */
+  /** Programs: servers that Tollward gets by itself (nats-server, bitcoind, electrumx, envoy), all others on the PATH. */
   tools?: readonly string[]
   /** Files of the system, such as `/sys/kernel/btf/vmlinux`. */
   files?: readonly string[]
@@ -19,6 +20,7 @@ export interface Requirements {
 
 const ACQUIRED: Record<string, () => Promise<unknown>> = {
   bitcoind: () => acquireBitcoind(),
+  electrumx: () => acquireElectrumx(),
   envoy: () => acquireEnvoy(),
   'nats-server': () => acquireNatsServer(),
   'ocsf-schema': () => acquireOcsfSchema(),

@@ -84,6 +84,7 @@ export class ChainFollower implements AsyncDisposable {
   #caughtUp = false
   #trouble: AppError | undefined
   #silentSinceMs: number | undefined
+  #goingOnFrom: readonly BlockPlace[] | undefined
   readonly #rescans: { readonly from: number; readonly until: number }[] = []
   #medianTimePasts = new Map<number, number>()
   #woken = Promise.withResolvers<void>()
@@ -96,7 +97,7 @@ export class ChainFollower implements AsyncDisposable {
     this.failed = failure.promise
     this.#fail = failure.reject
     this.#options = options
-    this.#chain = options.known.toSorted((one, other) => one.height - other.height)
+    this.#chain = ascending(options.known)
     this.#mempool = new MempoolWatch(options.source, options.handlers)
     this.#watched = { scripts: options.handlers.scripts, spendings: this.#mempool.spendings }
     this.#notices = options.source.listen(this.#noticeHandlers())
@@ -129,6 +130,13 @@ export class ChainFollower implements AsyncDisposable {
    */
   rescan(from: number, until = Number.POSITIVE_INFINITY): void {
     this.#rescans.push({ from, until })
+    this.#wake()
+  }
+
+  /** Goes on from blocks that the owner relies upon only now, as if it had been told of them at the start. */
+  goOnFrom(known: readonly BlockPlace[]): void {
+    this.#goingOnFrom = known
+    this.#caughtUp = false
     this.#wake()
   }
 
@@ -189,6 +197,8 @@ export class ChainFollower implements AsyncDisposable {
 
   async #round(): Promise<void> {
     let best = await this.#best()
+    if (this.#goingOnFrom !== undefined) this.#chain = ascending(this.#goingOnFrom)
+    this.#goingOnFrom = undefined
     if (this.#chain.length === 0) this.#chain = await this.#options.source.headersAt([best.height])
     while (this.tip?.hash !== best.hash && !this.#stopped) {
       await this.#advance(best)
@@ -196,7 +206,7 @@ export class ChainFollower implements AsyncDisposable {
     }
     await this.#rescanBlocks()
     await this.#mempool.read(async () => (await this.#best()).hash === this.tip?.hash)
-    const caughtUp = !best.syncing && !this.#stopped
+    const caughtUp = !best.syncing && !this.#stopped && this.#goingOnFrom === undefined
     if (caughtUp) await this.#options.handlers.onCaughtUp?.()
     this.#caughtUp = caughtUp
   }
@@ -313,4 +323,8 @@ export class ChainFollower implements AsyncDisposable {
       },
     }
   }
+}
+
+function ascending(blocks: readonly BlockPlace[]): BlockPlace[] {
+  return blocks.toSorted((one, other) => one.height - other.height)
 }

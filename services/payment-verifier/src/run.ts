@@ -1,7 +1,7 @@
 import type { AddressInfo } from 'node:net'
 import { parseAccountKey } from '@tollward/bitcoin'
 import { connectBus } from '@tollward/bus'
-import { ConductService, VerifierService } from '@tollward/contracts/payment'
+import { ConductService, TreasuryService, VerifierService } from '@tollward/contracts/payment'
 import { IntrospectorService } from '@tollward/contracts/token'
 import { openPossession } from '@tollward/decision'
 import { AppError } from '@tollward/errors'
@@ -17,6 +17,7 @@ import { LedgerBook } from './adapters/ledger.ts'
 import { Passes } from './adapters/passes.ts'
 import { followPlans } from './adapters/plans.ts'
 import { openSources } from './adapters/sources.ts'
+import { treasury } from './adapters/treasury.ts'
 import { verifier } from './adapters/verifier.ts'
 import type { Config } from './config.ts'
 import type { Applied } from './domain/ledger.ts'
@@ -46,7 +47,8 @@ export async function run({ name, config, log, registry, health, signal }: Servi
   const chain = resources.use(
     await Chain.open({ source, account, accountBirthday, book, passes, metrics, log, signal }),
   )
-  onApplied = ({ opened }) => {
+  onApplied = ({ opened, restored }) => {
+    if (restored) void chain.startOver()
     if (opened !== undefined) void chain.extendAddresses()
     // Another replica gave the address out before we knew of it: its payment may be in a block that we looked through already.
     const tipHeight = chain.follower.tip?.height ?? 0
@@ -73,6 +75,7 @@ export async function run({ name, config, log, registry, health, signal }: Servi
       verifier({ book, chain, passes, plans, conducts, publicUrl, metrics, network, nodeSilentMaxMs, leaseLastsMs }),
     ),
   )
+  resources.use(bus.serve(TreasuryService, treasury({ book, chain, passes, account, nodeSilentMaxMs })))
   for (const feed of await followConduct(bus, conducts, metrics)) resources.use(feed)
   const tipHeight = () => chain.follower.tip?.height ?? 0
   resources.use(bus.serve(ConductService, conductService({ conducts, ledger: book.ledger, tipHeight })))

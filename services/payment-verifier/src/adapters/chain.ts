@@ -4,7 +4,7 @@ import { AppError, toAppError } from '@tollward/errors'
 import type { Logger } from 'pino'
 import { contested, uncoveredUses } from '../domain/credit.ts'
 import { nextChainFact, nextReplacedFact, nextSeenFact } from '../domain/facts.ts'
-import { heightsOf, type Invoice, type View } from '../domain/invoice.ts'
+import { heightsOf, type Invoice, type Place, type View } from '../domain/invoice.ts'
 import type { Metrics } from '../metrics.ts'
 import { Addresses, LOOKAHEAD_ADDRESSES } from './addresses.ts'
 import type { LedgerBook } from './ledger.ts'
@@ -37,6 +37,7 @@ export class Chain implements AsyncDisposable {
   readonly #searching: Promise<void>
   #addressFloor: number | undefined
   #searchTrouble: AppError | undefined
+  #startingOver = false
 
   private constructor(options: ChainOptions, addresses: Addresses) {
     const { book, source } = options
@@ -45,9 +46,7 @@ export class Chain implements AsyncDisposable {
     this.addresses = addresses
     const known = book.ledger.knownBlocks()
     this.follower = new ChainFollower({ source, known, handlers: this.#handlers() })
-    // Whoever wrote of the last block may have ended in the middle of it.
-    const highest = Math.max(-1, ...known.map(({ height }) => height))
-    if (highest >= 0) this.follower.rescan(highest, highest)
+    this.#lookAgain(known)
     this.#searching = this.#findAddressFloor()
   }
 
@@ -67,6 +66,7 @@ export class Chain implements AsyncDisposable {
 
   /** Why nothing new may be decided on this view of the chain; undefined: it is good. */
   trouble(silentMaxMs: number): string | undefined {
+    if (this.#options.book.ledger.isRestoring || this.#startingOver) return 'the ledger is being restored'
     if (this.follower.silentForMs > silentMaxMs) return 'the bitcoin node does not answer'
     if (!this.follower.caughtUp) return 'the chain is not caught up'
     return this.#addressFloor === undefined ? 'used addresses are still looked for' : undefined
@@ -80,6 +80,16 @@ export class Chain implements AsyncDisposable {
   /** To be called when the ledger's next address moved on, whoever moved it. */
   async extendAddresses(): Promise<void> {
     await this.addresses.extend(Math.max(this.#options.book.ledger.nextAddressIndex, this.#addressFloor ?? 0))
+  }
+
+  /** To be called when a back-up was restored: goes on from the blocks that it knew of. */
+  async startOver(): Promise<void> {
+    this.#startingOver = true
+    await this.extendAddresses()
+    const known = this.#options.book.ledger.knownBlocks()
+    this.follower.goOnFrom(known)
+    this.#lookAgain(known)
+    this.#startingOver = false
   }
 
   /** What standingOf needs for these invoices. AppError `unavailable` if the node has to be asked and does not answer. */
@@ -98,6 +108,12 @@ export class Chain implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.follower[Symbol.asyncDispose]()
     await this.#searching
+  }
+
+  /** Whoever wrote of the last block may have ended in the middle of it. */
+  #lookAgain(known: readonly Place[]): void {
+    const highest = known.reduce((most, { height }) => Math.max(most, height), -1)
+    if (highest >= 0) this.follower.rescan(highest, highest)
   }
 
   #handlers(): ConstructorParameters<typeof ChainFollower>[0]['handlers'] {

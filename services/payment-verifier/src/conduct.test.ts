@@ -4,11 +4,9 @@ import { after, test } from 'node:test'
 import { create, type MessageInitShape } from '@bufbuild/protobuf'
 import { timestampFromMs } from '@bufbuild/protobuf/wkt'
 import { bucketContract, contract, FINDING_SUBJECT, formatAddress } from '@tollward/contracts'
-import { StoredDocumentSchema } from '@tollward/contracts/document'
 import { ConductSchema, ConductService } from '@tollward/contracts/payment'
 import { CallObservedSchema, Outcome } from '@tollward/contracts/sensor'
 import { LoginFailedSchema, RefreshReusedSchema } from '@tollward/contracts/token'
-import { documentKey } from '@tollward/documents'
 import { AppError } from '@tollward/errors'
 import { eventually, requires } from '@tollward/testkit'
 import { TestStack } from './test-stack.ts'
@@ -19,17 +17,6 @@ after(() => resources.disposeAsync())
 
 // The tests share one stack with two replicas; each has clients and addresses of its own.
 const stack = skip ? undefined : resources.use(await TestStack.start())
-if (stack) {
-  const yaml = `apiVersion: tollward.dev/v1
-kind: Plan
-metadata: { name: kind }
-spec:
-  { priceSats: 10000, requests: 10, confirmations: 1, payWithin: 15m, confirmWithin: 2h,
-    discounts: { conduct: { basisPoints: 2000 } } }
-`
-  const stored = create(StoredDocumentSchema, { format: 1, kind: 'Plan', name: 'kind', yaml })
-  await stack.bus.bucket(bucketContract(StoredDocumentSchema)).put(documentKey('Plan', 'kind'), stored)
-}
 const replica = stack && resources.use(await stack.replica())
 if (stack) resources.use(await stack.replica())
 
@@ -174,8 +161,10 @@ test("using another's transaction counts against who does it, not against who pa
   }
 })
 
-test('the price for a client follows its conduct, and says so; misbehaving raises it', { skip }, async () => {
-  const { stack } = shared()
+test('the price for a client follows its conduct and is frozen in its invoices; misbehaving raises the next one', {
+  skip,
+}, async () => {
+  const { stack, replica } = shared()
   await known('kay', { admitted: 20_000 })
   await known('lee', { admitted: 20_000, violations: 10_000 })
   const quote = async (clientId: string) => await stack.verifier.quote({ clientId, plan: 'kind' })
@@ -185,12 +174,16 @@ test('the price for a client follows its conduct, and says so; misbehaving raise
     kay.discounts.map(({ kind, basisPoints, amountSats, score }) => [kind, basisPoints, amountSats, score]),
     [['conduct', 2000, 2000n, 1000]],
   )
-  assert.equal((await quote('lee')).priceSats, 10_000n)
-  assert.equal((await quote('nobody')).priceSats, 10_000n)
+  for (const clientId of ['lee', 'nobody']) assert.equal((await quote(clientId)).priceSats, 10_000n)
+  const invoice = await replica.open('kay', 'kind')
+  assert.deepEqual([invoice.listPriceSats, invoice.amountSats], ['10000', '8000'])
+  assert.deepEqual(invoice.discounts, [{ kind: 'conduct', basisPoints: 2000, amountSats: '2000', score: 1000 }])
   const address = newAddress()
-  await Promise.all(Array.from({ length: 1005 }, () => call({ clientId: 'kay', address })))
-  await counts('kay', 'violations', 1005)
-  await eventually(async () => (await quote('kay')).priceSats > 8_000n, { what: 'the price is higher' })
+  await Promise.all(Array.from({ length: 2000 }, () => call({ clientId: 'kay', address })))
+  await counts('kay', 'violations', 2000)
+  assert.ok((await quote('kay')).priceSats > 8_000n)
+  assert.ok(BigInt((await replica.open('kay', 'kind')).amountSats) > 8_000n)
+  assert.equal((await replica.read('kay', invoice.id)).amountSats, '8000')
 })
 
 test("an operator's word replaces the score at every replica, until it is lifted", { skip }, async () => {

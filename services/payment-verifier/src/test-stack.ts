@@ -39,6 +39,7 @@ const PLANS = {
   hasty: '{ priceSats: 10000, requests: 1000, confirmations: 1, payWithin: 300ms, confirmWithin: 2h }',
   cheap:
     '{ priceSats: 10000, requests: 1000, confirmations: 1, payWithin: 15m, confirmWithin: 2h, discounts: { bitcoin: 1000 } }',
+  kind: '{ priceSats: 10000, requests: 1000, confirmations: 1, payWithin: 15m, confirmWithin: 2h, discounts: { conduct: { basisPoints: 2000 } } }',
   small: '{ priceSats: 10000, requests: 1000, confirmations: 1, payWithin: 15m, confirmWithin: 2h }',
 } as const
 

@@ -1,109 +1,34 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import { AppError } from '@tollward/errors'
 import { type Bitcoind, eventually, requires, startBitcoind } from '@tollward/testkit'
 import { z } from 'zod'
-import {
-  type BlockPlace,
-  type ChainChange,
-  ChainFollower,
-  type ChainSource,
-  NodeSource,
-  type NodeSourceOptions,
-  nodeClient,
-  outputScript,
-  type VanishedTransaction,
-  type WatchedOutput,
-} from './mod.ts'
+import { formatBtc, nodeClient, parseBtc } from './mod.ts'
+import { best, follow, sourceOf } from './test-follower.ts'
 
 const skip = await requires({ tools: ['bitcoind'] })
-/** So long that what a test sees in time came by a notice. */
-const NO_POLL_MS = 600_000
 const AMOUNT_SATS = 12_345n
+/** A fee that any replacement of a wallet's payment exceeds. */
+const HIGH_FEE_SATS = 100_000n
 
-interface FollowOptions {
-  zmq?: boolean
-  known?: BlockPlace[]
-  pollIntervalMs?: number
-  /** Instead of the node alone. */
-  source?: ChainSource
-}
-
-function sourceOf(node: Bitcoind, options: Partial<NodeSourceOptions> & { timeoutMs?: number } = {}): NodeSource {
-  const { timeoutMs = 5_000, ...others } = options
-  return new NodeSource({
-    node: nodeClient({ url: node.rpcUrl, cookieFile: node.cookieFile, timeoutMs }),
-    name: new URL(node.rpcUrl).host,
-    network: 'regtest',
-    ...others,
-  })
-}
-
-/** A follower, and all that it told. */
-function follow(node: Bitcoind, options: FollowOptions = {}) {
-  const changes: ChainChange[] = []
-  const seen: WatchedOutput[] = []
-  const vanished: VanishedTransaction[] = []
-  const troubles: AppError[] = []
-  const watched = new Set<string>()
-  /** Handlers throw this many times first. */
-  const faults = { changes: 0 }
-  const confirmed = () => new Set(paid().map(({ txid }) => txid))
-  const follower = new ChainFollower({
-    source: options.source ?? sourceOf(node, options.zmq === false ? {} : { zmqUrl: node.zmqUrl }),
-    known: options.known ?? [],
-    pollIntervalMs: options.pollIntervalMs ?? NO_POLL_MS,
-    handlers: {
-      scripts: { has: (script) => watched.has(script), all: () => watched },
-      unconfirmedTxids: () => {
-        const gone = new Set(vanished.map(({ txid }) => txid))
-        return new Set(seen.map(({ txid }) => txid)).difference(confirmed()).difference(gone)
-      },
-      onVanished: async (transactions) => void vanished.push(...transactions),
-      onChange: async (change) => {
-        if (faults.changes-- > 0) throw new AppError('unavailable', 'not now')
-        changes.push(change)
-      },
-      onMempool: async (outputs) => void seen.push(...outputs),
-      onTrouble: (error) => troubles.push(error),
-    },
-  })
-  const watchAddress = (address: string) => watched.add(Buffer.from(outputScript(address, 'regtest')).toString('hex'))
-  const watch = async () => {
-    const address = await node.rpc<string>('getnewaddress', ['', 'bech32'])
-    watchAddress(address)
-    return address
+/** A signed transaction, in hexadecimal, that spends the coins of another one and pays nobody that is watched. */
+async function rivalOf(node: Bitcoind, txid: string): Promise<string> {
+  const { hex } = await node.rpc<{ hex: string }>('gettransaction', [txid])
+  const { vin } = await node.rpc<{ vin: { txid: string; vout: number }[] }>('decoderawtransaction', [hex])
+  let sats = -HIGH_FEE_SATS
+  for (const input of vin) {
+    const source = await node.rpc<{ hex: string }>('gettransaction', [input.txid])
+    const { vout } = await node.rpc<{ vout: { value: number }[] }>('decoderawtransaction', [source.hex])
+    sats += parseBtc((vout[input.vout]?.value ?? 0).toFixed(8))
   }
-  const reaches = async (hash: string | undefined) =>
-    await eventually(() => follower.caughtUp && follower.tip?.hash === hash, { what: 'the follower has the tip' })
-  const blocks = () =>
-    changes.flatMap((change) => [
-      ...change.disconnected.map(({ height }) => -height),
-      ...change.connected.map(({ height }) => height),
-    ])
-  const paid = () =>
-    changes.flatMap((change) =>
-      change.connected.flatMap(({ outputs, height }) =>
-        outputs.map(({ txid, amountSats }) => ({ txid, amountSats, height })),
-      ),
-    )
-  return {
-    follower,
-    changes,
-    seen,
-    vanished,
-    troubles,
-    faults,
-    watch,
-    watchAddress,
-    reaches,
-    blocks,
-    paid,
-    [Symbol.asyncDispose]: () => follower[Symbol.asyncDispose](),
-  }
+  const inputs = vin.map((input) => ({ txid: input.txid, vout: input.vout }))
+  const outputs = [{ [await node.rpc<string>('getnewaddress')]: formatBtc(sats) }]
+  const unsigned = await node.rpc('createrawtransaction', [inputs, outputs])
+  return (await node.rpc<{ hex: string }>('signrawtransactionwithwallet', [unsigned])).hex
 }
 
-const best = (node: Bitcoind) => node.rpc<string>('getbestblockhash')
+async function spendOtherwise(node: Bitcoind, txid: string): Promise<string> {
+  return await node.rpc<string>('sendrawtransaction', [await rivalOf(node, txid)])
+}
 
 test('notices alone bring a payment into the mempool and into a block', { skip }, async () => {
   await using node = await startBitcoind()
@@ -139,6 +64,58 @@ test('a payment that waits in the mempool is seen at the start', { skip }, async
   await using chain = follow(node)
   chain.watchAddress(address)
   await eventually(() => chain.seen.some((output) => output.txid === txid), { what: 'the payment is seen' })
+})
+
+test('a payment that is replaced by one to somebody else is told of, and by which transaction', { skip }, async () => {
+  await using node = await startBitcoind()
+  await using chain = follow(node)
+  await chain.reaches(await best(node))
+  const txid = await node.pay(await chain.watch(), AMOUNT_SATS)
+  await eventually(() => chain.seen.length > 0, { what: 'the payment is seen' })
+  const replacedBy = await spendOtherwise(node, txid)
+  await eventually(() => chain.vanished.length > 0, { what: 'the payment is missed' })
+  assert.deepEqual(chain.vanished, [{ txid, replacedBy }])
+})
+
+test('a payment whose coins a block spends otherwise is told of, and one that is in a block is not missed', {
+  skip,
+}, async () => {
+  await using node = await startBitcoind()
+  await using chain = follow(node)
+  await chain.reaches(await best(node))
+  const mined = await node.pay(await chain.watch(), AMOUNT_SATS)
+  await node.mine(1)
+  const txid = await node.pay(await chain.watch(), AMOUNT_SATS)
+  await eventually(() => chain.seen.some((output) => output.txid === txid), { what: 'the payment is seen' })
+  const conflict = await rivalOf(node, txid)
+  await node.rpc('generateblock', [await node.rpc('getnewaddress'), [conflict]])
+  await chain.reaches(await best(node))
+  await eventually(() => chain.vanished.length > 0, { what: 'the payment is missed' })
+  const { txid: replacedBy } = await node.rpc<{ txid: string }>('decoderawtransaction', [conflict])
+  assert.deepEqual(chain.vanished, [{ txid, replacedBy }])
+  assert.deepEqual(
+    chain.paid().map((payment) => payment.txid),
+    [mined],
+  )
+})
+
+test("a payment that a node forgot is told of without a reason, and comes back with the node's memory", {
+  skip,
+}, async () => {
+  await using node = await startBitcoind({ args: ['-persistmempool=0', '-walletbroadcast=0'] })
+  await using chain = follow(node, { pollIntervalMs: 100 })
+  await chain.reaches(await best(node))
+  const txid = await node.pay(await chain.watch(), AMOUNT_SATS)
+  const { hex } = await node.rpc<{ hex: string }>('gettransaction', [txid])
+  await node.rpc('sendrawtransaction', [hex])
+  await eventually(() => chain.seen.length > 0, { what: 'the payment is seen' })
+  await node.stop()
+  await node.start()
+  await eventually(() => chain.vanished.length > 0, { what: 'the payment is missed' })
+  assert.deepEqual(chain.vanished, [{ txid }])
+  const before = chain.seen.length
+  await node.rpc('sendrawtransaction', [hex])
+  await eventually(() => chain.seen.length > before, { what: 'the payment is seen again' })
 })
 
 test('whatever happened during an absence is caught up, block by block and in order', { skip }, async () => {

@@ -167,11 +167,9 @@ test('a new ledger gives out no address that the chain shows as used, be it spen
   await stack.node.rpc('sendall', [[await stack.node.rpc('getnewaddress', ['', 'legacy'])]])
   await stack.node.rpc('generateblock', [await stack.node.rpc('getnewaddress', ['', 'legacy']), []])
   await stack.node.mine(1)
-  const first = async (overrides: NodeJS.ProcessEnv) => {
-    await using replica = await stack.replica({ TOLLWARD_ACCOUNT_KEY: external, ...overrides })
-    return (await replica.open(`of ${overrides.TOLLWARD_ACCOUNT_BIRTHDAY}`, 'orders')).address
-  }
-  assert.equal(await first({ TOLLWARD_ACCOUNT_BIRTHDAY: '0' }), account.address(index + 1 + 1_000).address)
+  await using replica = await stack.replica({ TOLLWARD_ACCOUNT_KEY: external })
+  const { address } = await replica.open('alice', 'orders')
+  assert.equal(address, account.address(index + 1 + 1_000).address)
 })
 
 test('a payment that miners confirm too late is on record as late', { skip }, async () => {
@@ -218,12 +216,12 @@ test('what is configured wrongly is refused at the start, in words', { skip }, a
     const env = await stack.env(overrides)
     await assert.rejects(startService('payment-verifier', env, { readyTimeoutMs: 8_000 }), message)
   }
-  await refused(
-    { TOLLWARD_NETWORK: 'mainnet', TOLLWARD_ACCOUNT_KEY: mainnetKey },
-    /follows regtest, but mainnet is configured/,
-  )
+  const mainnet = { TOLLWARD_NETWORK: 'mainnet', TOLLWARD_ACCOUNT_KEY: mainnetKey }
+  await refused(mainnet, /Give TOLLWARD_ACCOUNT_BIRTHDAY on mainnet/)
+  await refused({ ...mainnet, TOLLWARD_ACCOUNT_BIRTHDAY: '900000' }, /follows regtest, but mainnet is configured/)
   await refused({ TOLLWARD_ACCOUNT_KEY: mainnetKey }, /not for regtest/)
-  await refused({ TOLLWARD_NODE_URL: 'http://user:secret@127.0.0.1:1/' }, /TOLLWARD_NODE_URL: holds no credentials/)
+  await refused({ TOLLWARD_NODE_URL: 'http://user:secret@127.0.0.1:1/' }, /TOLLWARD_NODE_URL.0: holds no credentials/)
   await refused({ TOLLWARD_NODE_COOKIE_FILE: undefined }, /either TOLLWARD_NODE_COOKIE_FILE/)
+  await refused({ TOLLWARD_NODE_URL: 'http://127.0.0.1:1,http://127.0.0.1:2' }, /ZMQ_URL lists 1, but .+_URL 2/)
   await refused({ TOLLWARD_NETWORK: 'testnet', TOLLWARD_PUBLIC_URL: 'x' }, /TOLLWARD_PUBLIC_URL(.|\n)*TOLLWARD_NETWORK/)
 })

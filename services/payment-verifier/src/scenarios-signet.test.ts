@@ -29,7 +29,11 @@ test('a client buys on a signet of its own challenge, whose blocks are worked fo
   assert.equal(await node.rpc('getblockcount'), blocks.length)
   // A node whose best block is old takes itself for one that still loads the chain.
   await node.mine(1)
-  await using replica = await stack.replica({ TOLLWARD_NETWORK: 'signet' })
+  await using replica = await stack.replica({
+    TOLLWARD_NETWORK: 'signet',
+    TOLLWARD_SIGNET_CHALLENGE: CHALLENGE,
+    TOLLWARD_ACCOUNT_BIRTHDAY: '0',
+  })
   const invoice = await replica.open('alice', 'orders')
   assert.match(invoice.address, /^tb1q/)
   const txid = await node.rpc<string>('sendrawtransaction', [await payment(node, invoice.address)])

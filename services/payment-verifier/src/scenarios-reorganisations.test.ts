@@ -93,7 +93,7 @@ for (const depth of DEPTHS) {
     for (let above = 2; above < depth + 1; above += 1) await payer.mineOnly()
     for (const purchase of scene.waiting) await holds(purchase, ['reorganised', 'reorganised'])
     for (const purchase of scene.moved) await holds(purchase, ['paid', 'redeemed'])
-    for (const purchase of scene.conflicting) await holds(purchase, ['reorganised', 'reorganised'])
+    for (const purchase of scene.conflicting) await holds(purchase, ['replaced', 'reorganised'])
 
     await node.mine(1)
     for (const purchase of scene.waiting) await holds(purchase, ['paid', 'redeemed'])

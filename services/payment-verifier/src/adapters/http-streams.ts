@@ -14,6 +14,8 @@ const STREAM_LASTS_MS = 5 * 60_000
 const LOOK_EVERY_MS = 500
 /** How late that shows which only the clock or the use of a pass changes; proxies hear something at least as often. */
 const LOOK_ANYWAY_EVERY_MS = 5_000
+/** Some looks have to wait for the node. */
+const LOOKS_AT_ONCE = 16
 /** Whoever does not read what was sent is let go. */
 const UNREAD_BYTES_MAX = 64 * 1024
 /** Between the end of a stream and the reader's next try. */
@@ -28,7 +30,6 @@ interface Stream {
   readonly read: () => Promise<string>
   readonly endsAtMs: number
   told: string
-  isReading: boolean
 }
 
 /** Invoices as server-sent events (HTML Living Standard, 9.2): each stream tells what is, and again whenever that has changed. */
@@ -41,12 +42,13 @@ export class InvoiceStreams implements Disposable {
   readonly #lastsMs: number
   readonly #timer: NodeJS.Timeout
   #looked = { version: '', atMs: 0 }
+  #isLooking = false
 
   constructor(metrics: Metrics, version: () => string, { lastsMs = STREAM_LASTS_MS } = {}) {
     this.#metrics = metrics
     this.#lastsMs = lastsMs
     this.#version = version
-    this.#timer = setInterval(() => this.#lookIfDue(), LOOK_EVERY_MS)
+    this.#timer = setInterval(() => void this.#lookIfDue(), LOOK_EVERY_MS)
   }
 
   get size(): number {
@@ -60,7 +62,7 @@ export class InvoiceStreams implements Disposable {
     if (ofClient >= STREAMS_PER_CLIENT_MAX) throw this.#tooMany('client')
     if (this.#streams.size >= STREAMS_MAX) throw this.#tooMany('all')
     const out = new PassThrough()
-    const stream = { clientId, out, read, endsAtMs: performance.now() + this.#lastsMs, told, isReading: false }
+    const stream = { clientId, out, read, endsAtMs: performance.now() + this.#lastsMs, told }
     this.#streams.add(stream)
     this.#byClient.set(clientId, ofClient + 1)
     out.once('close', () => this.#forget(stream))
@@ -94,22 +96,26 @@ export class InvoiceStreams implements Disposable {
     else this.#byClient.set(stream.clientId, left)
   }
 
-  #lookIfDue(): void {
+  async #lookIfDue(): Promise<void> {
     const version = this.#version()
     const nowMs = performance.now()
-    if (version === this.#looked.version && nowMs - this.#looked.atMs < LOOK_ANYWAY_EVERY_MS) return
+    const isDue = version !== this.#looked.version || nowMs - this.#looked.atMs >= LOOK_ANYWAY_EVERY_MS
+    if (!isDue || this.#isLooking) return
     this.#looked = { version, atMs: nowMs }
-    for (const stream of this.#streams) void this.#look(stream, nowMs)
+    this.#isLooking = true
+    const due = [...this.#streams]
+    const lookOn = async () => {
+      for (let stream = due.pop(); stream !== undefined; stream = due.pop()) await this.#look(stream, nowMs)
+    }
+    await Promise.all(Array.from({ length: LOOKS_AT_ONCE }, lookOn))
+    this.#isLooking = false
   }
 
   async #look(stream: Stream, nowMs: number): Promise<void> {
     const { out } = stream
-    if (stream.isReading) return
     if (nowMs >= stream.endsAtMs) return void out.end()
-    stream.isReading = true
     // What cannot be known now is told later; whoever asks without a stream is told why.
     const told = await stream.read().catch(() => stream.told)
-    stream.isReading = false
     if (!out.writable) return
     out.write(told === stream.told ? ALIVE : eventOf(told))
     stream.told = told

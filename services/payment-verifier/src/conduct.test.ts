@@ -1,14 +1,16 @@
 import assert from 'node:assert/strict'
 import { createHash, randomUUID } from 'node:crypto'
+import { join } from 'node:path'
 import { after, test } from 'node:test'
 import { create, type MessageInitShape } from '@bufbuild/protobuf'
 import { timestampFromMs } from '@bufbuild/protobuf/wkt'
 import { bucketContract, contract, FINDING_SUBJECT, formatAddress } from '@tollward/contracts'
+import { AlertRaisedSchema, Confidence, Disposition, Severity } from '@tollward/contracts/detection'
 import { ConductSchema, ConductService } from '@tollward/contracts/payment'
 import { CallObservedSchema, Outcome } from '@tollward/contracts/sensor'
 import { LoginFailedSchema, RefreshReusedSchema } from '@tollward/contracts/token'
 import { AppError } from '@tollward/errors'
-import { eventually, requires } from '@tollward/testkit'
+import { eventually, freePort, requires, startService, temporaryDirectory } from '@tollward/testkit'
 import { TestStack } from './test-stack.ts'
 
 const skip = await requires({ tools: ['nats-server', 'bitcoind'] })
@@ -65,7 +67,8 @@ async function call(init: MessageInitShape<typeof CallObservedSchema>): Promise<
 
 async function finding(address: Uint8Array, more: object = {}): Promise<void> {
   const value = formatAddress(address)
-  const finding = { time: Date.now(), severity_id: 4, disposition_id: 2, observables: [{ type_id: 2, value }], ...more }
+  const what = { severity_id: 4, confidence_id: 3, disposition_id: 2, observables: [{ type_id: 2, value }] }
+  const finding = { time: Date.now(), ...what, ...more }
   await shared().bus.publishBytes(`${FINDING_SUBJECT}.high`, Buffer.from(JSON.stringify(finding)), { id: randomUUID() })
 }
 
@@ -113,6 +116,7 @@ test('alerts and failed logins count where a client alone called from, and nowhe
   }
   await finding(own, { severity_id: 1 })
   await finding(own, { disposition_id: 15 })
+  await finding(own, { confidence_id: 2 })
   await finding(own, { time: Date.now() - 2 * 86_400_000 })
   await failedLogin(own, Date.now() - 2 * 86_400_000)
   await finding(own, { observables: [] })
@@ -233,6 +237,30 @@ test('what is known of clients outlives the service, and what it was told last i
   await failedLogin(address)
   await counts('noa', 'failedLogins', 1)
   assert.ok((await standing('noa'))?.reasons.length)
+})
+
+test('an alert of a detector becomes a finding, and that counts; one whose source may be forged does not', {
+  skip,
+}, async () => {
+  const { stack, bus } = shared()
+  await using directory = await temporaryDirectory()
+  await using _router = await startService('alert-router', {
+    TOLLWARD_NATS_URL: stack.nats.url,
+    TOLLWARD_HEALTH_PORT: String(await freePort()),
+    TOLLWARD_FINDINGS_FILE: join(directory.path, 'findings.jsonl'),
+  })
+  const source = newAddress()
+  await call({ clientId: 'pam', address: source })
+  await counts('pam', 'violations', 1)
+  const raise = async (confidence: Confidence) => {
+    const alertId = randomUUID()
+    const kind = { detector: 'connection-flood', severity: Severity.HIGH, disposition: Disposition.BLOCKED }
+    const alert = { alertId, ...kind, confidence, source, raisedAt: timestampFromMs(Date.now()) }
+    await bus.publish(contract(AlertRaisedSchema), create(AlertRaisedSchema, { alert }), { id: alertId })
+  }
+  await raise(Confidence.LOW)
+  for (let count = 0; count < 10; count += 1) await raise(Confidence.HIGH)
+  await counts('pam', 'alerts', 10)
 })
 
 test('a letter that is no finding is put aside, and those after it are read', { skip }, async () => {

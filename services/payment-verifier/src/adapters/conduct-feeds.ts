@@ -16,12 +16,15 @@ const CLOCK_SKEW_MAX_MS = 60_000
 /** OCSF's numbers: a severity below is for information, and these dispositions are of what was tried out only. */
 const SEVERITY_LOW = 2
 const DISPOSITION_DETECTED = 15
+/** With less, the source may be forged: anybody could raise alerts in the name of a client's address. */
+const CONFIDENCE_HIGH = 3
 const OBSERVABLE_IP_ADDRESS = 2
 
 /** What is read of an OCSF Detection Finding. */
 const Finding = z.object({
   time: z.int(),
   severity_id: z.int(),
+  confidence_id: z.int().default(0),
   disposition_id: z.int(),
   observables: z.array(z.object({ type_id: z.int(), value: z.string() })).default([]),
 })
@@ -60,8 +63,7 @@ export async function followConduct(bus: Bus, conducts: Conducts, metrics: Metri
     (bytes) => {
       const finding = findingOf(bytes)
       const address = sourceOf(finding)
-      const counts = finding.severity_id >= SEVERITY_LOW && finding.disposition_id !== DISPOSITION_DETECTED
-      if (address === undefined || !counts) {
+      if (address === undefined || !isSure(finding)) {
         counted('findings', 'nobody')
         return 'done'
       }
@@ -95,6 +97,10 @@ function findingOf(bytes: Uint8Array) {
   } catch (error) {
     throw new AppError('invalid_argument', 'The letter is no OCSF finding.', { cause: error })
   }
+}
+
+function isSure({ severity_id, confidence_id, disposition_id }: z.output<typeof Finding>): boolean {
+  return severity_id >= SEVERITY_LOW && confidence_id >= CONFIDENCE_HIGH && disposition_id !== DISPOSITION_DETECTED
 }
 
 function sourceOf({ observables }: z.output<typeof Finding>): Uint8Array | undefined {

@@ -1,7 +1,7 @@
 import type { Implementation } from '@tollward/bus'
 import type { Conduct, ConductService } from '@tollward/contracts/payment'
 import { AppError } from '@tollward/errors'
-import { decayed, SCORE_MAX, scoreOf, settledSatsOf, sinceOf, timeOf } from '../domain/conduct.ts'
+import { decayed, SCORE_MAX, type Score, scoreOf, settledSatsOf, sinceOf, timeOf } from '../domain/conduct.ts'
 import type { Ledger } from '../domain/ledger.ts'
 import type { Conducts } from './conducts.ts'
 
@@ -25,10 +25,10 @@ export function conductService(options: ConductOptions): Implementation<typeof C
       const nowMs = Date.now()
       // The worst first: those are whom an operator looks for.
       const worst = of
-        .map((conduct) => ({ conduct, score: standingOf(conduct, options, nowMs) }))
-        .toSorted((one, other) => one.score.score - other.score.score)
+        .map((conduct) => ({ conduct, score: scoreNow(conduct, options, nowMs).score }))
+        .toSorted((one, other) => one.score - other.score)
         .slice(0, Math.min(limit === 0 ? LIST_DEFAULT : limit, LIST_MAX))
-      return { standings: worst.map(({ score }) => score) }
+      return { standings: worst.map(({ conduct }) => standingOf(conduct, options, nowMs)) }
     },
     overrideConduct: async ({ clientId, score, until, reason, operator }) => {
       if (clientId === '' || clientId.length > CLIENT_ID_CHARACTERS_MAX) throw invalid('Say which client.')
@@ -48,11 +48,14 @@ export function conductService(options: ConductOptions): Implementation<typeof C
   }
 }
 
-function standingOf(conduct: Conduct, { ledger, tipHeight }: ConductOptions, nowMs: number) {
-  const invoices = ledger.invoicesOf(conduct.clientId)
-  const { score, reasons } = scoreOf(conduct, sinceOf(conduct, invoices, nowMs), nowMs)
-  const paidSats = settledSatsOf(invoices, tipHeight())
+function standingOf(conduct: Conduct, options: ConductOptions, nowMs: number) {
+  const { score, reasons } = scoreNow(conduct, options, nowMs)
+  const paidSats = settledSatsOf(options.ledger.invoicesOf(conduct.clientId), options.tipHeight())
   return { conduct: { ...decayed(conduct, nowMs), paidSats }, score, reasons: [...reasons] }
+}
+
+function scoreNow(conduct: Conduct, { ledger }: ConductOptions, nowMs: number): Score {
+  return scoreOf(conduct, sinceOf(conduct, ledger.invoicesOf(conduct.clientId), nowMs), nowMs)
 }
 
 function invalid(message: string): AppError {

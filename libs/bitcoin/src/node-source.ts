@@ -66,7 +66,9 @@ const Header = z
     isBest: confirmations >= 0,
   }))
 const MempoolInfo = z.object({ loaded: z.boolean() })
-const Indexes = z.object({ 'basic block filter index': z.object({ synced: z.boolean() }).optional() })
+const Indexes = z.object({
+  'basic block filter index': z.object({ synced: z.boolean(), best_block_height: z.number() }).optional(),
+})
 const FilterScan = z.object({ relevant_blocks: z.array(z.string()) })
 
 /**
@@ -116,13 +118,16 @@ export class NodeSource implements ChainSource {
 
   async candidateHeights(scripts: readonly string[], fromHeight: number): Promise<readonly number[] | undefined> {
     const { node } = this.#options
-    const indexes = await node.call(Indexes, 'getindexinfo')
-    if (indexes['basic block filter index']?.synced !== true) return undefined
+    const { blocks: bestHeight } = await this.#info()
+    const filters = (await node.call(Indexes, 'getindexinfo'))['basic block filter index']
+    if (filters?.synced !== true) return undefined
+    // The node passes over blocks in silence whose filters it has not made yet.
+    const unfiltered = range(Math.max(fromHeight, filters.best_block_height + 1), bestHeight)
+    if (fromHeight > filters.best_block_height) return unfiltered
     const descriptors = scripts.map((script) => `raw(${script})`)
-    const scan = await node.call(FilterScan, 'scanblocks', ['start', descriptors, fromHeight], {
-      timeoutMs: FILTER_SCAN_TIMEOUT_MS,
-    })
-    return (await this.#headers(scan.relevant_blocks)).map(({ header }) => header.height)
+    const parameters = ['start', descriptors, fromHeight, filters.best_block_height]
+    const scan = await node.call(FilterScan, 'scanblocks', parameters, { timeoutMs: FILTER_SCAN_TIMEOUT_MS })
+    return [...(await this.#headers(scan.relevant_blocks)).map(({ header }) => header.height), ...unfiltered]
   }
 
   async unconfirmedIds(_scripts: WatchedScripts): Promise<UnconfirmedIds> {
@@ -182,6 +187,10 @@ export class NodeSource implements ChainSource {
     }
     return results
   }
+}
+
+function range(from: number, until: number): number[] {
+  return Array.from({ length: Math.max(0, until - from + 1) }, (_, offset) => from + offset)
 }
 
 function workOf(hexadecimal: string): bigint {

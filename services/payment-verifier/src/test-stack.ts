@@ -93,6 +93,8 @@ export type ShownInvoice = z.infer<typeof Invoice>
 /** One payment-verifier of the stack. */
 export interface Replica extends AsyncDisposable {
   readonly service: Service
+  /** What it was started with. */
+  readonly env: NodeJS.ProcessEnv
   readonly url: string
   request(method: string, path: string, client?: string, body?: unknown): Promise<Response>
   open(client: string, plan: keyof typeof PLANS, idempotencyKey?: string): Promise<ShownInvoice>
@@ -197,6 +199,7 @@ export class TestStack implements AsyncDisposable {
     const read: Replica['read'] = async (client, id) => await shown(await request('GET', `/invoices/${id}`, client))
     return {
       service,
+      env,
       url,
       request,
       read,

@@ -8,7 +8,14 @@ import { ACCESS, connectBus, inboxPrefix, provision } from '@tollward/bus'
 import { bucketContract, contract, FINDING_SUBJECT } from '@tollward/contracts'
 import { AlertRaisedSchema } from '@tollward/contracts/detection'
 import { BlockSchema } from '@tollward/contracts/enforcement'
-import { IntrospectorService, TokenRevokedSchema } from '@tollward/contracts/token'
+import { ConductSchema, ConductService } from '@tollward/contracts/payment'
+import { CallObservedSchema } from '@tollward/contracts/sensor'
+import {
+  IntrospectorService,
+  LoginFailedSchema,
+  RefreshReusedSchema,
+  TokenRevokedSchema,
+} from '@tollward/contracts/token'
 import { eventually, requires, startNatsServer } from '@tollward/testkit'
 import { pino } from 'pino'
 import { Registry } from 'prom-client'
@@ -91,6 +98,10 @@ test('a credential may not publish on the subjects of another service, nor write
     ['token-introspector', 'auth-issuer.v1.rpc.list_users'],
     ['token-introspector', 'auth-issuer.v1.rpc.revoke'],
     ['payment-verifier', 'auth-issuer.v1.rpc.exchange'],
+    ['gateway', '$KV.conduct.x'],
+    ['admin-api', '$KV.conduct.x'],
+    ['authorizer', 'payment-verifier.v1.rpc.override_conduct'],
+    ['gateway', 'payment-verifier.v1.rpc.adjust_credit'],
     ['siem', '$JS.API.CONSUMER.MSG.NEXT.ALERTS.alert-router'],
     ['siem', `${SIEM_API_PREFIX}.STREAM.MSG.GET.FINDINGS`],
     ['siem', 'tollward.detection.v1.alert.raised'],
@@ -159,6 +170,45 @@ test('each service can do its own part: publish, consume, follow, write, watch, 
   await eventually(() => heard.length === 1 && blocked.length === 1 && routed.length === 1, {
     what: 'everything to arrive',
   })
+})
+
+test('payment-verifier reads whatever conduct is made of, writes it, and answers operators about it', {
+  skip,
+}, async () => {
+  await using server = await startSecuredServer()
+  await using verifier = await server.bus('payment-verifier')
+  await using gateway = await server.bus('gateway')
+  await using issuer = await server.bus('auth-issuer')
+  await using router = await server.bus('alert-router')
+  await using admin = await server.bus('admin-api')
+  const [calls, logins, reuses] = [
+    contract(CallObservedSchema),
+    contract(LoginFailedSchema),
+    contract(RefreshReusedSchema),
+  ]
+  const heard = new Set<string>()
+  const note = (what: string) => (): 'done' => {
+    heard.add(what)
+    return 'done'
+  }
+  await using _calls = await verifier.consume('conduct-calls', calls, note('call'))
+  await using _logins = await verifier.consume('conduct-logins', logins, note('login'))
+  await using _reuses = await verifier.consume('conduct-reuses', reuses, note('reuse'))
+  await using _findings = await verifier.consumeBytes('conduct-findings', FINDING_SUBJECT, note('finding'))
+  await gateway.publish(calls, create(CallObservedSchema, {}), { id: 'call', key: 'gateway' })
+  await issuer.publish(logins, create(LoginFailedSchema, {}), { id: 'login' })
+  await issuer.publish(reuses, create(RefreshReusedSchema, {}), { id: 'reuse' })
+  await router.publishBytes(`${FINDING_SUBJECT}.high`, new TextEncoder().encode('{}'), { id: 'finding' })
+  const conducts = verifier.bucket(bucketContract(ConductSchema))
+  await using _conducts = await conducts.follow({ snapshot: () => {}, change: note('conduct') })
+  await conducts.create('c', create(ConductSchema, { clientId: 'c' }))
+  await using _serving = verifier.serve(ConductService, {
+    listConduct: async () => ({ standings: [{ score: 7 }] }),
+    overrideConduct: async () => ({}),
+  })
+  const asked = async () => (await admin.client(ConductService).listConduct({})).standings[0]?.score === 7
+  await eventually(asked, { what: 'operators are answered' })
+  await eventually(() => heard.size === 5, { what: 'everything to arrive' })
 })
 
 test('a SIEM gets the findings live and from its own durable, at least once, and nothing else of ours', {

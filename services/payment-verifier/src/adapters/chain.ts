@@ -1,5 +1,5 @@
 import { setTimeout as sleep } from 'node:timers/promises'
-import { type AccountKey, ChainFollower, type ChainSource } from '@tollward/bitcoin'
+import { type AccountKey, ChainFollower, type ChainSource, type WatchedOutput } from '@tollward/bitcoin'
 import { AppError, toAppError } from '@tollward/errors'
 import type { Logger } from 'pino'
 import { contested, uncoveredUses } from '../domain/credit.ts'
@@ -36,6 +36,8 @@ export class Chain implements AsyncDisposable {
   readonly #options: ChainOptions
   readonly #searching: Promise<void>
   #addressFloor: number | undefined
+  /** One more than the highest address index that was paid since the search, before the first invoice. */
+  #usedSince = 0
   #searchTrouble: AppError | undefined
   #startingOver = false
 
@@ -61,7 +63,7 @@ export class Chain implements AsyncDisposable {
 
   /** Lowest address index that may be given out; undefined: not known yet. */
   get addressFloor(): number | undefined {
-    return this.#addressFloor
+    return this.#addressFloor === undefined ? undefined : Math.max(this.#addressFloor, this.#usedSince)
   }
 
   /** Why nothing new may be decided on this view of the chain; undefined: it is good. */
@@ -79,7 +81,7 @@ export class Chain implements AsyncDisposable {
 
   /** To be called when the ledger's next address moved on, whoever moved it. */
   async extendAddresses(): Promise<void> {
-    await this.addresses.extend(Math.max(this.#options.book.ledger.nextAddressIndex, this.#addressFloor ?? 0))
+    await this.addresses.extend(Math.max(this.#options.book.ledger.nextAddressIndex, this.addressFloor ?? 0))
   }
 
   /** To be called when a back-up was restored: goes on from the blocks that it knew of. */
@@ -130,12 +132,16 @@ export class Chain implements AsyncDisposable {
         },
       },
       onChange: async (change) => {
+        this.#noteUsed(change.connected.flatMap(({ outputs }) => outputs))
         await book.write((ledger, nowMs) => nextChainFact(change, ledger, indexOf, nowMs))
         metrics.blocks.inc({ change: 'connected' }, change.connected.length)
         metrics.blocks.inc({ change: 'disconnected' }, change.disconnected.length)
         if (change.disconnected.length > 0) log.warn({ depth: change.disconnected.length }, 'chain reorganised')
       },
-      onMempool: (outputs) => book.write((ledger, nowMs) => nextSeenFact(outputs, ledger, indexOf, nowMs)),
+      onMempool: async (outputs) => {
+        this.#noteUsed(outputs)
+        await book.write((ledger, nowMs) => nextSeenFact(outputs, ledger, indexOf, nowMs))
+      },
       unconfirmedTxids: () => book.ledger.unconfirmedTxids(),
       onVanished: (transactions) => book.write((ledger) => nextReplacedFact(transactions, ledger)),
       onCaughtUp: () => this.#settlePasses(),
@@ -144,6 +150,15 @@ export class Chain implements AsyncDisposable {
         log.warn({ err: error }, 'chain not followed for now')
       },
     }
+  }
+
+  /** A ledger without invoices is not written, so it is here that addresses are remembered which others gave out. */
+  #noteUsed(outputs: readonly WatchedOutput[]): void {
+    if (this.#options.book.ledger.invoiceCount > 0) return
+    for (const { script } of outputs) {
+      this.#usedSince = Math.max(this.#usedSince, (this.addresses.indexOf(script) ?? -1) + 1)
+    }
+    void this.extendAddresses()
   }
 
   /** Suspends passes whose payment was taken back, and restores those whose payment is as deep again as it has to be. */

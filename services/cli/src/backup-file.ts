@@ -99,7 +99,7 @@ async function writeParts(file: FileHandle, parts: AsyncIterable<ExportLedgerRes
     counted.passes += passes.length
     counted.nextAddressIndex = Math.max(counted.nextAddressIndex, nextAddressIndex)
   }
-  await write([{ ...counted, sha256: hash.digest('hex') }])
+  await file.write(`${JSON.stringify({ ...counted, sha256: hash.digest('hex') })}\n`)
   return { ...summary, ...counted }
 }
 

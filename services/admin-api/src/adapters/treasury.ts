@@ -40,11 +40,15 @@ export function treasuryMethods(bus: Bus): TreasuryMethods {
   }
 }
 
-/** Streams the ledger page by page, and then the passes as they are by then: never older than the ledger's last entry. */
+/**
+ * Streams the ledger page by page, and then the passes as they were before: of one that was drawn from meanwhile, the ledger has the
+ * last word.
+ */
 export function ledgerExporter(bus: Bus): AdminStreams['exportLedger'] {
   const treasury = bus.client(TreasuryService, { timeoutMs: WORK_TIMEOUT_MS })
   const passes = bus.bucket(bucketContract(PassSchema))
   return async (_request, { write }) => {
+    const all = (await passes.entries()).map(({ value }) => value)
     let fromSequence = 1n
     for (;;) {
       const part = await treasury.exportLedger({ fromSequence })
@@ -53,7 +57,6 @@ export function ledgerExporter(bus: Bus): AdminStreams['exportLedger'] {
       if (fromSequence > part.lastSequence) break
       if (part.entries.length === 0) throw new AppError('internal', 'payment-verifier gave no more of its ledger.')
     }
-    const all = (await passes.entries()).map(({ value }) => value)
     for (let start = 0; start < all.length; start += PASSES_PER_MESSAGE) {
       await write({ part: { passes: all.slice(start, start + PASSES_PER_MESSAGE) } })
     }

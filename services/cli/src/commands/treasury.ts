@@ -89,7 +89,7 @@ function addCreditCommands(payments: Command, surroundings: Surroundings): void 
       }),
     )
 
-  answering(payments, 'credit', 'give a client credit, or take some: "-- NAME -500" takes')
+  answering(payments, 'credit', 'give a client credit, or take some with a negative number')
     .argument('<client>')
     .argument('<sats>', 'how much', sats)
     .requiredOption('--reason <text>', 'for the ledger and the audit')

@@ -57,9 +57,9 @@ export async function importPart(request: ImportRequest, options: BackupOptions)
       throw new AppError('failed_precondition', `Entry ${nextSequence} of the back-up comes before the passes.`)
     for (const pass of restored) {
       const { redeemed } = book.ledger.invoice(pass.invoiceId) ?? {}
-      // The pass was read after the last entry: what was drawn meanwhile is not in this ledger.
-      const drawnRequests = book.ledger.drawnOf(pass.passId)
-      if (redeemed?.passId === pass.passId) await passes.restore({ ...pass, drawnRequests })
+      const isLastWord = pass.drawnRequests === book.ledger.drawnOf(pass.passId)
+      // Any other one is made from the ledger, which knows that more was drawn of it.
+      if (redeemed?.passId === pass.passId && isLastWord) await passes.restore(pass)
     }
   }
   return { nextSequence: BigInt(nextSequence) }

@@ -110,11 +110,12 @@ export class Passes implements AsyncDisposable {
     return await this.#createOrGet(newPass(invoice, book.ledger.drawnOf(passId)))
   }
 
-  /** Puts a pass of a back-up where it was, unless one is there. Its leases lapse as if their holders had gone. */
+  /** Puts a pass of a back-up where it was, unless one is there that is used. Its leases lapse as if their holders had gone. */
   async restore(pass: Pass): Promise<void> {
     if (!PASS_ID.test(pass.passId)) throw new AppError('invalid_argument', 'The back-up holds a pass without an id.')
     if ((passExpiresAtMs(pass) ?? Number.POSITIVE_INFINITY) <= Date.now()) return
     await this.#createOrGet(pass)
+    await this.#change(pass.passId, (there) => (isAsMade(there, pass) ? pass : undefined))
   }
 
   /** Gives a decision point a chunk of the quota, or more of the one that it holds. Over all replicas never more than the quota. */
@@ -223,4 +224,13 @@ export class Passes implements AsyncDisposable {
 function expiry(pass: Pass): { expiresAtMs?: number } {
   const expiresAtMs = passExpiresAtMs(pass)
   return expiresAtMs === undefined ? {} : { expiresAtMs }
+}
+
+/**
+ * Whether a pass was made from the ledger and nothing was leased of it since: the ledger tells only in steps what was drawn, and the
+ * back-up how much of that.
+ */
+function isAsMade({ leases, leasedRequests, drawnRequests }: Pass, backedUp: Pass): boolean {
+  const isUntouched = leases.length === 0 && leasedRequests === drawnRequests
+  return isUntouched && drawnRequests === backedUp.drawnRequests && backedUp.leasedRequests < leasedRequests
 }

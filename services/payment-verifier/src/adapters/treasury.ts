@@ -123,7 +123,7 @@ async function books({ book: { ledger }, chain, account }: TreasuryOptions) {
 /** Below it no block can hold money that this ledger knows of. */
 function firstBlockHeight(ledger: LedgerBook['ledger'], tipHeight: number): number {
   const paid = [...ledger.paidBlocks()].map(({ height }) => height)
-  return paid.reduce((lowest, height) => Math.min(lowest, height), ledger.firstOpenedHeight ?? tipHeight)
+  return paid.reduce((lowest, height) => Math.min(lowest, height), (ledger.firstOpenedHeight ?? tipHeight) + 1)
 }
 
 /** Looks through some blocks; undefined: the chain moved on meanwhile, so what was seen may be nothing the ledger speaks of. */

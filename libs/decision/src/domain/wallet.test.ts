@@ -162,6 +162,18 @@ describe('wallet', () => {
     assert.equal(wallet.need(held, 0, clockMs), 'lease')
   })
 
+  test('a lease in the place of one that lapsed unheard begins anew', () => {
+    const wallet = new Wallet()
+    const held = pass('a')
+    wallet.set(held)
+    wallet.leased('a', answer(50), 0, 0)
+    assert.equal(takes(wallet, held), 2)
+    wallet.leased('a', answer(50, { leaseId: 'next' }), 0, 0)
+    assert.equal(takes(wallet, held), 2)
+    wallet.recorded('a', { leaseId: 'l', served: 2, atStake: 0 }, false, 0)
+    assert.deepEqual(wallet.use('a', false), { leaseId: 'next', served: 2, atStake: 0 })
+  })
+
   test('a lease that may have been granted unheard is ended before another is asked for', () => {
     const wallet = new Wallet()
     const held = pass('a')

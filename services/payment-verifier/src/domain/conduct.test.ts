@@ -1,7 +1,8 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import { create } from '@bufbuild/protobuf'
+import { create, type MessageInitShape } from '@bufbuild/protobuf'
 import { timestampFromMs } from '@bufbuild/protobuf/wkt'
+import { EntryAppendedSchema } from '@tollward/contracts/ledger'
 import { type Conduct, OverrideSchema } from '@tollward/contracts/payment'
 import { CallObservedSchema, Outcome } from '@tollward/contracts/sensor'
 import fc from 'fast-check'
@@ -10,6 +11,7 @@ import {
   ADDRESSES_MAX,
   afterDeeds,
   calledFrom,
+  customerOf,
   type Deeds,
   decayed,
   deedsOfCall,
@@ -19,6 +21,7 @@ import {
   scoreOf,
   together,
 } from './conduct.ts'
+import { Ledger } from './ledger.ts'
 
 const NOW_MS = 1_700_000_000_000
 const DAY_MS = 86_400_000
@@ -152,6 +155,30 @@ test('only what a client itself was refused is a violation of its', () => {
     assert.deepEqual(call({ reason }), {}, reason)
   }
   assert.equal(call({ clientId: '' }), undefined)
+})
+
+test('money paid counts as deep as its invoice asks for, and no more once a reorganisation took it back', () => {
+  const ledger = new Ledger()
+  const append = (entry: MessageInitShape<typeof EntryAppendedSchema>['entry']) =>
+    ledger.apply(create(EntryAppendedSchema, { ...(entry && { entry }) }), ledger.sequence + 1)
+  const openedAt = timestampFromMs(NOW_MS - 50 * DAY_MS)
+  const outpoint = { txid: Buffer.alloc(32, 1), vout: 0 }
+  const block = { blockHeight: 10, blockHash: Buffer.alloc(32, 2) }
+  append({
+    case: 'invoiceOpened',
+    value: { invoiceId: 'i', clientId: 'c', amountSats: 500n, confirmations: 3, openedAt },
+  })
+  append({ case: 'paymentConfirmed', value: { invoiceId: 'i', outpoint, amountSats: 700n, ...block } })
+  const customer = (tipHeight: number, conduct?: Conduct) =>
+    customerOf(conduct, ledger.invoicesOf('c'), tipHeight, NOW_MS)
+  assert.equal(customer(11).paidSats, 0n)
+  assert.equal(customer(12).paidSats, 700n)
+  // Nothing but the ledger knows it: it is as old as its first invoice, and has no history.
+  assert.deepEqual([customer(12).ageMs, customer(12).score], [50 * DAY_MS, 400])
+  const older = afterDeeds(undefined, 'c', { admitted: 10_000 }, NOW_MS - 60 * DAY_MS)
+  assert.equal(customer(12, older).ageMs, 60 * DAY_MS)
+  append({ case: 'paymentUnconfirmed', value: { invoiceId: 'i', outpoint, ...block } })
+  assert.equal(customer(12).paidSats, 0n)
 })
 
 const address = (last: number) => Uint8Array.from([...new Uint8Array(15), last])

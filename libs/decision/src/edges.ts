@@ -116,8 +116,8 @@ export const REDEMPTIONS_MAX = 10_000
 /** Redemptions that one client may ask for, whatever txids it sends. */
 export const REDEMPTION_LIMIT = { requests: 10, perSeconds: 1 } as const
 
-/** A price is told beside a refusal, which must not wait long for it. */
-export const QUOTE_TIMEOUT_MS = 300
+/** A price is told beside a refusal, which goes out without it rather than too late for the proxy. */
+export const QUOTE_TIMEOUT_MS = 500
 /** A price, or that it could not be had, is told again for so long before it is asked for again. */
 export const QUOTE_KEPT_MS = 2000
 export const QUOTES_MAX = 10_000

@@ -9,7 +9,7 @@ import { type Replica, type ShownInvoice, TestStack } from './test-stack.ts'
 const CHROMIUM = '/usr/bin/chromium'
 const NAVIGATION_TIMEOUT_MS = 20_000
 /** Streams look twice a second, and every five seconds for what only a clock changes. */
-const SHOWN_TIMEOUT_MS = 20_000
+const SHOWN_TIMEOUT_MS = 30_000
 
 const skip = await requires({ tools: ['nats-server', 'bitcoind'] })
 const skipBrowser = skip || (await requires({ files: [CHROMIUM] }))
@@ -215,6 +215,18 @@ test('a page tells of payment, confirmation and use by itself, and keeps nobody 
   await eventually(redeemed, { what: 'the pass is there' })
   await says(page, 'Paid and in use')
   assert.deepEqual(troubles, [], 'the policy of the page was in nobody’s way')
+})
+
+test('a page goes on by itself when the service was away', { skip: skipBrowser }, async () => {
+  await using restarted = await stack.replica()
+  const invoice = await restarted.open('erin', 'orders')
+  await using page = await newPage({ scripts: true })
+  await page.goto(invoice.pageUrl)
+  await says(page, 'Waiting for your payment')
+  await restarted.service.kill()
+  await stack.pay(invoice)
+  await restarted.service.start()
+  await says(page, 'Payment seen')
 })
 
 test('of an amount that was paid in part the rest is asked for', { skip: skipBrowser }, async () => {

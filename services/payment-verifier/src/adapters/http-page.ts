@@ -103,15 +103,20 @@ function qrCode(text: string): Html {
   return html`<svg class="qr" viewBox="0 0 ${size} ${size}" role="img" aria-label="QR code of the payment, for a wallet on another device" shape-rendering="crispEdges"><path d="${dark.join('')}"/></svg>`
 }
 
-function clocks({ state, toPaySats, payBy, confirmBy, redeemBy }: ShownInvoice): Fragment {
+function clocks({ state, toPaySats, payBy, confirmBy, confirmByHeight, redeemBy }: ShownInvoice): Fragment {
   if (toPaySats !== '0') return clock('Pay by', payBy)
-  if (state === 'seen' || state === 'confirming' || state === 'reorganised')
-    return clock('To be confirmed by', confirmBy)
+  if (state === 'seen' || state === 'confirming' || state === 'reorganised') {
+    return clock(
+      'To be confirmed by',
+      confirmBy,
+      confirmByHeight && html` or in block ${confirmByHeight} at the latest`,
+    )
+  }
   return (state === 'paid' || state === 'overpaid') && redeemBy !== undefined && clock('To be used by', redeemBy)
 }
 
-function clock(label: string, at: string): Html {
-  return html`<p>${label} <time datetime="${at}">${at.slice(0, 19).replace('T', ' ')} UTC</time><span></span></p>`
+function clock(label: string, at: string, also?: Fragment): Html {
+  return html`<p>${label} <time datetime="${at}">${at.slice(0, 19).replace('T', ' ')} UTC</time><span></span>${also}</p>`
 }
 
 function facts(invoice: ShownInvoice): Html {

@@ -163,7 +163,7 @@ function stillToPay({ amountSats, payByMs }: Invoice, standing: Standing, nowMs:
 }
 
 /** A part of what is taken off a price. */
-export function shownDiscount({ kind, basisPoints, amountSats, score }: PriceCut): ShownDiscount {
+function shownDiscount({ kind, basisPoints, amountSats, score }: PriceCut): ShownDiscount {
   return { kind, basisPoints, amountSats: String(amountSats), ...(kind === 'conduct' ? { score } : {}) }
 }
 

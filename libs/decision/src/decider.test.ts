@@ -468,6 +468,23 @@ describe('decider', { skip }, () => {
     assert.equal(neighbours.givenBack.get(passId), 4)
   })
 
+  test('whoever meets a decision point that has nothing left of the pass learns when to come again', async () => {
+    const token = neighbours.issue('shared-client', ['orders'])
+    const passId = await neighbours.activatePass('shared-client', 'orders', 1)
+    // Another holds all of it, and has served nothing yet.
+    await neighbours.lease(passId, 'another', 1)
+    const refusal = await eventually(
+      async () => {
+        const decision = await ask({ path: '/orders/1', token })
+        return !decision.admitted && decision.reason === 'pass-exhausted' && decision
+      },
+      { what: 'the pass is known' },
+    )
+    assert.equal(refusal.status, 402)
+    assert.equal(new Map(refusal.headers).get('retry-after'), '10')
+    assert.match(refusal.body, /with other decision points/)
+  })
+
   test('a bad document leaves the one before it in force', async () => {
     const token = neighbours.issue('steady-client', ['orders'])
     const { bus } = neighbours

@@ -105,6 +105,8 @@ export interface Neighbours extends AsyncDisposable {
   lift(cidr: string): Promise<void>
   activatePass(clientId: string, plan: string, quotaRequests: number): Promise<string>
   suspendPass(passId: string): Promise<void>
+  /** Leases so many requests, as another decision point would. */
+  lease(passId: string, holder: string, requests: number): Promise<void>
   stopIntrospector(): Promise<void>
   stopVerifier(): Promise<void>
 }
@@ -226,6 +228,7 @@ export async function startNeighbours(): Promise<Neighbours> {
       if (!entry) throw new RangeError(`no pass ${passId}`)
       await passes.update(passId, { ...entry.value, state: PassState.SUSPENDED }, entry.revision)
     },
+    lease: async (passId, holder, requests) => void (await quotas.lease(passId, holder, requests)),
     stopIntrospector,
     stopVerifier,
     [Symbol.asyncDispose]: () => owned.disposeAsync(),

@@ -17,6 +17,7 @@ import { RateTable } from '../domain/rate.ts'
 import { type HeldPass, type Need, Wallet } from '../domain/wallet.ts'
 import {
   CALL_TIMEOUT_MS,
+  LEASE_IDLE_MS,
   LEASE_TICK_MS,
   LEASE_WAITING_MAX,
   LEASES_AT_ONCE_MAX,
@@ -105,7 +106,10 @@ export class Passes {
   standing(call: PaymentCall, nowMs: number): MaybePromise<PaymentStanding> {
     const pass = this.#wallet.current(call.clientId, call.plan, nowMs)
     if (pass) return { paid: true, passId: pass.passId }
-    if (call.txid === undefined) return refused({ reason: 'payment-required', plan: call.plan })
+    if (call.txid === undefined) {
+      if (this.#wallet.isWithOthers(call.clientId, call.plan, nowMs)) return this.#usedUp(call, nowMs)
+      return refused({ reason: 'payment-required', plan: call.plan })
+    }
     return this.#redeem(call, call.txid, nowMs)
   }
 
@@ -119,7 +123,7 @@ export class Passes {
     untilMs = performance.now() + CALL_TIMEOUT_MS,
   ): MaybePromise<PaymentStanding> {
     const pass = this.#wallet.current(call.clientId, call.plan, nowMs)
-    if (!pass) return refused({ reason: 'pass-exhausted', plan: call.plan })
+    if (!pass) return this.#usedUp(call, nowMs)
     const clockMs = performance.now()
     const isTaken = this.#wallet.take(pass, clockMs)
     const need = this.#wallet.need(pass, nowMs, clockMs)
@@ -159,6 +163,13 @@ export class Passes {
     const passId = this.#passIds.get(key)
     this.#passIds.delete(key)
     if (passId !== undefined) this.#wallet.remove(passId)
+  }
+
+  #usedUp({ clientId, plan }: PaymentCall, nowMs: number): PaymentStanding {
+    if (!this.#wallet.isWithOthers(clientId, plan, nowMs)) return refused({ reason: 'pass-exhausted', plan })
+    const detail =
+      'The rest of the pass is with other decision points; repeat this request after Retry-After seconds, or buy another pass.'
+    return refused({ reason: 'pass-exhausted', plan, detail, retryAfterSeconds: Math.ceil(LEASE_IDLE_MS / 1000) })
   }
 
   #tick(): void {

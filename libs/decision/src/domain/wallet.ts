@@ -103,6 +103,14 @@ export class Wallet {
     return this.#byOwner.get(ownerKey(clientId, plan))?.find((pass) => this.#admits(pass, nowMs))
   }
 
+  /** Whether a pass of the client for the plan is not used up, and yet has nothing left for us: others hold the rest. */
+  isWithOthers(clientId: string, plan: string, nowMs: number): boolean {
+    const owned = this.#byOwner.get(ownerKey(clientId, plan)) ?? []
+    return owned.some(({ passId, state, expiresAtMs = Number.POSITIVE_INFINITY }) => {
+      return state === 'active' && expiresAtMs > nowMs && this.#isDry(passId, nowMs)
+    })
+  }
+
   /** Takes one request from the pass. False: `need` says what has to be asked first. */
   take(pass: HeldPass, clockMs: number): boolean {
     if (pass.quotaRequests === 0n) return true

@@ -155,14 +155,18 @@ async function answerOf(redemption: Redemption, { passes, network }: VerifierOpt
   }
 }
 
+/** Where the money of a closed invoice is. */
+const ON_RECORD = 'It is on record: GET /credit says what of it you may spend.'
+
 function shortfall({ invoice, standing }: Extract<Redemption, { outcome: 'insufficient' }>): string {
   const missing = invoice.amountSats - standing.receivedSats - standing.pendingSats
-  if (standing.state === 'replaced' && standing.open)
-    return 'Another transaction replaced this one, and nothing pays your invoice: pay it, and send the txid of that.'
-  if (missing <= 0n)
-    return 'The payment was not seen, confirmed or redeemed in time, and its invoice is closed. GET /credit says what you may spend of it.'
-  if (!standing.open)
-    return `The payment is ${missing} sats short, and its invoice is closed. GET /credit says what you may spend of it.`
+  if (standing.late) return `The payment came after the time of its invoice. ${ON_RECORD}`
+  if (missing <= 0n) return `The payment was not redeemed within the time of its invoice. ${ON_RECORD}`
+  if (standing.state === 'replaced') {
+    const next = standing.open ? 'pay it, and send the txid of that' : 'open a new one'
+    return `Another transaction replaced this one, and nothing pays your invoice: ${next}.`
+  }
+  if (!standing.open) return `The payment is ${missing} sats short, and its invoice is closed. ${ON_RECORD}`
   const until = new Date(invoice.payByMs).toISOString()
   return `The payment is ${missing} sats short: pay them to the same address before ${until}.`
 }

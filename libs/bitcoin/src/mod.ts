@@ -21,6 +21,7 @@ export type {
   Watched,
   WatchedScripts,
 } from './chain-source.ts'
+export { LightSource, type LightSourceOptions } from './light/light-source.ts'
 export type { VanishedTransaction } from './mempool-watch.ts'
 export { NETWORK_NAMES, type Network } from './network.ts'
 export { type CallOptions, type NodeCall, type NodeClient, type NodeOptions, nodeClient } from './node-client.ts'

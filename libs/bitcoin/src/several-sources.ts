@@ -192,15 +192,15 @@ export class SeveralSources implements ChainSource {
 
   /** Asks one after the other until one answers. */
   async #first<T>(members: readonly Member[], ask: (source: ChainSource) => Promise<T>): Promise<T> {
-    let failure = this.#nobody()
+    let first: AppError | undefined
     for (const { source } of members) {
       try {
         return await ask(source)
       } catch (thrown) {
-        failure = toAppError(thrown)
+        first ??= toAppError(thrown)
       }
     }
-    throw failure
+    throw first ?? this.#nobody()
   }
 }
 

@@ -7,7 +7,7 @@ import { ElectrumConnection, type ElectrumOptions } from './electrum-connection.
 import { forged, HEADER_BYTES } from './header.ts'
 import type { ProvenHeader } from './header-chain.ts'
 import { type ProvenTransaction, proveTransaction } from './merkle.ts'
-import type { LightServer, ServerNotices } from './server.ts'
+import type { LightServer, ServerNotices, ToldHeaders } from './server.ts'
 
 const Hash = z.string().regex(/^[0-9a-f]{64}$/)
 const Hex = z.string().regex(/^([0-9a-f]{2})*$/)
@@ -20,6 +20,8 @@ const Coinbase = z.object({ merkle: z.array(Hash), tx_hash: Hash })
 const Status = z.string().nullable()
 const Change = z.tuple([Hash, Status])
 
+/** The most that servers give. */
+const HEADERS_PER_REQUEST = 2_016
 /** Questions about scripts under way at once: servers take few from one client at a time. */
 const QUESTIONS_AT_ONCE = 100
 /** What one server is asked to watch. Servers give up on clients that want more. */
@@ -52,34 +54,32 @@ export class ElectrumServer implements LightServer {
     this.#notices = notices
   }
 
-  async tipHeight(): Promise<number> {
+  /** Both questions at once: servers hold small answers back until they have more to send. */
+  async headersFrom(from: number): Promise<ToldHeaders> {
     const connected = await this.#connection()
-    const { height, hex } = await connected.connection.call(Tip, 'blockchain.headers.subscribe', [])
+    const [{ height: tipHeight, hex }, told] = await Promise.all([
+      connected.connection.call(Tip, 'blockchain.headers.subscribe', []),
+      this.#headers(from, HEADERS_PER_REQUEST),
+    ])
     connected.tip = hex
-    return height
-  }
-
-  async headers(from: number, count: number): Promise<Uint8Array[]> {
-    const answer = await this.#call(Headers, 'blockchain.block.headers', [from, count])
-    const hex = 'hex' in answer ? answer.hex : answer.headers.join('')
-    const bytes = Buffer.from(hex, 'hex')
-    if (bytes.length % HEADER_BYTES !== 0) throw forged('A block header has 80 bytes.')
-    return Array.from({ length: bytes.length / HEADER_BYTES }, (_, index) =>
-      bytes.subarray(index * HEADER_BYTES, (index + 1) * HEADER_BYTES),
-    )
+    // What is above is not in the index yet that payments are looked up in.
+    return { tipHeight, headers: told.slice(0, Math.max(0, tipHeight - from + 1)) }
   }
 
   async findingsIn(block: ProvenHeader, watched: Watched): Promise<Findings> {
     const history = await this.#history(watched.scripts, { isForBlock: true })
     const txids = new Set(history.flatMap((entry) => (entry.height === block.height ? [entry.tx_hash] : [])))
     if (txids.size === 0) return { outputs: [], spendings: [] }
-    const coinbase = await this.#coinbase(block)
+    const [coinbase, ...proven] = await Promise.all([
+      this.#coinbase(block),
+      ...[...txids].map((txid) => this.#proofOf(txid, block)),
+    ])
     const found: Findings[] = []
-    for (const txid of txids) {
-      const { merkle, pos } = await this.#call(Branch, 'blockchain.transaction.get_merkle', [txid, block.height])
-      const raw = await this.#raw(txid)
-      await this.#prove(block, { raw, branch: { position: pos, siblings: merkle } }, coinbase, txid)
-      found.push(findInTransaction(raw, watched))
+    for (const [index, txid] of [...txids].entries()) {
+      const transaction = proven[index]
+      if (transaction === undefined) continue
+      await this.#prove(block, transaction, coinbase, txid)
+      found.push(findInTransaction(transaction.raw, watched))
     }
     return {
       outputs: found.flatMap(({ outputs }) => outputs),
@@ -118,6 +118,15 @@ export class ElectrumServer implements LightServer {
     await connected?.connection[Symbol.asyncDispose]()
   }
 
+  async #headers(from: number, count: number): Promise<Uint8Array[]> {
+    const answer = await this.#call(Headers, 'blockchain.block.headers', [from, count])
+    const bytes = Buffer.from('hex' in answer ? answer.hex : answer.headers.join(''), 'hex')
+    if (bytes.length % HEADER_BYTES !== 0) throw forged('A block header has 80 bytes.')
+    return Array.from({ length: bytes.length / HEADER_BYTES }, (_, index) =>
+      bytes.subarray(index * HEADER_BYTES, (index + 1) * HEADER_BYTES),
+    )
+  }
+
   async #coinbase(block: ProvenHeader): Promise<ProvenTransaction> {
     const { merkle, tx_hash } = await this.#call(Coinbase, 'blockchain.transaction.id_from_pos', [
       block.height,
@@ -125,6 +134,14 @@ export class ElectrumServer implements LightServer {
       true,
     ])
     return { raw: await this.#raw(tx_hash), branch: { position: 0, siblings: merkle } }
+  }
+
+  async #proofOf(txid: string, { height }: ProvenHeader): Promise<ProvenTransaction> {
+    const [{ merkle: siblings, pos: position }, raw] = await Promise.all([
+      this.#call(Branch, 'blockchain.transaction.get_merkle', [txid, height]),
+      this.#raw(txid),
+    ])
+    return { raw, branch: { position, siblings } }
   }
 
   /** A proof that does not hold is forged, unless the server has another block at this height by now. */
@@ -137,7 +154,7 @@ export class ElectrumServer implements LightServer {
     try {
       if (proveTransaction(block, proven, coinbase) !== txid) throw forged('The transaction is another one.')
     } catch (error) {
-      const [header] = await this.headers(block.height, 1)
+      const [header] = await this.#headers(block.height, 1)
       if (header !== undefined && Buffer.compare(header, block.raw) === 0) throw error
       throw new AppError('unavailable', 'The server follows another branch by now.', { cause: error })
     }

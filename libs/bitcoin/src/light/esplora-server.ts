@@ -6,7 +6,7 @@ import { findInBlock } from '../watched-outputs.ts'
 import { forged } from './header.ts'
 import type { ProvenHeader } from './header-chain.ts'
 import { proveBlock } from './merkle.ts'
-import type { LightServer } from './server.ts'
+import type { LightServer, ToldHeaders } from './server.ts'
 
 /** Where a server of Esplora's HTTP interface is, such as `https://host/api`. */
 export interface EsploraOptions {
@@ -20,6 +20,8 @@ const RESPONSE_BYTES_MAX = 8 * 1024 * 1024
 /** Scripts asked for in one round; those left wait for the next one. */
 const SCRIPTS_PER_ROUND = 200
 const QUESTIONS_AT_ONCE = 8
+/** Each is asked for by itself. */
+const HEADERS_AT_ONCE = 16
 /** Confirmed transactions of a script that one answer holds, unless they are the last. */
 const TRANSACTIONS_PER_PAGE = 25
 
@@ -45,15 +47,15 @@ export class EsploraServer implements LightServer {
     this.#timeoutMs = timeoutMs
   }
 
-  async tipHeight(): Promise<number> {
-    return checked(Height, await this.#text('blocks/tip/height'))
-  }
-
-  async headers(from: number, count: number): Promise<Uint8Array[]> {
-    const heights = Array.from({ length: Math.min(count, QUESTIONS_AT_ONCE) }, (_, index) => from + index)
+  async headersFrom(from: number): Promise<ToldHeaders> {
+    const tipHeight = checked(Height, await this.#text('blocks/tip/height'))
+    const heights = Array.from(
+      { length: Math.max(0, Math.min(HEADERS_AT_ONCE, tipHeight - from + 1)) },
+      (_, index) => from + index,
+    )
     const headers = await Promise.all(heights.map((height) => this.#header(height)))
     const end = headers.indexOf(undefined)
-    return headers.slice(0, end === -1 ? undefined : end).flatMap((header) => header ?? [])
+    return { tipHeight, headers: headers.slice(0, end === -1 ? undefined : end).flatMap((header) => header ?? []) }
   }
 
   async findingsIn(block: ProvenHeader, watched: Watched): Promise<Findings> {

@@ -35,8 +35,8 @@ export interface LightSourceOptions {
   readonly timeoutMs?: number
 }
 
-/** Headers that one request asks for: the most that servers give. */
-const HEADERS_PER_REQUEST = 2_016
+/** Reorganisations up to this depth take one question. */
+const OVERLAP_BLOCKS = 10
 /** A server that was caught is not asked again for this time: long enough to be noticed, and a wrong suspicion passes. */
 const ASIDE_MS = 10 * 60_000
 /** A best block that is older says that all servers hold something back. A node takes the same. */
@@ -105,7 +105,7 @@ export class LightSource implements ChainSource {
 
   async standingOf(block: BlockPlace): Promise<BlockStanding> {
     const chain = this.#known()
-    if (chain.isBest(block)) return 'best'
+    if (chain.at(block.height)?.hash === block.hash) return 'best'
     // The best chain has another block there: that is as good as having seen this one.
     return block.height <= chain.tip.height ? 'left' : 'unknown'
   }
@@ -166,46 +166,40 @@ export class LightSource implements ChainSource {
     await Promise.all(this.#members.map(({ server }) => server[Symbol.asyncDispose]()))
   }
 
-  /** Learns the server's best chain, and returns the last block of it. */
+  /**
+   * Learns the server's best chain, and returns the last block of it. Begins a little below our best block, where a new branch of
+   * the server's mostly still is ours, and goes back further and further until the two have a block in common.
+   */
   async #follow(server: LightServer): Promise<ProvenHeader> {
-    const height = await server.tipHeight()
     const chain = await this.#begun(server)
-    let last = await this.#forkWith(server, chain, height)
-    while (last.height < height) {
-      const headers = await server.headers(last.height + 1, Math.min(HEADERS_PER_REQUEST, height - last.height))
-      if (headers.length === 0) break
-      for (const raw of headers) {
-        const header = added(chain, raw)
-        // In the middle of a reorganisation of the server's: the next question sees its end.
-        if (header?.previous !== last) return last
-        last = header
+    const { height: lowest } = chain.checkpoint
+    let last: ProvenHeader | undefined
+    for (let from = chain.tip.height - OVERLAP_BLOCKS, back = OVERLAP_BLOCKS; ; ) {
+      from = Math.max(lowest, from)
+      const { headers, tipHeight } = await server.headersFrom(from)
+      const first = headers[0] === undefined ? undefined : added(chain, headers[0])
+      if (first?.height !== from) {
+        // Another branch than a moment ago: the next round sees where it leads.
+        if (last !== undefined) return last
+        if (from === lowest) throw strange(headers.length)
+        back *= 2
+        from = Math.min(from, tipHeight) - back
+        continue
       }
+      for (const raw of headers) last = added(chain, raw) ?? last
+      if (last === undefined || last.height >= tipHeight || last.height < from) return last ?? first
+      from = last.height + 1
     }
-    return last
   }
 
   async #begun(server: LightServer): Promise<HeaderChain> {
     const { network, checkpoint = { hash: NETWORKS[network].genesisHash, height: 0 } } = this.#options
     if (this.#chain !== undefined) return this.#chain
-    const [raw] = await server.headers(checkpoint.height, 1)
-    if (raw === undefined) throw new AppError('unavailable', 'The server is not at the checkpoint yet.')
+    const [raw] = (await server.headersFrom(checkpoint.height)).headers
+    if (raw === undefined) throw strange(0)
     // Another server may have brought it meanwhile.
     this.#chain ??= new HeaderChain(PROOF_OF_WORK[network], checkpoint, raw)
     return this.#chain
-  }
-
-  /** The last block that is known of the server's best chain. Goes back from our best one, at first a little, then more. */
-  async #forkWith(server: LightServer, chain: HeaderChain, tipHeight: number): Promise<ProvenHeader> {
-    const { height: lowest } = chain.checkpoint
-    for (let back = 0; ; back = back * 2 + 1) {
-      const height = Math.max(lowest, Math.min(tipHeight, chain.tip.height) - back)
-      const [raw] = await server.headers(height, 1)
-      const known = raw === undefined ? undefined : added(chain, raw)
-      if (known?.height === height) return known
-      if (raw === undefined) throw new AppError('unavailable', 'The server lacks blocks that it has told of.')
-      if (height === lowest)
-        throw new AppError('failed_precondition', 'The server does not have the block of the checkpoint.')
-    }
   }
 
   /** Of the first server that has it. */
@@ -286,6 +280,11 @@ function serverAt(url: string, { ca, timeoutMs }: LightSourceOptions, notices: S
   const options = { url, ...(timeoutMs !== undefined && { timeoutMs }) }
   if (/^https?:/.test(url)) return new EsploraServer(options)
   return new ElectrumServer({ ...options, ...(ca !== undefined && { ca }) }, notices)
+}
+
+function strange(headers: number): AppError {
+  if (headers === 0) return new AppError('unavailable', 'The server is not at the checkpoint yet.')
+  return new AppError('failed_precondition', 'The server does not have the block of the checkpoint.')
 }
 
 /** The header in the chain; undefined if it does not attach to what is known. */

@@ -8,6 +8,13 @@ export interface ServerNotices {
   onGap(): void
 }
 
+/** Raw headers of a server's best chain, as many as it gives at once; none if the first would be above its best block. */
+export interface ToldHeaders {
+  readonly headers: readonly Uint8Array[]
+  /** Of its best block, as it says. */
+  readonly tipHeight: number
+}
+
 /**
  * A server of one protocol. All methods throw AppError: `unavailable` (it does not answer now, or speaks of another branch than it
  * did a moment ago) or `invalid_argument` (it said something that is not so, and was caught).
@@ -17,10 +24,7 @@ export interface LightServer extends AsyncDisposable {
   readonly name: string
   /** Whether it hands out whole blocks: then nothing can be left out. */
   readonly givesBlocks: boolean
-  /** Of its best block, as it says. */
-  tipHeight(): Promise<number>
-  /** Raw headers from a height on, as many as it likes up to `count`. */
-  headers(from: number, count: number): Promise<readonly Uint8Array[]>
+  headersFrom(height: number): Promise<ToldHeaders>
   /** What a block holds of what is watched, proven against its header. */
   findingsIn(block: ProvenHeader, watched: Watched): Promise<Findings>
   /** Heights of the blocks that hold transactions of one of the scripts. */

@@ -6,8 +6,8 @@ import { AppError } from '@tollward/errors'
 import { z } from 'zod'
 
 /*
- * A back-up is text, a JSON object a line: a head, each entry of the ledger, each pass, and an end that tells how many there were
- * and the SHA-256 of every byte before it. A file without its end is no back-up.
+ * A back-up is text, a JSON object a line: a head, each entry of the ledger, each pass, their sums, and the SHA-256 of
+ * every byte before it. A file without it is no back-up.
  */
 
 const FORMAT = 1
@@ -18,16 +18,12 @@ const Head = z.strictObject({
   descriptor: z.string(),
   madeAt: z.iso.datetime(),
 })
-const End = z.strictObject({
-  entries: z.int().min(0),
-  passes: z.int().min(0),
-  nextAddressIndex: z.int().min(0),
-  sha256: z.string(),
-})
-const Line = z.union([z.strictObject({ entry: base64 }), z.strictObject({ pass: base64 }), End, Head])
+const Sums = z.strictObject({ entries: z.int().min(0), passes: z.int().min(0), nextAddressIndex: z.int().min(0) })
+const Seal = z.strictObject({ sha256: z.string() })
+const Line = z.union([z.strictObject({ entry: base64 }), z.strictObject({ pass: base64 }), Sums, Seal, Head])
 
 /** What a back-up is of. */
-export type BackupSummary = Omit<z.output<typeof Head> & z.output<typeof End>, 'tollwardBackup' | 'sha256'>
+export type BackupSummary = Omit<z.output<typeof Head>, 'tollwardBackup'> & z.output<typeof Sums>
 
 /** Writes a back-up to a new file, readable by its owner only. What fails leaves no file. AppError `already_exists` if there is one. */
 export async function writeBackup(path: string, parts: AsyncIterable<ExportLedgerResponse>): Promise<BackupSummary> {
@@ -49,25 +45,22 @@ export async function checkBackup(path: string): Promise<BackupSummary> {
   const hash = createHash('sha256')
   const counted = { entries: 0, passes: 0 }
   let head: z.output<typeof Head> | undefined
-  let end: z.output<typeof End> | undefined
+  let sums: z.output<typeof Sums> | undefined
+  let sha256: string | undefined
   for await (const text of linesOf(path)) {
     const line = parsed(text, path)
-    if (end !== undefined || (head === undefined) !== 'tollwardBackup' in line) throw damaged(path)
-    if ('sha256' in line) {
-      end = line
-      continue
-    }
-    hash.update(`${text}\n`)
+    if (sha256 !== undefined || (head === undefined) !== 'tollwardBackup' in line) throw damaged(path)
+    if ('sha256' in line) sha256 = line.sha256
+    else hash.update(`${text}\n`)
     if ('tollwardBackup' in line) head = line
-    else if ('entry' in line) counted.entries += 1
-    else counted.passes += 1
+    if ('entries' in line) sums = line
+    if ('entry' in line) counted.entries += 1
+    if ('pass' in line) counted.passes += 1
   }
-  if (head === undefined || end === undefined) throw damaged(path)
-  const { sha256, ...told } = end
-  const isWhole = told.entries === counted.entries && told.passes === counted.passes
-  if (!isWhole || hash.digest('hex') !== sha256) throw damaged(path)
+  const isWhole = sums?.entries === counted.entries && sums.passes === counted.passes
+  if (head === undefined || sums === undefined || !isWhole || hash.digest('hex') !== sha256) throw damaged(path)
   const { network, descriptor, madeAt } = head
-  return { network, descriptor, madeAt, ...told }
+  return { network, descriptor, madeAt, ...sums }
 }
 
 /** The entries of a checked back-up, and then its passes. */
@@ -99,7 +92,8 @@ async function writeParts(file: FileHandle, parts: AsyncIterable<ExportLedgerRes
     counted.passes += passes.length
     counted.nextAddressIndex = Math.max(counted.nextAddressIndex, nextAddressIndex)
   }
-  await file.write(`${JSON.stringify({ ...counted, sha256: hash.digest('hex') })}\n`)
+  await write([counted])
+  await file.write(`${JSON.stringify({ sha256: hash.digest('hex') })}\n`)
   return { ...summary, ...counted }
 }
 

@@ -13,7 +13,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file tollward/payment/v1/pass.proto.
  */
 export const file_tollward_payment_v1_pass: GenFile = /*@__PURE__*/
-  fileDesc("Ch50b2xsd2FyZC9wYXltZW50L3YxL3Bhc3MucHJvdG8SE3RvbGx3YXJkLnBheW1lbnQudjEiwwMKBFBhc3MSDgoGZm9ybWF0GAEgASgNEg8KB3Bhc3NfaWQYAiABKAkSEQoJY2xpZW50X2lkGAMgASgJEgwKBHBsYW4YBCABKAkSEgoKaW52b2ljZV9pZBgFIAEoCRIWCg5xdW90YV9yZXF1ZXN0cxgGIAEoBBIXCg9sZWFzZWRfcmVxdWVzdHMYByABKAQSMAoMYWN0aXZhdGVkX2F0GAggASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIuCgpleHBpcmVzX2F0GAkgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBItCgVzdGF0ZRgKIAEoDjIeLnRvbGx3YXJkLnBheW1lbnQudjEuUGFzc1N0YXRlEhUKDXN0YXRlX2NoYW5nZXMYCyABKA0SFQoNcmVjb3JkX2hhc2hlcxgMIAMoDBIuCgZsZWFzZXMYDSADKAsyHi50b2xsd2FyZC5wYXltZW50LnYxLlBhc3NMZWFzZRIWCg5kcmF3bl9yZXF1ZXN0cxgOIAEoBBIfChd1bnJlY29yZGVkX3JlcXVlc3RzX21heBgPIAEoDToM8scYCAoGcGFzc2VzIo8BCglQYXNzTGVhc2USEAoIbGVhc2VfaWQYASABKAkSDgoGaG9sZGVyGAIgASgJEhgKEGdyYW50ZWRfcmVxdWVzdHMYAyABKAQSGQoRcmVjb3JkZWRfcmVxdWVzdHMYBCABKAQSKwoHZW5kc19hdBgFIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAqcgoJUGFzc1N0YXRlEhoKFlBBU1NfU1RBVEVfVU5TUEVDSUZJRUQQABIVChFQQVNTX1NUQVRFX0FDVElWRRABEhgKFFBBU1NfU1RBVEVfRVhIQVVTVEVEEAISGAoUUEFTU19TVEFURV9TVVNQRU5ERUQQA2IGcHJvdG8z", [file_google_protobuf_timestamp, file_tollward_options_v1_options]);
+  fileDesc("Ch50b2xsd2FyZC9wYXltZW50L3YxL3Bhc3MucHJvdG8SE3RvbGx3YXJkLnBheW1lbnQudjEixwMKBFBhc3MSDgoGZm9ybWF0GAEgASgNEg8KB3Bhc3NfaWQYAiABKAkSEQoJY2xpZW50X2lkGAMgASgJEgwKBHBsYW4YBCABKAkSEgoKaW52b2ljZV9pZBgFIAEoCRIWCg5xdW90YV9yZXF1ZXN0cxgGIAEoBBIXCg9sZWFzZWRfcmVxdWVzdHMYByABKAQSMAoMYWN0aXZhdGVkX2F0GAggASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIuCgpleHBpcmVzX2F0GAkgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBItCgVzdGF0ZRgKIAEoDjIeLnRvbGx3YXJkLnBheW1lbnQudjEuUGFzc1N0YXRlEhUKDXN0YXRlX2NoYW5nZXMYCyABKA0SGQoNcmVjb3JkX2hhc2hlcxgMIAMoDEICGAESLgoGbGVhc2VzGA0gAygLMh4udG9sbHdhcmQucGF5bWVudC52MS5QYXNzTGVhc2USFgoOZHJhd25fcmVxdWVzdHMYDiABKAQSHwoXdW5yZWNvcmRlZF9yZXF1ZXN0c19tYXgYDyABKA06DPLHGAgKBnBhc3NlcyKPAQoJUGFzc0xlYXNlEhAKCGxlYXNlX2lkGAEgASgJEg4KBmhvbGRlchgCIAEoCRIYChBncmFudGVkX3JlcXVlc3RzGAMgASgEEhkKEXJlY29yZGVkX3JlcXVlc3RzGAQgASgEEisKB2VuZHNfYXQYBSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wKnIKCVBhc3NTdGF0ZRIaChZQQVNTX1NUQVRFX1VOU1BFQ0lGSUVEEAASFQoRUEFTU19TVEFURV9BQ1RJVkUQARIYChRQQVNTX1NUQVRFX0VYSEFVU1RFRBACEhgKFFBBU1NfU1RBVEVfU1VTUEVOREVEEANiBnByb3RvMw", [file_google_protobuf_timestamp, file_tollward_options_v1_options]);
 
 /**
  * What a payment bought. payment-verifier alone writes it; authorizer and gateway watch it.
@@ -85,9 +85,10 @@ export type Pass = Message<"tollward.payment.v1.Pass"> & {
   stateChanges: number;
 
   /**
-   * First 16 bytes of the SHA-256 of the last record ids, newest last: a repeated record gives back once.
+   * Of records before leases had ids; not read any more.
    *
-   * @generated from field: repeated bytes record_hashes = 12;
+   * @generated from field: repeated bytes record_hashes = 12 [deprecated = true];
+   * @deprecated
    */
   recordHashes: Uint8Array[];
 
@@ -146,7 +147,7 @@ export type PassLease = Message<"tollward.payment.v1.PassLease"> & {
   grantedRequests: bigint;
 
   /**
-   * Served of it, as last recorded. What is served beyond is less than Pass.unrecorded_requests_max.
+   * Served of it, as last recorded. What is served beyond is never more than Pass.unrecorded_requests_max.
    *
    * @generated from field: uint64 recorded_requests = 4;
    */

@@ -112,6 +112,8 @@ export type LeaseRequest = Message<"tollward.payment.v1.LeaseRequest"> & {
   holder: string;
 
   /**
+   * Unserved requests that it wants to hold: asking again without having recorded more gives nothing more.
+   *
    * @generated from field: uint32 wanted_requests = 3;
    */
   wantedRequests: number;
@@ -129,7 +131,7 @@ export const LeaseRequestSchema: GenMessage<LeaseRequest> = /*@__PURE__*/
  */
 export type LeaseResponse = Message<"tollward.payment.v1.LeaseResponse"> & {
   /**
-   * 0: nothing is left, or the pass is not active.
+   * Of the lease since it began; a holder has one of each pass. 0: nothing is left, or the pass is not active.
    *
    * @generated from field: uint32 granted_requests = 1;
    */
@@ -141,7 +143,7 @@ export type LeaseResponse = Message<"tollward.payment.v1.LeaseResponse"> & {
   leaseId: string;
 
   /**
-   * How long the lease lasts unless a record renews it, from when it was asked for.
+   * How long the lease lasts unless it is renewed by a record or by asking for more, from when it was asked for.
    *
    * @generated from field: uint32 lasts_ms = 3;
    */
@@ -191,6 +193,8 @@ export type RecordRequest = Message<"tollward.payment.v1.RecordRequest"> & {
   recordId: string;
 
   /**
+   * With ends it may be empty: whichever lease the holder has, when it does not know whether it was granted one.
+   *
    * @generated from field: string lease_id = 5;
    */
   leaseId: string;
@@ -222,7 +226,7 @@ export const RecordRequestSchema: GenMessage<RecordRequest> = /*@__PURE__*/
  */
 export type RecordResponse = Message<"tollward.payment.v1.RecordResponse"> & {
   /**
-   * False: the lease is over, and nothing more of it may be served.
+   * False: the lease is over or was ended, and nothing more of it may be served.
    *
    * @generated from field: bool in_force = 1;
    */

@@ -9,7 +9,7 @@ import { Severity } from '@tollward/contracts/detection'
 import { StoredDocumentSchema } from '@tollward/contracts/document'
 import { BlockSchema } from '@tollward/contracts/enforcement'
 import { type GrpcClient, grpcClient, grpcDefinition } from '@tollward/contracts/grpc'
-import { PassSchema, VerifierService } from '@tollward/contracts/payment'
+import { ConductService, PassSchema, TreasuryService, VerifierService } from '@tollward/contracts/payment'
 import { CallObservedSchema, FlowObservedSchema } from '@tollward/contracts/sensor'
 import { documentKey } from '@tollward/documents'
 import { AppError } from '@tollward/errors'
@@ -429,6 +429,86 @@ test('passes come from their bucket, invoices from payment-verifier', { skip }, 
   })
   const { invoices } = await admin.listInvoices({ clientId: 'a', limit: 5000 }, AS_READER)
   assert.equal(invoices[0]?.invoiceId, 'a-1000')
+})
+
+test("money and conduct are payment-verifier's; whoever changes something is named there and in the audit", {
+  skip,
+}, async () => {
+  const asked: unknown[] = []
+  const answer =
+    <T>(response: T) =>
+    async ({ $typeName: _name, ...request }: Record<string, unknown> & { $typeName: string }) => {
+      asked.push(request)
+      return response
+    }
+  await using _treasury = stack.bus.serve(TreasuryService, {
+    listPayments: answer({ payments: [{ txid: 'ab' }], nextPageToken: '1.0' }),
+    getBooks: answer({ receivedSats: 5n, descriptor: 'wpkh(…)' }),
+    reconcileBlocks: answer({ blocks: 3, nextHeight: 7 }),
+    listCredits: answer({ credits: [{ clientId: 'ada', balanceSats: -3n }] }),
+    adjustCredit: answer({ credit: { clientId: 'ada', balanceSats: 700n } }),
+    exportLedger: answer({ entries: [], lastSequence: 0n }),
+    importLedger: answer({ nextSequence: 3n }),
+  })
+  await using _conduct = stack.bus.serve(ConductService, {
+    listConduct: answer({ standings: [{ score: 700 }] }),
+    overrideConduct: answer({ standing: { score: 900 } }),
+  })
+  const { payments, nextPageToken } = await admin.listPayments({ pageSize: 2, clientId: 'ada' }, AS_READER)
+  assert.deepEqual([payments[0]?.txid, nextPageToken], ['ab', '1.0'])
+  assert.equal((await admin.getBooks({}, AS_READER)).books?.receivedSats, 5n)
+  assert.equal((await admin.reconcileBlocks({ fromHeight: 4, blocksMax: 3 }, AS_READER)).part?.nextHeight, 7)
+  assert.equal((await admin.listCredits({}, AS_READER)).credits[0]?.balanceSats, -3n)
+  assert.equal((await admin.listConduct({ limit: 5000 }, AS_READER)).standings[0]?.score, 700)
+
+  const adjustment = { adjustmentId: 'a'.repeat(32), clientId: 'ada', amountSats: 700n, reason: 'an apology' }
+  assert.equal((await admin.adjustCredit(adjustment, AS_OPERATOR)).credit?.balanceSats, 700n)
+  assert.deepEqual(asked.at(-1), { ...adjustment, operator: 'operator', txid: '', vout: 0 })
+  assert.equal((await audited('AdjustCredit')).at(-1)?.target, 'credit of Client/ada: 700 sats')
+  await admin.overrideConduct({ clientId: 'ada', score: 900, reason: 'known' }, AS_WRITER)
+  assert.deepEqual(asked.at(-1), { clientId: 'ada', score: 900, reason: 'known', operator: 'writer' })
+  await admin.overrideConduct({ clientId: 'ada', reason: 'over' }, AS_WRITER)
+  assert.deepEqual(asked.at(-1), { clientId: 'ada', reason: 'over', operator: 'writer' })
+  const words = (await audited('OverrideConduct')).slice(-2).map(({ target }) => target)
+  assert.deepEqual(words, ['conduct of Client/ada: 900', 'conduct of Client/ada: lifted'])
+  const part = { fromSequence: 3n, entries: [new Uint8Array(1), new Uint8Array(2)] }
+  assert.equal((await admin.importLedger({ part }, AS_OPERATOR)).part?.nextSequence, 3n)
+  assert.equal((await audited('ImportLedger')).at(-1)?.target, 'ledger entries 3 to 4')
+})
+
+test('an export is the whole ledger page by page, then the passes; it needs the scope for changes and is audited', {
+  skip,
+}, async () => {
+  const passes = stack.bus.bucket(bucketContract(PassSchema))
+  const ids = Array.from({ length: 450 }, (_, index) => `export-${index}`)
+  for (const passId of ids) await passes.put(passId, create(PassSchema, { format: 1, passId }))
+  const unused = async () => {
+    throw new AppError('internal', 'an export does not ask this')
+  }
+  await using _treasury = stack.bus.serve(TreasuryService, {
+    ...{ listPayments: unused, getBooks: unused, reconcileBlocks: unused, listCredits: unused },
+    ...{ adjustCredit: unused, importLedger: unused },
+    exportLedger: async ({ fromSequence }) => {
+      const from = Number(fromSequence)
+      const numbers = [from, from + 1, from + 2].filter((number) => number <= 8)
+      return { entries: numbers.map((number) => Uint8Array.of(number)), lastSequence: 8n, nextAddressIndex: 5 }
+    },
+  })
+  const before = (await audited('ExportLedger')).length
+  const parts = await Array.fromAsync(admin.exportLedger({}, AS_OPERATOR))
+  assert.deepEqual(
+    parts.flatMap(({ part }) => part?.entries.map(([number]) => number) ?? []),
+    [1, 2, 3, 4, 5, 6, 7, 8],
+  )
+  const exported = new Set(parts.flatMap(({ part }) => part?.passes.map(({ passId }) => passId) ?? []))
+  assert.deepEqual(
+    ids.filter((id) => !exported.has(id)),
+    [],
+  )
+  await assert.rejects(Array.fromAsync(admin.exportLedger({}, AS_READER)), { code: status.PERMISSION_DENIED })
+  await eventually(async () => (await audited('ExportLedger')).length === before + 2, { what: 'both are audited' })
+  const records = (await audited('ExportLedger')).slice(before).map(({ actor, result }) => `${actor} ${result}`)
+  assert.deepEqual(records.sort(), ['operator OK', 'reader PERMISSION_DENIED'])
 })
 
 test('flows are streamed as they come, of the node that was asked for, until the token is worth nothing', {

@@ -25,9 +25,9 @@ export class Payer {
     this.#node = node
   }
 
-  /** An address of the payer's own. */
+  /** An address of the payer's own, of the same kind (P2WPKH) as those of invoices. */
   address(): Promise<string> {
-    return this.#node.rpc<string>('getnewaddress')
+    return this.#node.rpc<string>('getnewaddress', ['', 'bech32'])
   }
 
   /** Addresses of the payer's own that are locked as output descriptors say, with private keys in them. */
@@ -62,14 +62,17 @@ export class Payer {
    * replaced (BIP-125) unless told otherwise.
    */
   async transaction(coins: readonly Coin[], outputs: readonly Output[], { isFinal = false } = {}): Promise<string> {
-    const inputs = coins.map(({ txid, vout }) => ({ txid, vout, sequence: isFinal ? FINAL : REPLACEABLE }))
-    const paid = outputs.map(({ address, amountSats }) => ({ [address]: formatBtc(amountSats) }))
-    const unsigned = await this.#node.rpc<string>('createrawtransaction', [inputs, paid])
-    const { hex, complete } = await this.#node.rpc<{ hex: string; complete: boolean }>('signrawtransactionwithwallet', [
-      unsigned,
-    ])
-    if (!complete) throw new Error('the wallet cannot sign for these coins')
-    return hex
+    return await this.#sign(await this.#unsigned(coins, outputs, isFinal))
+  }
+
+  /** A signed transaction that pays one address by several outputs, which the node's own calls do not make. */
+  async splitTransaction(coin: Coin, address: string, amountsSats: readonly bigint[]): Promise<string> {
+    const outputs = []
+    for (const amountSats of amountsSats) outputs.push({ address: await this.address(), amountSats })
+    const script = await this.#scriptOf(address)
+    let unsigned = await this.#unsigned([coin], outputs, false)
+    for (const output of outputs) unsigned = unsigned.replace(await this.#scriptOf(output.address), script)
+    return await this.#sign(unsigned)
   }
 
   /** Sends a transaction into the mempool; returns the txid. */
@@ -99,6 +102,22 @@ export class Payer {
 
   async txidOf(transaction: string): Promise<string> {
     return (await this.#node.rpc<{ txid: string }>('decoderawtransaction', [transaction])).txid
+  }
+
+  async #unsigned(coins: readonly Coin[], outputs: readonly Output[], isFinal: boolean): Promise<string> {
+    const inputs = coins.map(({ txid, vout }) => ({ txid, vout, sequence: isFinal ? FINAL : REPLACEABLE }))
+    const paid = outputs.map(({ address, amountSats }) => ({ [address]: formatBtc(amountSats) }))
+    return await this.#node.rpc<string>('createrawtransaction', [inputs, paid])
+  }
+
+  async #sign(unsigned: string): Promise<string> {
+    const signed = await this.#node.rpc<{ hex: string; complete: boolean }>('signrawtransactionwithwallet', [unsigned])
+    if (!signed.complete) throw new Error('the wallet cannot sign for these coins')
+    return signed.hex
+  }
+
+  async #scriptOf(address: string): Promise<string> {
+    return (await this.#node.rpc<{ scriptPubKey: string }>('validateaddress', [address])).scriptPubKey
   }
 
   async #outputTo(address: string, txid: string): Promise<number> {

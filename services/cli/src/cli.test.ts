@@ -266,6 +266,62 @@ test('keys are shown with what they do now, and rotated', { skip }, async () => 
   ])
 })
 
+test('payments are read page by page, the newest shown, all of them exported as CSV that runs nothing', {
+  skip,
+}, async () => {
+  const newest = await jsonOf(['payments', '--limit', '2'])
+  assert.deepEqual(
+    newest.map(({ vout }: { vout: number }) => vout),
+    [2, 3],
+  )
+  const { code, out } = await tollward(['payments', 'export', '--csv', '--client', 'shop'])
+  assert.equal(code, 0)
+  const lines = out.trimEnd().split('\r\n')
+  const [head, ...rows] = lines.map((line) => line.split(','))
+  assert.deepEqual(head?.slice(0, 4), ['txid', 'vout', 'amountSats', 'state'])
+  const plan = head?.indexOf('plan') ?? -1
+  assert.deepEqual(
+    rows.map((row) => [row[1], row[2], row[head?.indexOf('clientId') ?? -1], row[plan]]),
+    [1, 2, 3].map((number) => [`${number}`, `${number}00`, 'shop', "'=1+1"]),
+  )
+  assert.match((await tollward(['payments', 'export'])).err, /--csv/)
+  assert.equal((await jsonOf(['payments', 'books'])).receivedSats, 600)
+})
+
+test('credit is given for money found, and taken by a negative number; nonsense is refused before anything is asked', {
+  skip,
+}, async () => {
+  assert.deepEqual(
+    (await jsonOf(['payments', 'credits'])).map(({ balanceSats }: { balanceSats: number }) => balanceSats),
+    [-5],
+  )
+  const credit = (...argv: string[]) => tollward(['payments', 'credit', ...argv])
+  const given = await credit('shop', '700', '--reason', 'lost', '--for', `${HASH}:3`)
+  assert.deepEqual(given, { code: 0, err: '', out: 'shop has 700 sats in credit\n' })
+  assert.equal(stack.asked.at(-1), `adjustCredit shop 700 lost operator ${HASH}:3 36`)
+  assert.equal((await credit('shop', '-20', '--reason', 'spent')).code, 0)
+  assert.equal(stack.asked.at(-1), 'adjustCredit shop -20 spent operator :0 36')
+  const before = stack.asked.length
+  for (const argv of [['shop', '0'], ['shop', '1.5'], ['shop', '1', '--for', 'x'], ['shop', '1'], ['shop']])
+    assert.equal((await credit(...argv, ...(argv.length === 2 && argv[1] === '1' ? [] : ['--reason', 'r']))).code, 1)
+  assert.equal(stack.asked.length, before)
+})
+
+test("conduct is shown with its reasons, and an operator's word counts for a while, for good, or no more", {
+  skip,
+}, async () => {
+  const [row] = await jsonOf(['conduct', '--client', 'shop'])
+  assert.deepEqual([row.score, row.violations, row.paidSats, row.reasons], [700, 2, 9, ['Paid.']])
+  const override = (...argv: string[]) => tollward(['conduct', 'override', 'shop', ...argv])
+  assert.equal((await override('950', '--reason', 'known', '--until', '30d')).out, 'shop has a score of 950\n')
+  assert.equal(stack.asked.at(-1), 'overrideConduct shop 950 for a while known')
+  await override('0', '--reason', 'abuse')
+  assert.equal(stack.asked.at(-1), 'overrideConduct shop 0 for good abuse')
+  assert.equal((await tollward(['conduct', 'lift', 'shop', '--reason', 'over'])).out, 'shop has a score of 700\n')
+  assert.equal(stack.asked.at(-1), 'overrideConduct shop undefined for good over')
+  for (const argv of [['1001', '--reason', 'r'], ['500']]) assert.equal((await override(...argv)).code, 1)
+})
+
 test('a source is blocked for a while, shown, and let through again', { skip }, async () => {
   const block = await jsonOf(['blocks', 'add', '198.51.100.0/24', '--ttl', '90s', '--reason', 'test'])
   assert.deepEqual([block.cidr, block.decidedBy, block.reason], ['198.51.100.0/24', 'operator:operator', 'test'])

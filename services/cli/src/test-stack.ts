@@ -7,6 +7,7 @@ import { text as textOf } from 'node:stream/consumers'
 import { timestampFromMs } from '@bufbuild/protobuf/wkt'
 import { connect } from '@nats-io/transport-node'
 import { type Bus, connectBus, type Implementation, provision } from '@tollward/bus'
+import { ConductService, TreasuryService } from '@tollward/contracts/payment'
 import {
   GrantService,
   IntrospectorService,
@@ -98,6 +99,8 @@ export async function startTestStack(): Promise<TestStack> {
   stack.use(bus.serve(GrantService, grantsWith(state.asked)))
   stack.use(bus.serve(KeyService, keys))
   stack.use(bus.serve(RegistrationService, registrationsWith(state.asked)))
+  stack.use(bus.serve(TreasuryService, treasuryWith(state.asked)))
+  stack.use(bus.serve(ConductService, conductWith(state.asked)))
 
   const port = await freePort()
   const adminApi = stack.use(
@@ -216,6 +219,42 @@ function registrationsWith(asked: string[]): Implementation<typeof RegistrationS
     createInitialAccessToken: async ({ lifetimeSeconds, registrationsMax, scopes }) => {
       asked.push(`createInitialAccessToken ${lifetimeSeconds} ${registrationsMax} ${scopes}`)
       return { token: INVITATION, expiresAt: timestampFromMs(0) }
+    },
+  }
+}
+
+/** Three payments, a page each; the name of the plan is what a spreadsheet would run. */
+function treasuryWith(asked: string[]): Implementation<typeof TreasuryService> {
+  const unused = async () => {
+    throw new AppError('internal', 'no command here asks this')
+  }
+  return {
+    ...{ reconcileBlocks: unused, exportLedger: unused, importLedger: unused },
+    listPayments: async ({ pageToken, clientId }) => {
+      const number = Number(pageToken || '1')
+      const payment = { txid: HASH, vout: number, amountSats: BigInt(number) * 100n, state: 'settled', clientId }
+      return { payments: [{ ...payment, plan: '=1+1' }], nextPageToken: number === 3 ? '' : String(number + 1) }
+    },
+    getBooks: async () => ({ receivedSats: 600n, boughtSats: 600n, nextAddressIndex: 4, descriptor: 'wpkh(…)#c' }),
+    listCredits: async ({ clientId }) => ({ credits: [{ clientId: clientId || 'shop', balanceSats: -5n }] }),
+    adjustCredit: async ({ adjustmentId, clientId, amountSats, reason, operator, txid, vout }) => {
+      asked.push(`adjustCredit ${clientId} ${amountSats} ${reason} ${operator} ${txid}:${vout} ${adjustmentId.length}`)
+      return { credit: { clientId, balanceSats: amountSats } }
+    },
+  }
+}
+
+function conductWith(asked: string[]): Implementation<typeof ConductService> {
+  const standing = { conduct: { clientId: 'shop', violations: 2.04, paidSats: 9n }, score: 700, reasons: ['Paid.'] }
+  return {
+    listConduct: async ({ clientId, limit }) => {
+      asked.push(`listConduct ${clientId} ${limit}`)
+      return { standings: [standing] }
+    },
+    overrideConduct: async ({ clientId, score, until, reason, operator }) => {
+      asked.push(`overrideConduct ${clientId} ${score} ${until === undefined ? 'for good' : 'for a while'} ${reason}`)
+      const override = score === undefined ? {} : { override: { score, reason, operator } }
+      return { standing: { ...standing, conduct: { clientId, ...override }, score: score ?? 700 } }
     },
   }
 }

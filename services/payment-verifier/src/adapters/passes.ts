@@ -107,6 +107,8 @@ export class Passes implements AsyncDisposable {
     const { book } = this.#options
     // Whatever was drawn from a pass that is gone is drawn: another replica may have done so a moment ago.
     await book.reachesEnd()
+    // Whatever was settled of it before is gone with it.
+    this.#suspended.delete(passId)
     return await this.#createOrGet(newPass(invoice, book.ledger.drawnOf(passId)))
   }
 
@@ -142,7 +144,8 @@ export class Passes implements AsyncDisposable {
     const isSuspended = standingOf(invoice, view).state === 'reorganised'
     if (this.#suspended.get(passId) === isSuspended) return
     await this.#change(passId, (pass) => suspend(pass, isSuspended))
-    this.#suspended.set(passId, isSuspended)
+    // Of a pass that is made only now nothing is settled.
+    if (this.#known.has(passId)) this.#suspended.set(passId, isSuspended)
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -133,8 +133,9 @@ async function answerOf(redemption: Redemption, { passes, network }: VerifierOpt
     case 'redeem':
       return { outcome: RedeemOutcome.REDEEMED, pass: await passes.ensure(redemption.invoice) }
     case 'pending': {
-      const { confirmationsMissing } = redemption
-      const detail = `The payment needs ${confirmationsMissing} more confirmation${confirmationsMissing === 1 ? '' : 's'}.`
+      const { confirmationsMissing, covered } = redemption
+      const waits = `The payment needs ${confirmationsMissing} more confirmation${confirmationsMissing === 1 ? '' : 's'}.`
+      const detail = covered ? waits : LACKING
       return { outcome: RedeemOutcome.PENDING, confirmationsMissing, retryAfterSeconds, detail }
     }
     case 'not-seen':
@@ -154,6 +155,10 @@ async function answerOf(redemption: Redemption, { passes, network }: VerifierOpt
       return { outcome: RedeemOutcome.INSUFFICIENT, detail: shortfall(redemption) }
   }
 }
+
+/** Of an invoice whose use of credit is not covered any more. */
+const LACKING =
+  'Credit that this invoice uses was taken back with the payment that it came from: it is yours again when that confirms again.'
 
 /** Where the money of a closed invoice is. */
 const ON_RECORD = 'It is on record: GET /credit says what of it you may spend.'

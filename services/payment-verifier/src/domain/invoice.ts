@@ -108,6 +108,8 @@ export interface Standing {
   readonly confirmations: number
   /** Whether paying, or waiting, still leads to a pass. */
   readonly open: boolean
+  /** Whether the credit that it uses is still there. */
+  readonly covered: boolean
   /** Without a pass, and there will be none: the credit that it used is given back. */
   readonly closed: boolean
   /** Everything is there, but some of it was seen or confirmed after its time. */
@@ -142,6 +144,7 @@ export function standingOf(invoice: Invoice, view: View, pass: PassUse = 'usable
     confirmations: confirmationsOf(invoice, view),
     open: invoice.redeemed === undefined && !closed && sums.settledInTime < invoice.amountSats,
     closed,
+    covered: !view.uncovered.has(invoice.id),
     late: sums.all >= invoice.amountSats && sums.inTime < invoice.amountSats,
   }
 }

@@ -5,7 +5,8 @@ import type { Ledger } from './ledger.ts'
 export type Redemption =
   /** A pass of before, or, of an invoice that is paid, a new one. */
   | { readonly outcome: 'pass' | 'redeem'; readonly invoice: Invoice }
-  | { readonly outcome: 'pending'; readonly confirmationsMissing: number }
+  /** It waits for confirmations of the payment, or for credit that it used and that was taken back. */
+  | { readonly outcome: 'pending'; readonly confirmationsMissing: number; readonly covered: boolean }
   | { readonly outcome: 'insufficient'; readonly invoice: Invoice; readonly standing: Standing }
   | { readonly outcome: 'exhausted' }
   | { readonly outcome: 'not-seen' | 'nothing-open' }
@@ -60,7 +61,7 @@ function redemptionOf(invoice: Invoice, standing: Standing): Redemption {
     case 'confirming':
     case 'reorganised':
       if (standing.late || standing.closed) return { outcome: 'insufficient', invoice, standing }
-      return { outcome: 'pending', confirmationsMissing }
+      return { outcome: 'pending', confirmationsMissing, covered: standing.covered }
     case 'underpaid':
     case 'paid-late':
     case 'expired':

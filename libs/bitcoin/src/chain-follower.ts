@@ -57,6 +57,8 @@ const RETRY_MIN_MS = 250
 const RETRY_MAX_MS = 5_000
 /** Blocks that one change brings at most while catching up: bounds what is repeated after a failure. */
 const BLOCKS_PER_CHANGE = 50
+/** Blocks that are asked for at once: a node has a few threads for calls. */
+const BLOCKS_AT_ONCE = 4
 /** Headers kept; no reorganisation is deeper. */
 const HEADERS_KEPT = 10_000
 
@@ -242,10 +244,13 @@ export class ChainFollower implements AsyncDisposable {
     }
     const from = (chain.at(-1)?.height ?? 0) + 1
     // A change goes at least as far as the one that it takes back, so that its net effect is known at once.
-    const until = Math.max(from + BLOCKS_PER_CHANGE, this.tip?.height ?? 0)
-    const joining = await this.#connect(chain.at(-1), from, Math.min(until, best.height))
+    const until = Math.min(best.height, Math.max(from + BLOCKS_PER_CHANGE, this.tip?.height ?? 0))
+    const joining = await this.#connect(chain.at(-1), from, until)
     if (disconnected.length === 0 && joining.length === 0) return
-    this.#caughtUp &&= disconnected.length === 0 && until >= best.height
+    if (disconnected.length > 0 && joining.length <= until - from) {
+      throw new AppError('unavailable', 'The best chain changed again while its last change was looked at.')
+    }
+    this.#caughtUp &&= disconnected.length === 0 && until === best.height
     await this.#options.handlers.onChange({ disconnected, connected: joining.map(({ block }) => block) })
     for (const height of this.#medianTimePasts.keys()) if (height >= from) this.#medianTimePasts.delete(height)
     for (const { block } of joining) this.#medianTimePasts.set(block.height, block.medianTimePastMs)
@@ -276,16 +281,22 @@ export class ChainFollower implements AsyncDisposable {
   ): Promise<{ header: ChainHeader; block: ConnectedBlock }[]> {
     const { source } = this.#options
     const heights = Array.from({ length: Math.max(0, until - from + 1) }, (_, offset) => from + offset)
+    const headers = heights.length === 0 ? [] : await source.headersAt(heights)
+    // If the best chain changed while we asked, the next change continues from the last block that fits.
+    const misfit = headers.findIndex(({ previousHash }, index) => {
+      const before = index === 0 ? top?.hash : headers[index - 1]?.hash
+      return before !== undefined && previousHash !== before
+    })
+    const fitting = misfit === -1 ? headers : headers.slice(0, misfit)
     const joining: { header: ChainHeader; block: ConnectedBlock }[] = []
-    let previousHash = top?.hash
-    for (const header of heights.length === 0 ? [] : await source.headersAt(heights)) {
-      // The best chain changed while we asked: the next change continues from here.
-      if ((previousHash !== undefined && header.previousHash !== previousHash) || this.#stopped) break
-      const { hash, height, medianTimePastMs } = header
-      const { outputs, spendings } = await source.findingsIn(header, this.#watched)
-      this.#mempool.noteSpendings(spendings)
-      joining.push({ header, block: { hash, height, medianTimePastMs, outputs } })
-      previousHash = hash
+    for (let start = 0; start < fitting.length && !this.#stopped; start += BLOCKS_AT_ONCE) {
+      const some = fitting.slice(start, start + BLOCKS_AT_ONCE)
+      const read = some.map(async (header) => ({ header, ...(await source.findingsIn(header, this.#watched)) }))
+      for (const { header, outputs, spendings } of await Promise.all(read)) {
+        const { hash, height, medianTimePastMs } = header
+        this.#mempool.noteSpendings(spendings)
+        joining.push({ header, block: { hash, height, medianTimePastMs, outputs } })
+      }
     }
     return joining
   }

@@ -3,6 +3,7 @@ import { once } from 'node:events'
 import { createServer } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { join } from 'node:path'
+import { json } from 'node:stream/consumers'
 import { after, test } from 'node:test'
 import { parseAccountKey } from '@tollward/bitcoin'
 import { contract } from '@tollward/contracts'
@@ -10,12 +11,15 @@ import { EntryAppendedSchema } from '@tollward/contracts/ledger'
 import { PassState, PaymentReorgedSchema, RedeemOutcome } from '@tollward/contracts/payment'
 import { AppError } from '@tollward/errors'
 import { eventually, requires, startProcess, startService } from '@tollward/testkit'
+import { z } from 'zod'
 import { type Replica, TestStack } from './test-stack.ts'
 
 const skip = await requires({ tools: ['nats-server', 'bitcoind'] })
 const resources = new AsyncDisposableStack()
 after(() => resources.disposeAsync())
 const started = skip ? undefined : resources.use(await TestStack.start())
+
+const RpcCall = z.object({ id: z.number(), method: z.string() })
 
 function shared(): TestStack {
   assert.ok(started)
@@ -191,7 +195,18 @@ test('a payment that miners confirm too late is on record as late', { skip }, as
 
 test('a service that is asked to stop does not wait for a node that hangs', { skip }, async () => {
   const stack = shared()
-  const hanging = createServer(() => {})
+  // What is asked first is answered; what comes then hangs for longer than a service may take to stop.
+  const answered: Readonly<Record<string, unknown>> = {
+    getblockchaininfo: await stack.node.rpc('getblockchaininfo'),
+    getblockhash: await stack.node.rpc('getblockhash', [0]),
+  }
+  const { promise: asked, resolve: hangs } = Promise.withResolvers<void>()
+  const hanging = createServer(async (request, response) => {
+    const call = await json(request)
+    const { id, method } = RpcCall.safeParse(call).data ?? {}
+    if (method === undefined || !(method in answered)) hangs()
+    else response.end(JSON.stringify({ id, result: answered[method], error: null }))
+  })
   using closing = new DisposableStack()
   closing.defer(() => {
     hanging.close()
@@ -199,7 +214,6 @@ test('a service that is asked to stop does not wait for a node that hangs', { sk
   })
   hanging.listen(0, '127.0.0.1')
   await once(hanging, 'listening')
-  const asked = once(hanging, 'request')
   const { port } = hanging.address() as AddressInfo
   const env = await stack.env({ TOLLWARD_NODE_URL: `http://127.0.0.1:${port}/` })
   await using service = await startProcess(process.execPath, [join(import.meta.dirname, 'main.ts')], { env })

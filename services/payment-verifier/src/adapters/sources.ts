@@ -1,16 +1,51 @@
-import { NodeSource, nodeClient, SeveralSources } from '@tollward/bitcoin'
+import { readFileSync } from 'node:fs'
+import { LightSource, NodeSource, nodeClient, SeveralSources } from '@tollward/bitcoin'
 import { AppError } from '@tollward/errors'
 import { readSecretFile } from '@tollward/runtime'
 import type { Logger } from 'pino'
 import type { Config } from '../config.ts'
 
-/** The configured nodes as one source of the chain. AppError `invalid_argument` if they are not described one by one. */
-export function openSources(config: Config, { log, signal }: { log: Logger; signal: AbortSignal }): SeveralSources {
-  const { nodeUrl: urls, network, signetChallenge } = config
+interface SourcesOptions {
+  readonly log: Logger
+  readonly signal: AbortSignal
+}
+
+/**
+ * The configured nodes or light servers as one source of the chain. AppError `invalid_argument` if it is not one or the other, or
+ * nodes are not described one by one.
+ */
+export function openSources(config: Config, options: SourcesOptions): SeveralSources | LightSource {
+  const { nodeUrl, lightServers } = config
+  if (nodeUrl !== undefined && lightServers === undefined) return nodes(config, nodeUrl, options)
+  if (nodeUrl === undefined && lightServers !== undefined) return strangers(config, lightServers, options)
+  throw new AppError(
+    'invalid_argument',
+    'Give either TOLLWARD_NODE_URL, or TOLLWARD_LIGHT_SERVERS for a chain that only others tell of.',
+  )
+}
+
+function strangers(
+  { network, lightCheckpoint, lightCaFile }: Config,
+  servers: readonly string[],
+  { log }: SourcesOptions,
+): LightSource {
+  return new LightSource({
+    ...{ network, servers },
+    ...(lightCheckpoint !== undefined && { checkpoint: lightCheckpoint }),
+    ...(lightCaFile !== undefined && { ca: readFileSync(lightCaFile, 'utf8') }),
+    onState: (server, state, error) => {
+      if (error === undefined) log.info({ server, state }, 'light server')
+      else log.warn({ server, state, err: error }, 'light server left')
+    },
+  })
+}
+
+function nodes(config: Config, urls: readonly string[], { log, signal }: SourcesOptions): SeveralSources {
+  const { network, signetChallenge } = config
   const sources = urls.map((url, index) => {
     const zmqUrl = one(config.nodeZmqUrl, index, urls.length, 'TOLLWARD_NODE_ZMQ_URL')
     return new NodeSource({
-      node: nodeClient({ url, ...credentials(config, index), signal }),
+      node: nodeClient({ url, ...credentials(config, index, urls.length), signal }),
       name: new URL(url).host,
       network,
       ...(signetChallenge === undefined ? {} : { signetChallenge }),
@@ -23,8 +58,7 @@ export function openSources(config: Config, { log, signal }: { log: Logger; sign
   })
 }
 
-function credentials(config: Config, index: number) {
-  const { length } = config.nodeUrl
+function credentials(config: Config, index: number, length: number) {
   const cookieFile = one(config.nodeCookieFile, index, length, 'TOLLWARD_NODE_COOKIE_FILE')
   const user = one(config.nodeUser, index, length, 'TOLLWARD_NODE_USER')
   const passwordFile = one(config.nodePasswordFile, index, length, 'TOLLWARD_NODE_PASSWORD_FILE')

@@ -110,10 +110,11 @@ export class TestStack implements AsyncDisposable {
   readonly node: Bitcoind
   readonly nats: NatsServer
   readonly bus: Bus
-  readonly accountKey = newAccountKey()
+  readonly accountKey: string
   readonly #resources: AsyncDisposableStack
 
-  private constructor(node: Bitcoind, nats: NatsServer, bus: Bus, resources: AsyncDisposableStack) {
+  private constructor(node: Bitcoind, nats: NatsServer, bus: Bus, accountKey: string, resources: AsyncDisposableStack) {
+    this.accountKey = accountKey
     this.node = node
     this.nats = nats
     this.bus = bus
@@ -122,9 +123,15 @@ export class TestStack implements AsyncDisposable {
 
   static async start(nodeOptions: BitcoindOptions = {}): Promise<TestStack> {
     await using resources = new AsyncDisposableStack()
-    const [node, nats] = await Promise.all([startBitcoind(nodeOptions), startNatsServer()])
-    resources.use(node)
-    resources.use(nats)
+    const node = resources.use(await startBitcoind(nodeOptions))
+    const stack = resources.use(await TestStack.beside(node, newAccountKey()))
+    return new TestStack(node, stack.nats, stack.bus, stack.accountKey, resources.move())
+  }
+
+  /** Everything but the node, which is another stack's; with its account, this is the heir of what that stack lost. */
+  static async beside(node: Bitcoind, accountKey: string): Promise<TestStack> {
+    await using resources = new AsyncDisposableStack()
+    const nats = resources.use(await startNatsServer())
     const provisioner = await connect({ servers: nats.url })
     await provision(provisioner)
     await provisioner.close()
@@ -144,7 +151,7 @@ export class TestStack implements AsyncDisposable {
       const stored = create(StoredDocumentSchema, { format: 1, kind: 'Plan', name, yaml })
       await bus.bucket(bucketContract(StoredDocumentSchema)).put(documentKey('Plan', name), stored)
     }
-    return new TestStack(node, nats, bus, resources.move())
+    return new TestStack(node, nats, bus, accountKey, resources.move())
   }
 
   get verifier() {

@@ -14,7 +14,7 @@ const skip = await requires({ tools: ['nats-server', 'bitcoind', 'curl', 'bash',
 const PYTHON_PACKAGES = ['authlib==1.9.9', 'requests==2.34.2']
 const SIGN_IN_MAX_MS = 60_000
 
-const page = readFileSync(join(ROOT, 'docs/integrators.md'), 'utf8')
+const page = ['docs/integrators.md', 'docs/payers.md'].map((name) => readFileSync(join(ROOT, name), 'utf8')).join('\n')
 const resources = new AsyncDisposableStack()
 
 const { path: directory } = resources.use(await temporaryDirectory('tollward-integrators-'))
@@ -26,10 +26,10 @@ if (skip === false && process.getuid?.() === 0) enterOwnNetwork()
 let stack: LocalStack
 let environment: NodeJS.ProcessEnv
 
-/** The fenced block behind a mark in the page. */
+/** The fenced block behind a mark in one of the pages. */
 function block(mark: string): string {
   const found = new RegExp(`<!-- integrators-test: ${mark} -->\n\`\`\`\\w+\n([\\s\\S]*?)\`\`\``).exec(page)?.[1]
-  assert.ok(found, `docs/integrators.md has no block "${mark}"`)
+  assert.ok(found, `neither page has a block "${mark}"`)
   return found
 }
 
@@ -133,6 +133,14 @@ test('the page’s stranger registers, buys and is let through', { skip }, async
   const lines = await finished(await bash(block('stranger')))
   assert.deepEqual(statuses(lines), ['402'])
   assert.match(lines.at(-1) ?? '', /^\{"hello":"reg_[\w-]+","for":"reg_[\w-]+","may":"orders"\}$/)
+})
+
+test('whoever pays as the page for payers says is let through', { skip }, async () => {
+  const lines = await finished(await bash(block('payer')))
+  assert.deepEqual(statuses(lines), ['402', '200', '200'])
+  const text = lines.join('\n')
+  assert.match(text, /"plan":"orders","priceSats":"9500","listPriceSats":"10000"/)
+  assert.match(text, /http:\/\/127\.0\.0\.1:4020\/pay\/[\w-]{22}/)
 })
 
 test('the page’s API takes no token but the gateway’s', { skip }, async () => {

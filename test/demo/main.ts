@@ -1,6 +1,7 @@
 // npm run demo: the main job as a tour on the running stack. Each step shows its evidence; the first that is not as said ends it.
 import { AssertionError } from 'node:assert/strict'
 import { identify } from './identity.ts'
+import { accountForMoney } from './money.ts'
 import { payAndCall } from './pay.ts'
 import { attackAndBlock } from './protect.ts'
 import { Tour } from './tour.ts'
@@ -11,6 +12,7 @@ const tour = new Tour()
 try {
   const { customer, isSensorOn } = await getKnown(tour)
   const stranger = await payAndCall(tour, customer)
+  await accountForMoney(tour)
   await identify(tour, customer)
   await attackAndBlock(tour, { customer, stranger, isSensorOn })
   process.stdout.write(

@@ -18,7 +18,10 @@ export interface Invoice {
   readonly id: string
   readonly uri: string
   readonly address: string
+  readonly listPriceSats: string
+  readonly creditUsedSats: string
   readonly amountSats: string
+  readonly pageUrl: string
   readonly state: string
 }
 

@@ -3,6 +3,7 @@ import { AppError } from '@tollward/errors'
 import { z } from 'zod'
 import type { Findings, UnconfirmedIds, Watched, WatchedScripts } from '../chain-source.ts'
 import { findInTransaction, showHash } from '../watched-outputs.ts'
+import { each } from './each.ts'
 import { ElectrumConnection, type ElectrumOptions } from './electrum-connection.ts'
 import { forged, HEADER_BYTES } from './header.ts'
 import type { ProvenHeader } from './header-chain.ts'
@@ -89,7 +90,7 @@ export class ElectrumServer implements LightServer {
 
   async heightsOf(scripts: readonly string[]): Promise<number[]> {
     const heights: number[] = []
-    await inTurns(scripts.map(scriptHash), async (id) => {
+    await each(scripts.map(scriptHash), QUESTIONS_AT_ONCE, async (id) => {
       const history = await this.#call(History, 'blockchain.scripthash.get_history', [id])
       heights.push(...history.map(({ height }) => height).filter((height) => height > 0))
     })
@@ -172,8 +173,9 @@ export class ElectrumServer implements LightServer {
     if (ids.length > SCRIPTS_MAX) throw new AppError('unavailable', 'There is more to watch than a server takes.')
     // The server tells of a block before it tells what is in it, so after each block everything is asked for once.
     const isDue = isForBlock && connected.statusesOf !== tip
-    await inTurns(
+    await each(
       ids.filter((id) => isDue || !statuses.has(id)),
+      QUESTIONS_AT_ONCE,
       async (id) => void statuses.set(id, await this.#call(Status, 'blockchain.scripthash.subscribe', [id])),
     )
     if (isDue) connected.statusesOf = tip
@@ -181,7 +183,7 @@ export class ElectrumServer implements LightServer {
       const status = statuses.get(id)
       return status ? [{ id, status }] : []
     })
-    await inTurns(used, async ({ id, status }) => {
+    await each(used, QUESTIONS_AT_ONCE, async ({ id, status }) => {
       if (histories.get(id)?.status === status) return
       histories.set(id, { status, history: await this.#call(History, 'blockchain.scripthash.get_history', [id]) })
     })
@@ -224,10 +226,4 @@ export class ElectrumServer implements LightServer {
 /** The protocol's name of a script: its SHA-256, shown as nodes show hashes. */
 function scriptHash(script: string): string {
   return showHash(hash('sha256', Buffer.from(script, 'hex'), 'buffer'))
-}
-
-async function inTurns<T>(values: readonly T[], work: (value: T) => Promise<void>): Promise<void> {
-  for (let start = 0; start < values.length; start += QUESTIONS_AT_ONCE) {
-    await Promise.all(values.slice(start, start + QUESTIONS_AT_ONCE).map(work))
-  }
 }

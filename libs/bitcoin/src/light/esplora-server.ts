@@ -3,6 +3,7 @@ import { AppError } from '@tollward/errors'
 import { z } from 'zod'
 import type { Findings, UnconfirmedIds, Watched, WatchedScripts } from '../chain-source.ts'
 import { findInBlock } from '../watched-outputs.ts'
+import { each } from './each.ts'
 import { forged } from './header.ts'
 import type { ProvenHeader } from './header-chain.ts'
 import { proveBlock } from './merkle.ts'
@@ -67,7 +68,7 @@ export class EsploraServer implements LightServer {
 
   async heightsOf(scripts: readonly string[]): Promise<number[]> {
     const heights: number[] = []
-    await this.#inTurns(scripts, async (script) => {
+    await each(scripts, QUESTIONS_AT_ONCE, async (script) => {
       for (let last = ''; ; ) {
         const text = await this.#text(`scripthash/${scriptHash(script)}/txs/chain${last}`)
         const page = checked(Confirmed, readJson(text))
@@ -84,7 +85,7 @@ export class EsploraServer implements LightServer {
     const some = [...all, ...all].slice(this.#turn, this.#turn + Math.min(SCRIPTS_PER_ROUND, all.length))
     this.#turn = all.length === 0 ? 0 : (this.#turn + some.length) % all.length
     const txids = new Set<string>()
-    await this.#inTurns(some, async (script) => {
+    await each(some, QUESTIONS_AT_ONCE, async (script) => {
       const text = await this.#text(`scripthash/${scriptHash(script)}/txs/mempool`)
       for (const { txid } of checked(Unconfirmed, readJson(text))) txids.add(txid)
     })
@@ -105,12 +106,6 @@ export class EsploraServer implements LightServer {
     const header = await this.#get(`block/${checked(Hash, hash.toString('latin1').trim())}/header`)
     if (header === undefined) throw new AppError('unavailable', 'The server does not have this block.')
     return Buffer.from(checked(HeaderHex, header.toString('latin1').trim()), 'hex')
-  }
-
-  async #inTurns(scripts: readonly string[], work: (script: string) => Promise<void>): Promise<void> {
-    for (let start = 0; start < scripts.length; start += QUESTIONS_AT_ONCE) {
-      await Promise.all(scripts.slice(start, start + QUESTIONS_AT_ONCE).map(work))
-    }
   }
 
   async #text(path: string): Promise<string> {

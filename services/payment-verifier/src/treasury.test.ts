@@ -76,13 +76,17 @@ test('while a back-up is written no replica writes anything else; then all of th
   }
   // The payment of the restored invoice is in a block that both look at, and in an entry of the back-up that is still to come.
   await heir.node.mine(1)
+  for (const { service } of [one, two]) await service.line(/being restored.*chain not followed/, PATIENCE_MS)
   await assert.rejects(treasury.exportLedger({ fromSequence: 1n }), { code: 'unavailable' })
   await assert.rejects(treasury.getBooks({}), { code: 'unavailable' })
   for (let from = 3; from <= entries.length; from += 1) await send(from, from)
   assert.equal((await send(1, entries.length)).nextSequence, BigInt(entries.length + 1))
   for (const replica of [one, two]) {
-    const { payments } = await replica.reaches('ada', invoice, 'paid')
-    assert.equal(payments.length, 2)
+    const paid = async () => {
+      const { state, payments } = await replica.read('ada', invoice)
+      return state === 'paid' && payments.length === 2
+    }
+    await eventually(paid, { what: 'both payments count', timeoutMs: PATIENCE_MS })
   }
   const [marker, ...kept] = (await treasury.exportLedger({ fromSequence: 1n })).entries
   assert.deepEqual(kept.slice(0, entries.length), entries)

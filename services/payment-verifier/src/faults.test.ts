@@ -121,6 +121,28 @@ test('a crash between redeeming and making the pass costs nobody anything', { sk
   assert.deepEqual((await stack.verifier.redeem({ clientId: 'dora', plan: 'orders', txid })).pass, pass)
 })
 
+test('passes that the bucket lost are made again at the start, with what was drawn of them as used', {
+  skip,
+}, async () => {
+  const stack = shared()
+  await using replica = await stack.replica()
+  const invoices = [await replica.open('dina', 'small'), await replica.open('dirk', 'small')] as const
+  const txids = [await stack.pay(invoices[0]), await stack.pay(invoices[1])] as const
+  await stack.node.mine(1)
+  await replica.reaches('dina', invoices[0].id, 'paid')
+  await replica.reaches('dirk', invoices[1].id, 'paid')
+  const redeem = async (clientId: string, txid: string) =>
+    (await stack.verifier.redeem({ clientId, plan: 'small', txid })).pass?.passId ?? ''
+  const [used, unused] = [await redeem('dina', txids[0]), await redeem('dirk', txids[1])]
+  await stack.verifier.lease({ passId: used, holder: 'h', wantedRequests: 150 })
+  await replica.service.kill()
+  for (const passId of [used, unused]) await stack.passes.remove(passId)
+  await replica.service.start()
+  const leased = async (passId: string) => (await stack.pass(passId))?.leasedRequests
+  await eventually(async () => (await leased(used)) === 200n, { what: 'the used one is there' })
+  await eventually(async () => (await leased(unused)) === 0n, { what: 'the unused one is there' })
+})
+
 test('while the bus is away nothing is acknowledged, and when it is back the payments of meanwhile count', {
   skip,
 }, async () => {

@@ -161,10 +161,11 @@ export class Chain implements AsyncDisposable {
     void this.extendAddresses()
   }
 
-  /** Suspends passes whose payment was taken back, and restores those whose payment is as deep again as it has to be. */
+  /** Makes passes that were lost, suspends those whose payment was taken back, and restores those whose payment is as deep again as it has to be. */
   async #settlePasses(): Promise<void> {
     const { book, passes } = this.#options
     const invoices = contested(book.ledger)
+    await passes.rebuild(book.ledger.invoices(), invoices)
     if (invoices.length === 0) return
     const view = await this.view(invoices)
     for (const invoice of invoices) await passes.settle(invoice, view)

@@ -5,7 +5,7 @@ import { bucketContract } from '@tollward/contracts'
 import { PassDrawnSchema } from '@tollward/contracts/ledger'
 import { type Pass, type PassLease, PassSchema, PassState } from '@tollward/contracts/payment'
 import { AppError } from '@tollward/errors'
-import { type Invoice, type PassUse, standingOf, type View } from '../domain/invoice.ts'
+import { type Invoice, type PassUse, passEndsAtMs, standingOf, type View } from '../domain/invoice.ts'
 import {
   drawnFor,
   type Leased,
@@ -25,6 +25,9 @@ import type { LedgerBook } from './ledger.ts'
 
 /** Rounds of compare-and-set against other replicas; each lost one is somebody else's success. */
 const ATTEMPTS_MAX = 100
+
+/** Passes of a lost bucket that are made at once. */
+const REBUILT_AT_ONCE = 64
 
 const passes = bucketContract(PassSchema)
 
@@ -63,6 +66,7 @@ export class Passes implements AsyncDisposable {
   readonly #suspended = new Map<string, boolean>()
   readonly #queues = new Map<string, Promise<unknown>>()
   #following: Following | undefined
+  #isRebuilt = false
 
   private constructor(options: PassesOptions) {
     this.#options = options
@@ -73,6 +77,7 @@ export class Passes implements AsyncDisposable {
     const opened = new Passes(options)
     opened.#following = await opened.#bucket.follow({
       snapshot: (entries) => {
+        opened.#isRebuilt = false
         opened.#known.clear()
         for (const { value } of entries.values()) opened.#known.set(value.passId, value)
       },
@@ -110,6 +115,31 @@ export class Passes implements AsyncDisposable {
     // Whatever was settled of it before is gone with it.
     this.#suspended.delete(passId)
     return await this.#createOrGet(newPass(invoice, book.ledger.drawnOf(passId)))
+  }
+
+  /**
+   * Makes again what the bucket lost: passes of redeemed invoices that are not over and whose money nothing is known against. Looks once
+   * after each snapshot of the bucket.
+   */
+  async rebuild(invoices: Iterable<Invoice>, contested: readonly Invoice[]): Promise<void> {
+    if (this.#isRebuilt) return
+    this.#isRebuilt = true
+    const inDoubt = new Set(contested)
+    const nowMs = Date.now()
+    const isLost = (invoice: Invoice) =>
+      invoice.redeemed !== undefined &&
+      !this.#known.has(invoice.redeemed.passId) &&
+      (passEndsAtMs(invoice) ?? Number.POSITIVE_INFINITY) > nowMs &&
+      !inDoubt.has(invoice)
+    const lost = [...invoices].filter(isLost)
+    try {
+      for (let from = 0; from < lost.length; from += REBUILT_AT_ONCE) {
+        await Promise.all(lost.slice(from, from + REBUILT_AT_ONCE).map((invoice) => this.ensure(invoice)))
+      }
+    } catch (error) {
+      this.#isRebuilt = false
+      throw error
+    }
   }
 
   /** Puts a pass of a back-up where it was, unless one is there that is used. Its leases lapse as if their holders had gone. */

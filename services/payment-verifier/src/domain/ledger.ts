@@ -13,8 +13,8 @@ import type { Invoice, Payment, Place } from './invoice.ts'
 import type { PriceCut } from './price.ts'
 
 /**
- * Reorganisations that go deeper than this are not looked for after an absence, and take nothing back that was bought: no chain
- * with work behind it has had one, and coinbase outputs are spendable at that depth (consensus).
+ * Reorganisations that go deeper than this are not looked for after an absence. At this depth the consensus rules let coinbase
+ * outputs be spent: nobody expects such blocks to leave the chain.
  */
 export const FINALITY_BLOCKS = 100
 

@@ -194,6 +194,7 @@ const LIES: readonly { what: string; why: RegExp; change: (answer: Answer, now: 
 
 test('a server that lies about a payment is found out, and the payment is known from another one', {
   skip,
+  concurrency: LIES.length,
 }, async (t) => {
   await using node = await startBitcoind(INDEXED)
   await using honest = await startElectrumx(node)

@@ -74,7 +74,7 @@ test('ten thousand redemptions of one transaction at once, by its owner and by t
 
 test('decision points and a verifier that are killed under load serve no more than was bought, and lose no more than their bound', {
   skip,
-}, async () => {
+}, async (t) => {
   const { neighbours, authorizers, verifiers } = access
   const token = neighbours.issue('loyal', ['orders'])
   const { id, txid } = await access.buy(token, 'some')
@@ -117,6 +117,7 @@ test('decision points and a verifier that are killed under load serve no more th
   await Promise.all([usedUp, verifierKilled, ...hammering])
   assert.equal(counts.kills, 6)
   assert.ok(counts.served <= BOUGHT, `${counts.served} of ${BOUGHT} served`)
+  t.diagnostic(`${counts.served} of ${BOUGHT} served, ${counts.unheard} unheard, ${counts.kills} killed`)
   const accounted = counts.served + counts.unheard + counts.kills * bound
   assert.ok(accounted >= BOUGHT, `${counts.served} served, ${counts.unheard} unheard of ${BOUGHT}`)
   assert.deepEqual((await access.invoice(token, id)).pass, { requests: BOUGHT, served: BOUGHT, lossBound: bound })

@@ -218,8 +218,8 @@ export class Passes {
     const sentAtMs = performance.now()
     try {
       const holder = this.#holder
-      const { inForce } = await this.#verifier.record({ passId, holder, leaseId, servedRequests, ends })
-      this.#wallet.recorded(passId, use, inForce && !ends, sentAtMs)
+      const { inForce, lastsMs } = await this.#verifier.record({ passId, holder, leaseId, servedRequests, ends })
+      this.#wallet.recorded(passId, use, inForce && !ends ? lastsMs : undefined, sentAtMs)
       this.#metrics.quotaRecords.inc({ result: inForce || ends ? 'recorded' : 'over' })
     } catch (error) {
       this.#metrics.quotaRecords.inc({ result: 'failed' })

@@ -67,7 +67,7 @@ describe('wallet', () => {
     assert.deepEqual(use, { leaseId: 'l', served: 2, atStake: 2 })
     assert.equal(takes(wallet, held), 2)
     assert.equal(wallet.need(held, 0, 0), 'record')
-    wallet.recorded('a', use as ChunkUse, true, 0)
+    wallet.recorded('a', use as ChunkUse, LASTS_MS, 0)
     assert.equal(takes(wallet, held), 2)
   })
 
@@ -108,7 +108,7 @@ describe('wallet', () => {
             const isThere = lease.isThere && (use.leaseId === '' ? each.ends : use.leaseId === `${lease.id}`)
             if (isThere) lease.recorded = Math.max(lease.recorded, use.served)
             if (isThere && each.ends) lease.isThere = false
-            if (each.isHeard) wallet.recorded('a', use, isThere && !each.ends, nowMs)
+            if (each.isHeard) wallet.recorded('a', use, isThere && !each.ends ? LASTS_MS : undefined, nowMs)
           }
         }
       }),
@@ -158,7 +158,7 @@ describe('wallet', () => {
     assert.deepEqual([wallet.take(held, clockMs), wallet.need(held, 0, clockMs)], [false, 'end'])
     const use = wallet.use('a', true)
     assert.equal(wallet.take(held, 2000), false, 'whatever the clock says')
-    wallet.recorded('a', use as ChunkUse, false, clockMs)
+    wallet.recorded('a', use as ChunkUse, undefined, clockMs)
     assert.equal(wallet.need(held, 0, clockMs), 'lease')
   })
 
@@ -170,7 +170,7 @@ describe('wallet', () => {
     assert.equal(takes(wallet, held), 2)
     wallet.leased('a', answer(50, { leaseId: 'next' }), 0, 0)
     assert.equal(takes(wallet, held), 2)
-    wallet.recorded('a', { leaseId: 'l', served: 2, atStake: 0 }, false, 0)
+    wallet.recorded('a', { leaseId: 'l', served: 2, atStake: 0 }, undefined, 0)
     assert.deepEqual(wallet.use('a', false), { leaseId: 'next', served: 2, atStake: 0 })
   })
 
@@ -182,7 +182,7 @@ describe('wallet', () => {
     assert.deepEqual([wallet.current('c', 'p', 0), wallet.take(held, 0), wallet.need(held, 0, 0)], [held, false, 'end'])
     const use = wallet.use('a', true)
     assert.deepEqual(use, { leaseId: '', served: 0, atStake: 0 })
-    wallet.recorded('a', use as ChunkUse, false, 0)
+    wallet.recorded('a', use as ChunkUse, undefined, 0)
     assert.equal(wallet.need(held, 0, 0), 'lease')
   })
 
@@ -198,7 +198,7 @@ describe('wallet', () => {
     }
     wallet.take(held, 16_000)
     assert.deepEqual(due(16_000), [{ passId: 'a', need: 'record' }])
-    wallet.recorded('a', wallet.use('a', false) as ChunkUse, true, 16_000)
+    wallet.recorded('a', wallet.use('a', false) as ChunkUse, LASTS_MS, 16_000)
     assert.deepEqual(due(16_000 + LEASE_IDLE_MS - 1), [])
     assert.deepEqual(due(16_000 + LEASE_IDLE_MS), [{ passId: 'a', need: 'end' }])
   })

@@ -25,7 +25,7 @@ interface Chunk {
   recorded: number
   /** Served and not recorded are never more. */
   readonly unrecordedMax: number
-  readonly lastsMs: number
+  lastsMs: number
   /** Afterwards nothing of it may be served. */
   endsAtMs: number
   /** Nothing of it is served any more, and the verifier does not know that yet. */
@@ -158,7 +158,7 @@ export class Wallet {
     else this.#dryAtMs.set(passId, nowMs)
     if (granted === 0) return void this.#chunks.delete(passId)
     const endsAtMs = sentAtMs + lastsMs
-    if (before) Object.assign(before, { granted: Math.max(before.granted, granted), endsAtMs })
+    if (before) Object.assign(before, { granted: Math.max(before.granted, granted), lastsMs, endsAtMs })
     else {
       const idle = { served: 0, sinceMs: sentAtMs }
       const counts = { granted, served: 0, recorded: 0, unrecordedMax }
@@ -183,13 +183,12 @@ export class Wallet {
     return { leaseId, served, atStake: Math.min(granted - served, unrecordedMax - (served - recorded)) }
   }
 
-  /** Takes in that a use is recorded; false: the lease is over. `sentAtMs`: when the record was sent. */
-  recorded(passId: string, { leaseId, served }: ChunkUse, inForce: boolean, sentAtMs: number): void {
+  /** Takes in that a use is recorded, and for how long the lease lasts; undefined: it is over. `sentAtMs`: when the record was sent. */
+  recorded(passId: string, { leaseId, served }: ChunkUse, lastsMs: number | undefined, sentAtMs: number): void {
     const chunk = this.#chunks.get(passId)
     if (chunk?.leaseId !== leaseId) return
-    if (!inForce) return void this.#chunks.delete(passId)
-    chunk.recorded = Math.max(chunk.recorded, served)
-    chunk.endsAtMs = sentAtMs + chunk.lastsMs
+    if (lastsMs === undefined) return void this.#chunks.delete(passId)
+    Object.assign(chunk, { recorded: Math.max(chunk.recorded, served), lastsMs, endsAtMs: sentAtMs + lastsMs })
   }
 
   /** Chunks that have to be heard of though nobody may ask for them: those to renew, and idle ones to give back. */

@@ -54,10 +54,29 @@ export async function accountForMoney(tour: Tour): Promise<void> {
     assert.equal((await creditOf(customer)).balanceSats, '0')
   })
 
-  await tour.step('The treasurer’s books: each satoshi received is accounted for', async () => {
-    const books = await tour.tollward<Record<string, string>>(['payments', 'books'])
-    tour.say(JSON.stringify(books))
-  })
+  await tour.step(
+    'The treasurer’s books: each satoshi on the chain is in the ledger, and what became of it',
+    async () => {
+      const books = await tour.tollward<Books>(['payments', 'books'])
+      const { receivedSats, boughtSats, creditedSats, heldSats, confirmingSats, unclaimedSats } = books
+      tour.say(
+        `received ${receivedSats} sats: ${boughtSats} bought passes, ${creditedSats} became credit, ${heldSats} held,`,
+      )
+      tour.say(`${confirmingSats} still confirming, ${unclaimedSats} nobody's`)
+      assert.equal(receivedSats, boughtSats + creditedSats + heldSats + confirmingSats + unclaimedSats)
+      await tour.tollward(['payments', 'reconcile'])
+    },
+  )
+}
+
+/** In sats. */
+interface Books {
+  readonly receivedSats: number
+  readonly boughtSats: number
+  readonly creditedSats: number
+  readonly heldSats: number
+  readonly confirmingSats: number
+  readonly unclaimedSats: number
 }
 
 async function creditOf(customer: Customer): Promise<{ balanceSats: string }> {

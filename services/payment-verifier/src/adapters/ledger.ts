@@ -60,11 +60,9 @@ export class LedgerBook implements AsyncDisposable {
    */
   async restore(restored: readonly EntryAppended[]): Promise<void> {
     const writing = this.#writing.then(async () => {
-      let { sequence } = this.ledger
-      for (const entry of restored) {
-        sequence = await this.#bus.append(entries, entry, sequence)
-        await this.reaches(sequence)
-      }
+      const { sequence } = this.ledger
+      await Promise.all(restored.map((entry, index) => this.#bus.append(entries, entry, sequence + index)))
+      await this.reaches(sequence + restored.length)
     })
     this.#writing = writing.catch(() => undefined)
     await writing

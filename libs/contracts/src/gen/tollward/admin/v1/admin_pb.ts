@@ -1303,7 +1303,7 @@ export type OverrideConductRequest = Message<"tollward.admin.v1.OverrideConductR
   score?: number | undefined;
 
   /**
-   * Absent: as long as payment-verifier allows.
+   * Absent: until it is lifted.
    *
    * @generated from field: google.protobuf.Timestamp until = 3;
    */

@@ -6,7 +6,7 @@ import { send } from './http.ts'
 const NODE = 'http://127.0.0.1:18443'
 
 /** One call of the local stack's bitcoin node, with the credentials that it keeps beside the operator's. */
-export async function callNode<T = unknown>(method: string, params: readonly unknown[] = []): Promise<T> {
+async function callNode<T = unknown>(method: string, params: readonly unknown[] = []): Promise<T> {
   const operatorFile = process.env.TOLLWARD_OPERATOR_FILE ?? join(ROOT, '.tollward/operator.json')
   const cookie = await readFile(join(dirname(operatorFile), 'bitcoin/regtest/.cookie'), 'utf8')
   const { body } = await send(NODE, {

@@ -5,6 +5,9 @@ import { eventually, requires, startElectrumx, startService } from '@tollward/te
 import { TestStack } from './test-stack.ts'
 
 const skip = await requires({ tools: ['bitcoind', 'electrumx', 'nats-server'] })
+/** Of BIP-84. */
+const MAINNET_KEY =
+  'zpub6rFR7y4Q2AijBEqTUquhVz398htDFrtymD9xYYfG1m4wAcvPhXNfE3EfH1r1ADqtfSdVCToUG868RvUUkgDKf31mGDtKsAYz2oz2AGutZYs'
 /** An index follows its node at some distance, and ElectrumX gathers answers for up to a second. */
 const IN_TIME = { timeoutMs: 60_000 }
 
@@ -49,6 +52,11 @@ test('either nodes or light servers are configured', { skip }, async () => {
   const refused = async (overrides: NodeJS.ProcessEnv, why: RegExp) =>
     await assert.rejects(startService('payment-verifier', await stack.env(overrides), { readyTimeoutMs: 8_000 }), why)
   await refused({ TOLLWARD_LIGHT_SERVERS: 'tcp://127.0.0.1:1' }, /either TOLLWARD_NODE_URL, or TOLLWARD_LIGHT_SERVERS/)
+  const mainnet = {
+    ...{ TOLLWARD_NETWORK: 'mainnet', TOLLWARD_ACCOUNT_KEY: MAINNET_KEY, TOLLWARD_ACCOUNT_BIRTHDAY: '900000' },
+    ...{ TOLLWARD_NODE_URL: undefined, TOLLWARD_LIGHT_SERVERS: 'tcp://127.0.0.1:1' },
+  }
+  await refused(mainnet, /Give TOLLWARD_LIGHT_CHECKPOINT on mainnet/)
   await refused({ TOLLWARD_LIGHT_SERVERS: 'tcp://127.0.0.1' }, /TOLLWARD_LIGHT_SERVERS.0: is tcp/)
   await refused({ TOLLWARD_LIGHT_CHECKPOINT: '7' }, /TOLLWARD_LIGHT_CHECKPOINT: is height:hash/)
 })

@@ -1,5 +1,5 @@
 import { once } from 'node:events'
-import { connect as connectTcp, type Socket } from 'node:net'
+import { connect as connectTcp, isIP, type Socket } from 'node:net'
 import { createInterface } from 'node:readline'
 import { connect as connectTls } from 'node:tls'
 import { AppError } from '@tollward/errors'
@@ -57,7 +57,9 @@ export class ElectrumConnection implements AsyncDisposable {
     const host = hostname.replace(/^\[(.*)\]$/, '$1')
     const at = { host, port: Number(port) }
     const isTls = protocol === 'ssl:'
-    const socket = isTls ? connectTls({ ...at, servername: host, ...(ca !== undefined && { ca }) }) : connectTcp(at)
+    const socket = isTls
+      ? connectTls({ ...at, ...(isIP(host) === 0 && { servername: host }), ...(ca !== undefined && { ca }) })
+      : connectTcp(at)
     try {
       await once(socket, isTls ? 'secureConnect' : 'connect', { signal: AbortSignal.timeout(timeoutMs) })
     } catch (error) {

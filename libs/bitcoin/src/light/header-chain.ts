@@ -87,7 +87,8 @@ export class HeaderChain {
       throw new AppError('unavailable', 'The block is from the future: check the clock.')
     }
     const added = {
-      ...{ ...header, previous, height: previous.height + 1 },
+      // One string less for each block.
+      ...{ ...header, previousHash: previous.hash, previous, height: previous.height + 1 },
       ...{
         medianTimePastMs: medianTime(header.time, previous) * 1000,
         chainWork: previous.chainWork + workOf(header.bits),

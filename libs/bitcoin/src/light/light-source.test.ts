@@ -1,6 +1,16 @@
 import assert from 'node:assert/strict'
+import { execFileSync } from 'node:child_process'
+import { readFile } from 'node:fs/promises'
+import { join } from 'node:path'
 import { test } from 'node:test'
-import { type Bitcoind, eventually, requires, startBitcoind, startElectrumx } from '@tollward/testkit'
+import {
+  type Bitcoind,
+  eventually,
+  requires,
+  startBitcoind,
+  startElectrumx,
+  temporaryDirectory,
+} from '@tollward/testkit'
 import {
   type ChainChange,
   ChainFollower,
@@ -14,6 +24,7 @@ import {
 import { type Answer, changedElectrum, esploraOf } from './test-servers.ts'
 
 const skip = await requires({ tools: ['bitcoind', 'electrumx'] })
+const skipTls = await requires({ tools: ['bitcoind', 'electrumx', 'openssl'] })
 const AMOUNT_SATS = 12_345n
 const INDEXED = { args: ['-txindex'] }
 const POLL_INTERVAL_MS = 100
@@ -128,6 +139,31 @@ test('headers are those of the node, with its work', { skip }, async () => {
   assert.equal(await chain.source.standingOf(best), 'best')
   assert.equal(await chain.source.standingOf({ ...best, hash: '00'.repeat(32) }), 'left')
   assert.equal(await chain.source.standingOf({ hash: '00'.repeat(32), height: best.height + 1 }), 'unknown')
+})
+
+test('by TLS only a server that its certificate vouches for is asked', { skip: skipTls }, async () => {
+  await using node = await startBitcoind(INDEXED)
+  await using directory = await temporaryDirectory('tollward-electrum-tls-')
+  const files = { certificateFile: join(directory.path, 'cert.pem'), keyFile: join(directory.path, 'key.pem') }
+  const made = [
+    '-x509',
+    '-newkey',
+    'ec',
+    '-pkeyopt',
+    'ec_paramgen_curve:P-256',
+    '-nodes',
+    '-days',
+    '1',
+    '-subj',
+    '/CN=x',
+  ]
+  const subject = ['-addext', 'subjectAltName=IP:127.0.0.1', '-keyout', files.keyFile, '-out', files.certificateFile]
+  execFileSync('openssl', ['req', ...made, ...subject], { stdio: 'ignore' })
+  await using server = await startElectrumx(node, { certificate: files })
+  await using chain = light([server.url], { ca: await readFile(files.certificateFile, 'utf8') })
+  await chain.reaches(node)
+  await using unvouched = light([server.url])
+  await assert.rejects(unvouched.source.best(), { code: 'unavailable' })
 })
 
 test('a server that is gone is told of, and found again', { skip }, async () => {

@@ -29,6 +29,13 @@ function strangers(
   servers: readonly string[],
   { log }: SourcesOptions,
 ): LightSource {
+  if (network === 'mainnet' && lightCheckpoint === undefined) {
+    // All headers since block 0 would be fetched at each start, and take half a gigabyte.
+    throw new AppError(
+      'invalid_argument',
+      'Give TOLLWARD_LIGHT_CHECKPOINT on mainnet: height and hash of a block before the account was first paid.',
+    )
+  }
   return new LightSource({
     ...{ network, servers },
     ...(lightCheckpoint !== undefined && { checkpoint: lightCheckpoint }),

@@ -109,6 +109,25 @@ test('a pass on credit that a crash left unmade is made by the same order', { sk
   assert.equal((await stack.pass(passId))?.state, PassState.ACTIVE)
 })
 
+test('an order that is repeated when its pass is over says so, and puts nothing there again', { skip }, async () => {
+  const { stack, replica } = shared()
+  await creditByPayingLate('gwen')
+  const body = { plan: 'brief', idempotencyKey: 'one' }
+  const { id, passId = '' } = await order(replica, 'gwen', body)
+  await replica.reaches('gwen', id, 'exhausted')
+  await eventually(async () => (await stack.pass(passId)) === undefined, { what: 'the pass is gone' })
+  const put: string[] = []
+  await using _passes = await stack.passes.follow({
+    snapshot: () => {},
+    change: (key, entry) => entry !== undefined && put.push(key),
+  })
+  const again = await order(replica, 'gwen', body)
+  assert.deepEqual([again.id, again.state, again.passId], [id, 'exhausted', passId])
+  const last = await creditByPayingLate('hugo').then(() => order(replica, 'hugo', {}))
+  await eventually(() => put.includes(last.passId ?? ''), { what: 'a later pass is heard of' })
+  assert.deepEqual(put, [last.passId])
+})
+
 test('a reorganisation that takes credit back suspends the pass that it bought, until it is mined again', {
   skip,
 }, async () => {

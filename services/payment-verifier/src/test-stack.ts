@@ -40,6 +40,7 @@ const PLANS = {
   cheap:
     '{ priceSats: 10000, requests: 1000, confirmations: 1, payWithin: 15m, confirmWithin: 2h, discounts: { bitcoin: 1000 } }',
   kind: '{ priceSats: 10000, requests: 1000, confirmations: 1, payWithin: 15m, confirmWithin: 2h, discounts: { conduct: { basisPoints: 2000 } } }',
+  brief: '{ priceSats: 10000, duration: 1s, confirmations: 1, payWithin: 15m, confirmWithin: 2h }',
   small: '{ priceSats: 10000, requests: 1000, confirmations: 1, payWithin: 15m, confirmWithin: 2h }',
 } as const
 

@@ -124,6 +124,7 @@ async function announcePass(
   await book.reaches(sequence)
   const invoice = book.ledger.invoice(invoiceId)
   if (invoice?.redeemed === undefined) return 'discard'
+  // After a back-up came back, all passes that ever were are announced again.
   if ((passEndsAtMs(invoice) ?? Number.POSITIVE_INFINITY) > Date.now()) await passes.ensure(invoice)
   const { clientId, plan, quotaRequests, redeemed } = invoice
   const message = create(PassActivatedSchema, { passId: redeemed.passId, clientId, plan, quotaRequests })

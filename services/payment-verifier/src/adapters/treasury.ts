@@ -27,8 +27,10 @@ const PAGE_DEFAULT = 100
 const PAGE_MAX = 1_000
 /** Blocks that one call looks through: it has to answer in time from a slow node, too. */
 const BLOCKS_PER_CALL = 50
-/** Clients that one answer names: about half of what the bus takes. */
-const CREDITS_PER_ANSWER = 5_000
+/** Differences that one answer tells, of some hundred bytes each: the bus takes a mebibyte. Sums are of all of them. */
+const DIFFERENCES_PER_ANSWER = 4_000
+/** Clients that one answer names: about half of what the bus takes, with the longest of names. */
+const CREDITS_PER_ANSWER = 2_000
 const REASON_LENGTH_MAX = 200
 const ADJUSTMENT_ID = /^[\w-]{16,64}$/
 const TXID = /^[0-9a-f]{64}$/
@@ -66,13 +68,16 @@ export function treasury(options: TreasuryOptions): Treasury {
 
     reconcileBlocks: async ({ fromHeight, blocksMax }) => {
       assertFollowed(chain, nodeSilentMaxMs)
-      const compared = await compareBlocks(options, fromHeight, Math.min(blocksMax || BLOCKS_PER_CALL, BLOCKS_PER_CALL))
+      const most = Math.min(blocksMax || BLOCKS_PER_CALL, BLOCKS_PER_CALL)
+      let compared = await compareBlocks(options, fromHeight, most)
+      if ((compared?.differences.length ?? 0) > DIFFERENCES_PER_ANSWER)
+        compared = await compareBlocks(options, fromHeight, 1)
       // The chain moved on while we looked: the caller asks again from the same block.
       if (compared === undefined) return { blocks: 0, nextHeight: Math.max(1, fromHeight) }
       const { blocks, chainSats, ledgerSats, differences } = compared
       const next = fromHeight + blocks
       const nextHeight = next > (chain.follower.tip?.height ?? 0) ? 0 : next
-      return { blocks, nextHeight, chainSats, ledgerSats, differences: [...differences] }
+      return { blocks, nextHeight, chainSats, ledgerSats, differences: differences.slice(0, DIFFERENCES_PER_ANSWER) }
     },
 
     listCredits: async ({ clientId }) => {

@@ -2,6 +2,7 @@ import assert from 'node:assert/strict'
 import { after, test } from 'node:test'
 import { PassState, RedeemOutcome } from '@tollward/contracts/payment'
 import { eventually, requires, startBitcoind, startTcpProxy } from '@tollward/testkit'
+import { booksBalance } from './test-books.ts'
 import { Payer } from './test-payer.ts'
 import { type ShownInvoice, TestStack } from './test-stack.ts'
 
@@ -185,4 +186,9 @@ test('what a node confirmed on a branch that lost is taken back when it meets th
   await node.mine(1)
   await replica.reaches('dirk', alone.id, 'redeemed')
   await eventually(async () => (await stack.pass(passId))?.state === PassState.ACTIVE, { what: 'the pass is back' })
+})
+
+test('each satoshi of all this is in the books', { skip }, async () => {
+  await using _replica = await shared().replica()
+  await booksBalance(shared())
 })

@@ -2,6 +2,7 @@ import assert from 'node:assert/strict'
 import { after, test } from 'node:test'
 import { PassState, RedeemOutcome } from '@tollward/contracts/payment'
 import { eventually, requires } from '@tollward/testkit'
+import { booksBalance } from './test-books.ts'
 import { Payer, privateKey } from './test-payer.ts'
 import { PRICE_SATS, TestStack } from './test-stack.ts'
 
@@ -146,4 +147,8 @@ test('a coinbase that pays an invoice is a payment like others', { skip }, async
   const [payment] = paid.payments
   assert.equal(BigInt(paid.excessSats), BigInt(payment?.amountSats ?? 0) - PRICE_SATS)
   assert.equal((await redeem('hugo', payment?.txid ?? '')).outcome, RedeemOutcome.REDEEMED)
+})
+
+test('each satoshi of all this is in the books', { skip }, async () => {
+  await booksBalance(shared().stack)
 })

@@ -2,6 +2,7 @@ import assert from 'node:assert/strict'
 import { after, test } from 'node:test'
 import { PassState, RedeemOutcome } from '@tollward/contracts/payment'
 import { eventually, requires } from '@tollward/testkit'
+import { booksBalance } from './test-books.ts'
 import { Payer } from './test-payer.ts'
 import { PRICE_SATS, type Replica, type ShownInvoice, TestStack } from './test-stack.ts'
 
@@ -124,6 +125,10 @@ test('a reorganisation while confirmations are missing counts them anew', { skip
   assert.deepEqual([outcome, confirmationsMissing], [RedeemOutcome.PENDING, 2])
   await node.mine(2)
   await replica.reaches('counting', invoice.id, 'paid')
+})
+
+test('each satoshi of all this is in the books', { skip }, async () => {
+  await booksBalance(shared().stack)
 })
 
 async function redeemed({ verifier }: TestStack, { client, txid }: Purchase): Promise<string> {

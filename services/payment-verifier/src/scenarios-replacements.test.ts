@@ -2,6 +2,7 @@ import assert from 'node:assert/strict'
 import { after, test } from 'node:test'
 import { RedeemOutcome } from '@tollward/contracts/payment'
 import { eventually, requires } from '@tollward/testkit'
+import { booksBalance } from './test-books.ts'
 import { Payer } from './test-payer.ts'
 import { PRICE_SATS, TestStack } from './test-stack.ts'
 
@@ -99,4 +100,8 @@ test('a payment is gone when what it descends from is replaced', { skip }, async
     timeoutMs: FOUND_WITHOUT_NOTICE_MS,
   })
   assert.notEqual((await redeem('gerd', txid)).outcome, RedeemOutcome.REDEEMED)
+})
+
+test('each satoshi of all this is in the books', { skip }, async () => {
+  await booksBalance(shared().stack)
 })

@@ -16,7 +16,7 @@ import type { PriceCut } from './price.ts'
  * Reorganisations that go deeper than this are not looked for after an absence. At this depth the consensus rules let coinbase
  * outputs be spent: nobody expects such blocks to leave the chain.
  */
-export const FINALITY_BLOCKS = 100
+const FINALITY_BLOCKS = 100
 
 /** What an entry is about, if it changed anything. */
 export interface Applied {

@@ -10,6 +10,8 @@ import { best, follow, sourceOf } from './test-follower.ts'
 const skip = await requires({ tools: ['bitcoind'] })
 const AMOUNT_SATS = 12_345n
 const POLL_INTERVAL_MS = 100
+/** Nodes connect to each other when they like. */
+const TIMEOUT_MS = 30_000
 
 /** Sources as one, and what was told of them. */
 function several(...sources: NodeSource[]) {
@@ -17,7 +19,10 @@ function several(...sources: NodeSource[]) {
   const one = new SeveralSources(sources, (name, state) => told.push(`${name} ${state}`))
   const states = () => one.states.map(({ state }) => state)
   const become = async (...wanted: SourceState[]) =>
-    await eventually(() => assert.deepEqual(states(), wanted) ?? true, { what: `the nodes are ${wanted.join(', ')}` })
+    await eventually(() => assert.deepEqual(states(), wanted) ?? true, {
+      what: `the nodes are ${wanted.join(', ')}`,
+      timeoutMs: TIMEOUT_MS,
+    })
   return { one, told, become }
 }
 
@@ -32,7 +37,7 @@ async function pair() {
 }
 
 async function hasBlocks(node: Bitcoind, hash: string): Promise<void> {
-  await eventually(async () => (await best(node)) === hash, { what: 'the node has the blocks' })
+  await eventually(async () => (await best(node)) === hash, { what: 'the node has the blocks', timeoutMs: TIMEOUT_MS })
 }
 
 test('when the followed node dies another one is asked, and nothing is taken back or missed', { skip }, async () => {

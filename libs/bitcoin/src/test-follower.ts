@@ -15,6 +15,8 @@ import {
 
 /** So long that what a test sees in time came by a notice. */
 const NO_POLL_MS = 600_000
+/** Longer than it takes to give a node up that does not answer. */
+const FOLLOWED_WITHIN_MS = 30_000
 
 interface FollowOptions {
   zmq?: boolean
@@ -74,7 +76,10 @@ export function follow(node: Bitcoind, options: FollowOptions = {}) {
     return address
   }
   const reaches = async (hash: string | undefined) =>
-    await eventually(() => follower.caughtUp && follower.tip?.hash === hash, { what: 'the follower has the tip' })
+    await eventually(() => follower.caughtUp && follower.tip?.hash === hash, {
+      what: 'the follower has the tip',
+      timeoutMs: FOLLOWED_WITHIN_MS,
+    })
   const blocks = () =>
     changes.flatMap((change) => [
       ...change.disconnected.map(({ height }) => -height),

@@ -74,7 +74,7 @@ test('of several nodes one of another network is told of, and when the followed 
   })
   const isTold = async (line: string) =>
     (await (await fetch(`${replica.service.healthUrl}/metrics`)).text()).includes(`tollward_payment_nodes${line}`)
-  await eventually(() => isTold('{state="equal"} 1'), { what: 'both nodes have the chain' })
+  await eventually(() => isTold('{state="equal"} 1'), { what: 'both nodes have the chain', timeoutMs: 30_000 })
   assert.ok(await isTold('{state="wrong-network"} 1'))
   const invoice = await replica.open('carla', 'orders')
   const txid = await stack.pay(invoice)

@@ -288,6 +288,19 @@ test('payments are read page by page, the newest shown, all of them exported as 
   assert.equal((await jsonOf(['payments', 'books'])).receivedSats, 600)
 })
 
+test('a reconciliation goes on to the tip, shows sums and differences, and succeeds only without any', {
+  skip,
+}, async () => {
+  const whole = await tollward(['payments', 'reconcile'])
+  assert.deepEqual([whole.code, whole.err], [0, ''])
+  assert.match(whole.out, /^blocks +0 to 3\nchainSats +600\nledgerSats +600\nreceivedSats +600\nboughtSats +600\n/)
+  assert.match(whole.out, /\nevery satoshi is accounted for\n$/)
+  const lacking = await tollward(['payments', 'reconcile', '--from', '1'])
+  assert.deepEqual([lacking.code, lacking.err], [1, ''])
+  assert.match(lacking.out, /^KIND .*\nmissing-in-ledger {2}abab/)
+  assert.match(lacking.out, /\nnot every satoshi is accounted for\n$/)
+})
+
 test('credit is given for money found, and taken by a negative number; nonsense is refused before anything is asked', {
   skip,
 }, async () => {

@@ -229,13 +229,26 @@ function treasuryWith(asked: string[]): Implementation<typeof TreasuryService> {
     throw new AppError('internal', 'no command here asks this')
   }
   return {
-    ...{ reconcileBlocks: unused, exportLedger: unused, importLedger: unused },
+    ...{ exportLedger: unused, importLedger: unused },
+    // Two blocks a call, of four; the ledger lacks what is in block 1.
+    reconcileBlocks: async ({ fromHeight }) => {
+      const missing = { kind: 'missing-in-ledger', txid: HASH, chainSats: 5n, blockHeight: 1 }
+      const found = { chainSats: fromHeight === 1 ? 5n : 300n, ledgerSats: fromHeight === 1 ? 0n : 300n }
+      const differences = fromHeight === 1 ? [missing] : []
+      return { blocks: 2, nextHeight: fromHeight < 2 ? fromHeight + 2 : 0, ...found, differences }
+    },
     listPayments: async ({ pageToken, clientId }) => {
       const number = Number(pageToken || '1')
       const payment = { txid: HASH, vout: number, amountSats: BigInt(number) * 100n, state: 'settled', clientId }
       return { payments: [{ ...payment, plan: '=1+1' }], nextPageToken: number === 3 ? '' : String(number + 1) }
     },
-    getBooks: async () => ({ receivedSats: 600n, boughtSats: 600n, nextAddressIndex: 4, descriptor: 'wpkh(…)#c' }),
+    getBooks: async () => ({
+      receivedSats: 600n,
+      boughtSats: 600n,
+      nextAddressIndex: 4,
+      descriptor: 'wpkh(…)#c',
+      tipHeight: 3,
+    }),
     listCredits: async ({ clientId }) => ({ credits: [{ clientId: clientId || 'shop', balanceSats: -5n }] }),
     adjustCredit: async ({ adjustmentId, clientId, amountSats, reason, operator, txid, vout }) => {
       asked.push(`adjustCredit ${clientId} ${amountSats} ${reason} ${operator} ${txid}:${vout} ${adjustmentId.length}`)

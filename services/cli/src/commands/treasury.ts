@@ -112,7 +112,7 @@ export function writeReconciled(found: Reconciled, { output }: OutputOptions, { 
   if (output === 'json') out(json({ accountedFor: isComplete, ...found }))
   else {
     if (differences.length > 0) out(written(differences, DIFFERENCE_COLUMNS, '', { output }))
-    const blocks = `blocks ${fromHeight} to ${untilHeight}`
+    const blocks = `${fromHeight} to ${untilHeight}`
     out(fields({ blocks, chainSats, ledgerSats, receivedSats: books.receivedSats, ...partsOf(books) }))
     for (const difficulty of books.difficulties) out(`${difficulty}\n`)
     out(isComplete ? 'every satoshi is accounted for\n' : 'not every satoshi is accounted for\n')

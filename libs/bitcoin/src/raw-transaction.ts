@@ -92,7 +92,7 @@ export function readTransaction(reader: ByteReader, visitor: TransactionVisitor)
 }
 
 /** A transaction's bytes without marker, flag and witnesses: what its id is the hash of. */
-export function strippedBytes(bytes: Buffer, transaction: RawTransaction): Uint8Array {
+function strippedBytes(bytes: Buffer, transaction: RawTransaction): Uint8Array {
   const { from, until, inputsAt, outputsUntil, hasWitness } = transaction
   if (!hasWitness) return bytes.subarray(from, until)
   return Buffer.concat([

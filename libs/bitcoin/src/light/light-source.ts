@@ -115,12 +115,11 @@ export class LightSource implements ChainSource {
    * holds a payment back should not be alone.
    */
   async findingsIn({ hash, height }: BlockPlace, watched: Watched): Promise<Findings> {
-    const block = this.#known().get(hash)
+    const chain = this.#known()
+    const block = chain.get(hash)
     if (block === undefined) throw new AppError('unavailable', 'The block is not known any more.')
-    const answers = await this.#ask(this.#answering(), async ({ server, tip }) => {
-      if (tip.height >= height) return await server.findingsIn(block, watched)
-      throw new AppError('unavailable', 'The server does not have this block yet.')
-    })
+    const having = this.#answering().filter(({ tip }) => tip.height >= height && chain.isBest(tip))
+    const answers = await this.#ask(having, ({ server }) => server.findingsIn(block, watched))
     this.#assertEnough(answers)
     const outputs = new Map(
       answers.flatMap(({ answer }) => answer.outputs.map((output) => [outpointOf(output), output] as const)),
@@ -135,7 +134,7 @@ export class LightSource implements ChainSource {
   async candidateHeights(scripts: readonly string[], fromHeight: number): Promise<readonly number[]> {
     const answers = await this.#ask(this.#answering(), ({ server }) => server.heightsOf(scripts))
     // No matter who answers: scripts' histories are not proven to be whole.
-    if (answers.length * 2 <= this.#members.length) throw this.#nobody()
+    if (!this.#isMost(answers)) throw this.#nobody()
     const heights = new Set(answers.flatMap(({ answer }) => answer))
     return [...heights].filter((height) => height >= fromHeight).sort((one, other) => one - other)
   }
@@ -145,7 +144,7 @@ export class LightSource implements ChainSource {
     if (answers.length === 0) throw this.#nobody()
     return {
       txids: [...new Set(answers.flatMap(({ answer }) => answer.txids))],
-      complete: answers.length * 2 > this.#members.length && answers.every(({ answer }) => answer.complete),
+      complete: this.#isMost(answers) && answers.every(({ answer }) => answer.complete),
     }
   }
 
@@ -258,9 +257,14 @@ export class LightSource implements ChainSource {
   }
 
   #assertEnough(answers: readonly { readonly member: Member }[]): void {
-    const trusted = this.#members.filter(({ state }) => state !== 'lying')
-    if (answers.some(({ member }) => member.server.givesBlocks) || answers.length * 2 > trusted.length) return
+    if (answers.some(({ member }) => member.server.givesBlocks) || this.#isMost(answers)) return
     throw new AppError('unavailable', 'Too few servers answer to rely on what they say.')
+  }
+
+  /** Whether these are more than half of those that may be believed: who says nothing could know of more. */
+  #isMost(answers: readonly unknown[]): boolean {
+    const believed = this.#members.filter(({ state }) => state !== 'lying' && state !== 'wrong-network')
+    return answers.length * 2 > believed.length
   }
 
   #known(): HeaderChain {

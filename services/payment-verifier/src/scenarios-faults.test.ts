@@ -1,10 +1,12 @@
 import assert from 'node:assert/strict'
 import { after, test } from 'node:test'
-import { PassState, RedeemOutcome } from '@tollward/contracts/payment'
+import { contract } from '@tollward/contracts'
+import { EntryAppendedSchema } from '@tollward/contracts/ledger'
+import { PassState, RedeemOutcome, VerifierService } from '@tollward/contracts/payment'
 import { eventually, requires, startBitcoind, startTcpProxy } from '@tollward/testkit'
 import { booksBalance } from './test-books.ts'
 import { Payer } from './test-payer.ts'
-import { type ShownInvoice, TestStack } from './test-stack.ts'
+import { PRICE_SATS, type Replica, type ShownInvoice, TestStack } from './test-stack.ts'
 
 const skip = await requires({ tools: ['nats-server', 'bitcoind'] })
 const resources = new AsyncDisposableStack()
@@ -28,7 +30,7 @@ async function redeem({ verifier }: TestStack, clientId: string, txid: string, p
   return await eventually(() => verifier.redeem({ clientId, plan, txid }), { what: 'an answer' })
 }
 
-/** What can happen to an invoice with three confirmations, one step after the other, and what it is after each. */
+/** What happens in a purchase, one after the other, and what becomes of the invoice. */
 interface Step {
   readonly what: string
   readonly state: string
@@ -36,58 +38,73 @@ interface Step {
   act(): Promise<unknown>
 }
 
-test('a service that is killed at each step of a purchase goes on from there', { skip }, async () => {
-  const stack = shared()
-  await using replica = await stack.replica()
-  const { node } = stack
+/** Whoever hears no answer asks again: these calls may get none. */
+const UNANSWERED_AFTER_MS = 1_000
+
+/** A purchase with three confirmations that is reorganised before and after it is redeemed. */
+function purchase({ node, bus }: TestStack, replica: Replica, client: string) {
   const payer = new Payer(node)
-  let invoice: ShownInvoice | undefined
-  let txid = ''
-  let passId = ''
-  const opened = () => invoice ?? assert.fail('no invoice')
-  const open = async () => {
-    const order = { plan: 'three', idempotencyKey: 'once' }
-    // Whoever hears no answer asks again, and gets the same invoice.
-    await replica.request('POST', '/invoices', 'anna', order).catch(() => undefined)
+  const impatient = bus.client(VerifierService, { timeoutMs: UNANSWERED_AFTER_MS })
+  const bought: { invoice?: ShownInvoice; txid: string } = { txid: '' }
+  const order = async () => {
+    await replica.request('POST', '/invoices', client, { plan: 'three', idempotencyKey: 'once' }).catch(() => undefined)
   }
-  const buy = async () => await stack.verifier.redeem({ clientId: 'anna', plan: 'three', txid }).catch(() => undefined)
-  const steps: Step[] = [
-    { what: 'ordering', state: 'issued', confirmations: 0, act: open },
-    {
-      what: 'paying',
-      state: 'seen',
-      confirmations: 0,
-      act: async () => {
-        txid = await stack.pay(opened())
-      },
-    },
-    { what: 'the first block', state: 'confirming', confirmations: 1, act: () => node.mine(1) },
-    { what: 'a reorganisation before it is paid', state: 'reorganised', confirmations: 0, act: () => reorganise() },
-    { what: 'its end', state: 'paid', confirmations: 3, act: () => node.mine(3) },
-    { what: 'redeeming', state: 'redeemed', confirmations: 3, act: buy },
-    { what: 'a reorganisation after it', state: 'reorganised', confirmations: 0, act: () => reorganise() },
-    { what: 'the end of that', state: 'redeemed', confirmations: 3, act: () => node.mine(3) },
-  ]
+  const pay = async () => {
+    bought.txid = await node.pay(bought.invoice?.address ?? '', PRICE_SATS)
+  }
+  const buy = async () => {
+    await impatient.redeem({ clientId: client, plan: 'three', txid: bought.txid }).catch(() => undefined)
+  }
   const reorganise = async () => {
-    const { blockhash } = await node.rpc<{ blockhash?: string }>('gettransaction', [txid])
+    const { blockhash } = await node.rpc<{ blockhash: string }>('gettransaction', [bought.txid])
     await node.rpc('invalidateblock', [blockhash])
     for (let count = 0; count < FORK_BLOCKS + 1; count += 1) await payer.mineOnly()
   }
-  for (const { what, state, confirmations, act } of steps) {
-    await Promise.all([act(), replica.service.kill()])
-    await replica.service.start()
-    invoice ??= await replica.open('anna', 'three', 'once')
-    if (what === 'redeeming') passId = (await redeem(stack, 'anna', txid, 'three')).pass?.passId ?? ''
-    const reached = await replica.reaches('anna', invoice.id, state)
-    assert.deepEqual([reached.confirmations, reached.payments.length], [confirmations, txid === '' ? 0 : 1], what)
-    if (passId === '') continue
-    const wanted = state === 'redeemed' ? PassState.ACTIVE : PassState.SUSPENDED
-    await eventually(async () => (await stack.pass(passId))?.state === wanted, { what: `the pass after ${what}` })
-  }
-  const [same, only] = [await redeem(stack, 'anna', txid, 'three'), await stack.passes.entries()]
-  assert.equal(same.pass?.passId, passId)
-  assert.equal(only.length, 1)
-})
+  const steps: readonly Step[] = [
+    { what: 'ordering', state: 'issued', confirmations: 0, act: order },
+    { what: 'paying', state: 'seen', confirmations: 0, act: pay },
+    { what: 'the first block', state: 'confirming', confirmations: 1, act: () => node.mine(1) },
+    { what: 'a reorganisation', state: 'reorganised', confirmations: 0, act: reorganise },
+    { what: 'its end', state: 'paid', confirmations: 3, act: () => node.mine(3) },
+    { what: 'redeeming', state: 'redeemed', confirmations: 3, act: buy },
+    { what: 'a reorganisation after that', state: 'reorganised', confirmations: 0, act: reorganise },
+    { what: 'the end of it', state: 'redeemed', confirmations: 3, act: () => node.mine(3) },
+  ]
+  return { steps, bought }
+}
+
+for (const { when, waits } of [
+  { when: 'at each step of a purchase', waits: false },
+  { when: 'at each line that a purchase writes', waits: true },
+]) {
+  test(`a service that is killed ${when} goes on from there`, { skip }, async () => {
+    const stack = shared()
+    await using replica = await stack.replica()
+    let written = Promise.withResolvers<void>()
+    await using _lines = await stack.bus.follow(contract(EntryAppendedSchema), 'now', () => written.resolve())
+    const client = `anna-${waits}`
+    const { steps, bought } = purchase(stack, replica, client)
+    let passId = ''
+    for (const { what, state, confirmations, act } of steps) {
+      written = Promise.withResolvers()
+      const killed = (async () => {
+        if (waits) await written.promise
+        await replica.service.kill()
+      })()
+      await Promise.all([act(), killed])
+      await replica.service.start()
+      bought.invoice ??= await replica.open(client, 'three', 'once')
+      if (what === 'redeeming') passId = (await redeem(stack, client, bought.txid, 'three')).pass?.passId ?? ''
+      const reached = await replica.reaches(client, bought.invoice.id, state)
+      assert.equal(reached.confirmations, confirmations, what)
+      assert.equal(reached.payments.length, bought.txid === '' ? 0 : 1, what)
+      if (passId === '') continue
+      const wanted = state === 'redeemed' ? PassState.ACTIVE : PassState.SUSPENDED
+      await eventually(async () => (await stack.pass(passId))?.state === wanted, { what: `the pass after ${what}` })
+    }
+    assert.equal((await redeem(stack, client, bought.txid, 'three')).pass?.passId, passId)
+  })
+}
 
 test('without notices of the node payments and blocks are found by asking', { skip }, async () => {
   const stack = shared()

@@ -12,7 +12,7 @@ import {
 } from '@tollward/contracts/payment'
 import { AppError } from '@tollward/errors'
 import { eventually, requires } from '@tollward/testkit'
-import { PRICE_SATS, type Replica, TestStack } from './test-stack.ts'
+import { PRICE_SATS, TestStack, together } from './test-stack.ts'
 
 const skip = await requires({ tools: ['nats-server', 'bitcoind'] })
 const resources = new AsyncDisposableStack()
@@ -26,15 +26,6 @@ const other = stack && resources.use(await stack.replica())
 function shared() {
   assert.ok(stack && replica && other)
   return { stack, replica: together(replica, other), other, node: stack.node, verifier: stack.verifier }
-}
-
-/** A replica that has reached a state when the other one has too: either of them may be asked on the bus. */
-function together(one: Replica, another: Replica): Replica {
-  const reaches: Replica['reaches'] = async (...what) => {
-    await another.reaches(...what)
-    return await one.reaches(...what)
-  }
-  return { ...one, reaches }
 }
 
 const isCode = (code: string) => (error: unknown) => error instanceof AppError && error.code === code

@@ -4,7 +4,7 @@ import { PassState, RedeemOutcome } from '@tollward/contracts/payment'
 import { eventually, requires } from '@tollward/testkit'
 import { booksBalance } from './test-books.ts'
 import { Payer } from './test-payer.ts'
-import { PRICE_SATS, type Replica, type ShownInvoice, TestStack } from './test-stack.ts'
+import { PRICE_SATS, type Replica, type ShownInvoice, TestStack, together } from './test-stack.ts'
 
 const skip = await requires({ tools: ['nats-server', 'bitcoind'] })
 const resources = new AsyncDisposableStack()
@@ -18,10 +18,11 @@ const WALLET_COINS = 20
 const stack = skip ? undefined : resources.use(await TestStack.start())
 await stack?.node.mine(WALLET_COINS)
 const replica = stack && resources.use(await stack.replica())
+const other = stack && resources.use(await stack.replica())
 
 function shared() {
-  assert.ok(stack && replica)
-  return { stack, replica, node: stack.node, payer: new Payer(stack.node) }
+  assert.ok(stack && replica && other)
+  return { stack, replica: together(replica, other), node: stack.node, payer: new Payer(stack.node) }
 }
 
 /** An invoice and the transaction that pays it, which depends on no other payment, and another that spends the same coin. */

@@ -242,3 +242,12 @@ export class TestStack implements AsyncDisposable {
     await this.#resources.disposeAsync()
   }
 }
+
+/** A replica that has reached a state when the other one has too: either of them may be asked on the bus. */
+export function together(one: Replica, another: Replica): Replica {
+  const reaches: Replica['reaches'] = async (...what) => {
+    await another.reaches(...what)
+    return await one.reaches(...what)
+  }
+  return { ...one, reaches }
+}

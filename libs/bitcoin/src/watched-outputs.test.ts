@@ -2,6 +2,7 @@ import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { Block, Transaction } from 'bitcoinjs-lib'
 import fc from 'fast-check'
+import { ScriptMap } from './script-map.ts'
 import { findInBlock, findInTransaction, outputsOfBlock, outputsOfTransaction } from './watched-outputs.ts'
 
 const bytes = (minLength: number, maxLength = minLength) => fc.uint8Array({ minLength, maxLength })
@@ -89,6 +90,27 @@ test('bytes of anybody are read or refused, and end', () => {
         findInTransaction(raw, everything)
       } catch (error) {
         assert.ok(error instanceof RangeError)
+      }
+    }),
+  )
+})
+
+test('a map of scripts is a map, whatever the scripts begin with and however short they are', () => {
+  const script = fc.oneof(
+    bytes(0, 12).map(hex),
+    bytes(20).map((key) => `0014${hex(key)}`),
+    fc.constantFrom('', '00', '0014', '51', `0014${'00'.repeat(20)}`),
+  )
+  fc.assert(
+    fc.property(fc.array(fc.tuple(script, fc.nat())), fc.array(script), (entries, others) => {
+      const map = new ScriptMap<number>()
+      const model = new Map(entries)
+      for (const [key, value] of entries) map.set(key, value)
+      assert.equal(map.size, model.size)
+      assert.deepEqual([...map.keys()], [...model.keys()])
+      for (const key of [...others, ...model.keys()]) {
+        assert.equal(map.get(key), model.get(key))
+        assert.equal(map.has(key), model.has(key))
       }
     }),
   )

@@ -1,11 +1,4 @@
-import {
-  ByteReader,
-  OUTPOINT_BYTES,
-  type RawTransaction,
-  readTransaction,
-  type TransactionVisitor,
-  txidOf,
-} from './raw-transaction.ts'
+import { ByteReader, type RawTransaction, readTransaction, type TransactionVisitor, txidOf } from './raw-transaction.ts'
 
 /** An output that pays a watched script. */
 export interface WatchedOutput {
@@ -120,9 +113,12 @@ class Finder implements Found {
   }
 }
 
+/** Where a txid is turned around: a block has ten thousand, and a new buffer for each would be half of what reading it costs. */
+const turned = Buffer.alloc(TXID_BYTES)
+
 function outpointIn(bytes: Buffer, at: number): string {
-  const txid = showHash(bytes.subarray(at, at + TXID_BYTES))
-  return `${txid}:${bytes.readUInt32LE(at + OUTPOINT_BYTES - 4)}`
+  for (let index = 0; index < TXID_BYTES; index += 1) turned[index] = bytes[at + TXID_BYTES - 1 - index] ?? 0
+  return `${turned.toString('hex')}:${bytes.readUInt32LE(at + TXID_BYTES)}`
 }
 
 /** A transaction's or block's hash in the byte order of the protocol, from the hexadecimal that nodes show. */

@@ -1,5 +1,5 @@
 import { setImmediate as otherWork } from 'node:timers/promises'
-import type { AccountKey, WatchedScripts } from '@tollward/bitcoin'
+import { type AccountKey, ScriptMap, type WatchedScripts } from '@tollward/bitcoin'
 
 /** Addresses after the last one given out that are watched: whoever pays one of them was given it by somebody else. */
 export const LOOKAHEAD_ADDRESSES = 1_000
@@ -9,7 +9,7 @@ const ADDRESSES_PER_GO = 100
 /** Addresses of the account that no invoice of this ledger has, by their scripts. */
 export class Addresses {
   readonly #account: AccountKey
-  readonly #indexes = new Map<string, number>()
+  readonly #indexes = new ScriptMap<number>()
   /** All indexes below are known here, or had an invoice at the start. */
   #until = 0
   #extending: Promise<void> = Promise.resolve()

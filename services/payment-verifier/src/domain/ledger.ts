@@ -1,5 +1,5 @@
 import { timestampMs } from '@bufbuild/protobuf/wkt'
-import { showHash } from '@tollward/bitcoin'
+import { ScriptMap, showHash } from '@tollward/bitcoin'
 import type {
   CreditAdjusted,
   EntryAppended,
@@ -68,7 +68,7 @@ export class Ledger {
   /** Of the last entry applied. */
   #sequence = 0
   readonly #invoices = new Map<string, Invoice>()
-  readonly #byScript = new Map<string, string>()
+  readonly #byScript = new ScriptMap<string>()
   readonly #byPageKey = new Map<string, string>()
   readonly #byClient = new Map<string, string[]>()
   readonly #byTxid = new Map<string, Set<string>>()

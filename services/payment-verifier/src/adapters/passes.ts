@@ -62,7 +62,7 @@ export class Passes implements AsyncDisposable {
   readonly #options: PassesOptions
   readonly #bucket
   readonly #known = new Map<string, Pass>()
-  /** What was last settled, by pass id: false after a suspension was lifted. */
+  /** Whether it was last settled that a pass is suspended, by pass id. */
   readonly #suspended = new Map<string, boolean>()
   readonly #queues = new Map<string, Promise<unknown>>()
   #following: Following | undefined
@@ -112,8 +112,6 @@ export class Passes implements AsyncDisposable {
     const { book } = this.#options
     // Whatever was drawn from a pass that is gone is drawn: another replica may have done so a moment ago.
     await book.reachesEnd()
-    // Whatever was settled of it before is gone with it.
-    this.#suspended.delete(passId)
     return await this.#createOrGet(newPass(invoice, book.ledger.drawnOf(passId)))
   }
 
@@ -172,10 +170,12 @@ export class Passes implements AsyncDisposable {
   async settle(invoice: Invoice, view: View): Promise<void> {
     const passId = invoice.redeemed?.passId ?? passIdOf(invoice.id)
     const isSuspended = standingOf(invoice, view).state === 'reorganised'
-    if (this.#suspended.get(passId) === isSuspended) return
+    const known = this.#known.get(passId)
+    // A replica that was behind may have changed it since, or the pass was made since.
+    const isStill = known === undefined || isSuspended === (known.state === PassState.SUSPENDED)
+    if (isStill && this.#suspended.get(passId) === isSuspended) return
     await this.#change(passId, (pass) => suspend(pass, isSuspended))
-    // Of a pass that is made only now nothing is settled.
-    if (this.#known.has(passId)) this.#suspended.set(passId, isSuspended)
+    this.#suspended.set(passId, isSuspended)
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

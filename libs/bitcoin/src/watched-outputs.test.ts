@@ -99,6 +99,8 @@ test('a map of scripts is a map, whatever the scripts begin with and however sho
   const script = fc.oneof(
     bytes(0, 12).map(hex),
     bytes(20).map((key) => `0014${hex(key)}`),
+    // Neighbours in the bitmap.
+    fc.nat(7).map((digit) => `0014${'0'.repeat(9)}${digit}${'ff'.repeat(15)}`),
     fc.constantFrom('', '00', '0014', '51', `0014${'00'.repeat(20)}`),
   )
   fc.assert(

@@ -71,6 +71,8 @@ export class Ledger {
   readonly #byScript = new ScriptMap<string>()
   readonly #byPageKey = new Map<string, string>()
   readonly #byClient = new Map<string, string[]>()
+  /** Of a client that uses credit: how many of its oldest invoices are redeemed or closed for good. */
+  readonly #firstOpen = new Map<string, number>()
   readonly #byTxid = new Map<string, Set<string>>()
   readonly #byBlock = new Map<string, { readonly place: Place; readonly outpoints: Set<string> }>()
   /** Invoice id by outpoint, in the order in which the payments were first written of. */
@@ -326,11 +328,15 @@ export class Ledger {
 
   /** Closes for good what is over by the clock when credit is used, because that credit may be its money. */
   #closeOver(clientId: string, nowMs: number): void {
-    for (const invoice of this.invoicesOf(clientId)) {
-      if (invoice.redeemed !== undefined || invoice.closedAs !== undefined) continue
-      const closedAs = overAs(invoice, nowMs)
+    const first = this.#firstOpen.get(clientId) ?? 0
+    let done = 0
+    for (const [offset, invoice] of this.#all(this.#byClient.get(clientId)?.slice(first) ?? []).entries()) {
+      const isOpen = invoice.redeemed === undefined && invoice.closedAs === undefined
+      const closedAs = isOpen ? overAs(invoice, nowMs) : undefined
       if (closedAs !== undefined) this.#invoices.set(invoice.id, { ...invoice, closedAs })
+      if (offset === done && (!isOpen || closedAs !== undefined)) done += 1
     }
+    this.#firstOpen.set(clientId, first + done)
   }
 
   #see({ invoiceId, outpoint, amountSats, seenAt }: PaymentSeen): Applied {

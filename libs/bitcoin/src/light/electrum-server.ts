@@ -15,7 +15,9 @@ const Hex = z.string().regex(/^([0-9a-f]{2})*$/)
 const Tip = z.object({ height: z.int().min(0), hex: Hex })
 /** Protocol 1.4 gives headers in one string, 1.6 in a list. */
 const Headers = z.union([z.object({ headers: z.array(Hex) }), z.object({ hex: Hex })])
-const History = z.array(z.object({ tx_hash: Hash, height: z.int() }))
+/** Far more than anybody pays to one address. */
+const HISTORY_MAX = 10_000
+const History = z.array(z.object({ tx_hash: Hash, height: z.int() })).max(HISTORY_MAX)
 const Branch = z.object({ merkle: z.array(Hash), pos: z.int().min(0) })
 const Coinbase = z.object({ merkle: z.array(Hash), tx_hash: Hash })
 const Status = z.string().nullable()
@@ -71,17 +73,14 @@ export class ElectrumServer implements LightServer {
     const history = await this.#history(watched.scripts, { isForBlock: true })
     const txids = new Set(history.flatMap((entry) => (entry.height === block.height ? [entry.tx_hash] : [])))
     if (txids.size === 0) return { outputs: [], spendings: [] }
-    const [coinbase, ...proven] = await Promise.all([
-      this.#coinbase(block),
-      ...[...txids].map((txid) => this.#proofOf(txid, block)),
-    ])
+    const coinbase = this.#coinbase(block)
     const found: Findings[] = []
-    for (const [index, txid] of [...txids].entries()) {
-      const transaction = proven[index]
-      if (transaction === undefined) continue
-      await this.#prove(block, transaction, coinbase, txid)
-      found.push(findInTransaction(transaction.raw, watched))
-    }
+    const proving = each(txids, QUESTIONS_AT_ONCE, async (txid) => {
+      const proof = await this.#proofOf(txid, block)
+      await this.#prove(block, proof, await coinbase, txid)
+      found.push(findInTransaction(proof.raw, watched))
+    })
+    await Promise.all([coinbase, proving])
     return {
       outputs: found.flatMap(({ outputs }) => outputs),
       spendings: found.flatMap(({ spendings }) => spendings),

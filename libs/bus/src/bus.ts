@@ -262,6 +262,7 @@ class NatsBus implements Bus {
   client: Bus['client'] = (service, options = {}) => client(this.#session, service, options.timeoutMs)
 
   async [Symbol.asyncDispose](): Promise<void> {
+    if (this.#session.connection.isClosed()) return
     this.#session.requests.flush()
     // Draining needs the server; without it there is nothing left to finish.
     if (this.connected) await this.#session.connection.drain()

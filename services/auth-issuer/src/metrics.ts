@@ -96,6 +96,11 @@ export function issuerMetrics(registry: Registry) {
       labelNames: ['decision'],
       registers,
     }),
+    sourcesForgotten: new Counter({
+      name: 'tollward_auth_issuer_sources_forgotten_total',
+      help: 'Sources that began something, forgotten for want of room; they may begin as many things anew.',
+      registers,
+    }),
     formsRefused: new Counter({
       name: 'tollward_auth_issuer_forms_refused_total',
       help: 'Forms not taken because they came from another site or from no page of ours that is still good.',

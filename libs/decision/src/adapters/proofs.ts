@@ -38,6 +38,7 @@ export function openPossession(): Possession {
 /** Makes a check of DPoP proofs (RFC 9449, 4.3) that takes each proof once. */
 export function openProofs(): { readonly check: CheckProof; readonly size: number } {
   const used = new ReplayTable({ windowMs: PROOF_AGE_MAX_MS + PROOF_AHEAD_MAX_MS, idsMax: PROOFS_MAX })
+  // A key that had to go is read again from its next proof: nothing is lost but time.
   const keys = new BoundedMap<string, CryptoKey | Uint8Array>(PROOF_KEYS_MAX, () => {})
   return {
     get size() {

@@ -20,7 +20,7 @@ const SOURCES_MAX = 100_000
 
 export interface BeginningsOptions {
   readonly trustedProxies: readonly AddressRange[]
-  readonly metrics: Pick<IssuerMetrics, 'refused'>
+  readonly metrics: Pick<IssuerMetrics, 'refused' | 'sourcesForgotten'>
 }
 
 /**
@@ -40,6 +40,7 @@ export function beginningsPart({ trustedProxies, metrics }: BeginningsOptions): 
     for (const longestSilent of arrivals.keys()) {
       if (arrivals.size <= SOURCES_MAX) break
       arrivals.delete(longestSilent)
+      metrics.sourcesForgotten.inc()
     }
     return 0
   }

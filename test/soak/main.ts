@@ -1,12 +1,16 @@
 // npm run soak [-- NAME] [--minutes N]: the long counts of which npm test runs a small share.
 import { parseArgs } from 'node:util'
+import { soakPayments } from './payments.ts'
 import { soakStack } from './stack.ts'
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,
   options: { minutes: { type: 'string', default: '30' } },
 })
-const SOAKS: Readonly<Record<string, (minutes: number) => Promise<boolean>>> = { stack: soakStack }
+const SOAKS: Readonly<Record<string, (minutes: number) => Promise<boolean>>> = {
+  stack: soakStack,
+  payments: soakPayments,
+}
 
 const wanted = positionals.length === 0 ? Object.keys(SOAKS) : positionals
 let held = true

@@ -14,9 +14,12 @@ after(() => resources.disposeAsync())
 
 /** Each sequence has clients of its own; chain and ledger go on. */
 const SEQUENCES = 3
+/** Alone with a number of minutes, this file goes on for so long: `node model.test.ts 30`. */
+const MINUTES = Number(process.argv[2] ?? 0)
 const ACTIONS_MIN = 16
 const ACTIONS_MAX = 28
-const COINS = SEQUENCES * ACTIONS_MAX
+/** One for each payment of a sequence. */
+const COINS = ACTIONS_MAX + 1
 const COIN_SATS = 100_000n
 const FEE_SATS = 2_000n
 /** What nodes want more, to take one transaction in the place of another. */
@@ -76,19 +79,23 @@ type Action = {
 
 async function start(): Promise<Real> {
   const stack = resources.use(await TestStack.start())
-  const payer = new Payer(stack.node)
+  const replicas = [resources.use(await stack.replica()), resources.use(await stack.replica())]
+  return { stack, replicas, payer: new Payer(stack.node), coins: [], addresses: [] }
+}
+
+/** What a sequence may spend, in a block that it does not take back. */
+async function mintCoins({ stack: { node }, payer, coins }: Real): Promise<void> {
   const addresses: string[] = []
   while (addresses.length < COINS) addresses.push(await payer.address())
   const amounts = Object.fromEntries(addresses.map((address) => [address, formatBtc(COIN_SATS)]))
-  const txid = await stack.node.rpc<string>('sendmany', ['', amounts])
-  await stack.node.mine(1)
-  const unspent = await stack.node.rpc<{ txid: string; vout: number; address: string }[]>('listunspent', [1])
-  const coins = unspent
+  const txid = await node.rpc<string>('sendmany', ['', amounts])
+  await node.mine(1)
+  const unspent = await node.rpc<{ txid: string; vout: number; address: string }[]>('listunspent', [1, 1])
+  const minted = unspent
     .filter((each) => each.txid === txid && addresses.includes(each.address))
     .map(({ vout }) => ({ txid, vout, amountSats: COIN_SATS }))
-  await stack.node.rpc('lockunspent', [false, coins.map(({ vout }) => ({ txid, vout }))])
-  const replicas = [resources.use(await stack.replica()), resources.use(await stack.replica())]
-  return { stack, replicas, payer, coins, addresses: [] }
+  await node.rpc('lockunspent', [false, minted.map(({ vout }) => ({ txid, vout }))])
+  coins.splice(0, coins.length, ...minted)
 }
 
 async function act(step: Action, model: Model, real: Real, suffix: string, baseHeight: number): Promise<void> {
@@ -314,6 +321,7 @@ test('whatever payers, miners and crashes do, invoices, credit, passes and books
       fc.array(action, { minLength: ACTIONS_MIN, maxLength: ACTIONS_MAX, size: 'max' }),
       async (steps) => {
         sequence += 1
+        await mintCoins(real)
         const baseHeight = await real.stack.node.rpc<number>('getblockcount')
         const model = new Model(baseHeight)
         for (const step of [{ do: 'open', client: 'a', plan: 'orders' } as const, ...steps]) {
@@ -326,6 +334,9 @@ test('whatever payers, miners and crashes do, invoices, credit, passes and books
       },
     ),
     // What fails takes too long to be made smaller.
-    { numRuns: SEQUENCES, endOnFailure: true },
+    MINUTES === 0
+      ? { numRuns: SEQUENCES, endOnFailure: true }
+      : { numRuns: Number.MAX_SAFE_INTEGER, interruptAfterTimeLimit: MINUTES * 60_000, endOnFailure: true },
   )
+  if (MINUTES > 0) process.stdout.write(`${sequence} sequences\n`)
 })

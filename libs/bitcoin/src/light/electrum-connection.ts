@@ -18,7 +18,7 @@ export interface ElectrumOptions {
 const REQUEST_TIMEOUT_MS = 30_000
 /** A transaction that fills a block is 8 MB of hexadecimal. */
 const LINE_CHARACTERS_MAX = 16 * 1024 * 1024
-/** We ask 1.4, which all servers speak; 1.6 gives headers one by one. */
+/** From what all servers speak to what the newest do. */
 const PROTOCOLS = ['1.4', '1.6']
 
 const Message = z.union([
@@ -67,8 +67,13 @@ export class ElectrumConnection implements AsyncDisposable {
       throw new AppError('unavailable', 'The Electrum server is not reached.', { cause: error })
     }
     const connection = new ElectrumConnection(socket, timeoutMs, onNotice)
-    await connection.call(z.unknown(), 'server.version', ['tollward', PROTOCOLS])
-    return connection
+    try {
+      await connection.call(z.unknown(), 'server.version', ['tollward', PROTOCOLS])
+      return connection
+    } catch (error) {
+      await connection[Symbol.asyncDispose]()
+      throw error
+    }
   }
 
   /**
@@ -102,21 +107,25 @@ export class ElectrumConnection implements AsyncDisposable {
 
   async #read(onNotice: (method: string, params: unknown[]) => void): Promise<void> {
     let pending = 0
+    let cause: unknown
+    const end = (error: unknown) => {
+      cause ??= error
+      this.#socket.destroy()
+    }
+    this.#socket.on('error', end)
     this.#socket.on('data', (chunk: Buffer) => {
       const newline = chunk.lastIndexOf('\n')
       pending = newline === -1 ? pending + chunk.length : chunk.length - newline
-      if (pending > LINE_CHARACTERS_MAX) this.#socket.destroy(forged('The server answers with too much.'))
-    })
-    let cause: unknown
-    this.#socket.on('error', (error) => {
-      cause = error
+      if (pending > LINE_CHARACTERS_MAX) end(forged('The server answers with too much.'))
     })
     const lines = createInterface({ input: this.#socket })
+    // It repeats the socket's.
+    lines.on('error', end)
     lines.on('line', (line) => {
       try {
         this.#take(line, onNotice)
       } catch (error) {
-        this.#socket.destroy(error instanceof AppError ? error : new Error('unreadable', { cause: error }))
+        end(error)
       }
     })
     await new Promise<void>((resolve) => this.#socket.once('close', () => resolve()))
@@ -126,7 +135,7 @@ export class ElectrumConnection implements AsyncDisposable {
   }
 
   #take(line: string, onNotice: (method: string, params: unknown[]) => void): void {
-    const message = Message.safeParse(JSON.parse(line))
+    const message = Message.safeParse(readJson(line))
     if (!message.success) throw forged("The server's answer is no JSON-RPC.")
     if ('method' in message.data) {
       onNotice(message.data.method, message.data.params)
@@ -139,5 +148,15 @@ export class ElectrumConnection implements AsyncDisposable {
         new AppError('not_found', 'The Electrum server refuses.', { cause: new Error(`${said} (${code})`) }),
       )
     } else waiting?.resolve(message.data.result)
+  }
+}
+
+/** What the line says; undefined: nothing. */
+function readJson(line: string): unknown {
+  try {
+    return JSON.parse(line)
+  } catch (error) {
+    if (error instanceof SyntaxError) return undefined
+    throw error
   }
 }

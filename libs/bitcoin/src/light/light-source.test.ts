@@ -1,6 +1,8 @@
 import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
+import { once } from 'node:events'
 import { readFile } from 'node:fs/promises'
+import { type AddressInfo, createServer } from 'node:net'
 import { join } from 'node:path'
 import { test } from 'node:test'
 import {
@@ -343,6 +345,32 @@ test('a server that invents blocks, or has another block at the checkpoint, is f
   await using strangers = light([stranger.url], { checkpoint: { hash: checkpoint?.hash ?? '', height: 50 } })
   await assert.rejects(strangers.source.best(), { code: 'failed_precondition' })
   assert.equal(strangers.stateOf(stranger.url), 'wrong-network')
+})
+
+test('a server that answers nothing, or nonsense, is left and does not keep others waiting', { skip }, async () => {
+  await using node = await startBitcoind(INDEXED)
+  await using honest = await esploraOf(node)
+  // The second is what a web server says.
+  const sayings = ['', 'HTTP/1.1 200 OK\r\n\r\nno\n', '{"id":0,"result":[]}\n{"id":1,"result":{"height":-1}}\n[]\n']
+  for (const saying of sayings) {
+    const server = createServer((socket) =>
+      socket
+        .on('error', () => socket.destroy())
+        .resume()
+        .write(saying),
+    )
+    server.listen(0, '127.0.0.1')
+    await once(server, 'listening')
+    const url = `tcp://127.0.0.1:${(server.address() as AddressInfo).port}`
+    {
+      await using chain = light([url, honest.url], { timeoutMs: 1_000 })
+      await chain.reaches(node)
+      assert.equal(chain.stateOf(url), saying === '' ? 'silent' : 'lying')
+      assert.equal(chain.stateOf(honest.url), 'equal')
+    }
+    // Nothing is left open.
+    await new Promise((resolve) => server.close(resolve))
+  }
 })
 
 test('what a server calls a transaction is it, or is not taken', { skip }, async () => {

@@ -62,16 +62,20 @@ class World {
   lapses = 0
   #leaseIds = 0
   readonly #holders = new Map<string, Holder>()
+  readonly #crashes = new Map<string, number>()
 
   lease(name: string, wanted: number, isHeard: boolean): void {
     this.#leaseIds += 1
-    this.#take(lease(this.pass, wish(name, wanted, `${this.#leaseIds}`), this.nowMs, LASTS_MS), (leased) => {
-      if (!isHeard || leased === undefined) return
-      const known = this.#holders.get(name)
-      const granted = Number(leased.grantedRequests)
-      if (known?.leaseId === leased.leaseId) known.granted = granted
-      else this.#holders.set(name, { leaseId: leased.leaseId, granted, served: 0, acknowledged: 0 })
-    })
+    this.#take(
+      lease(this.pass, wish(this.#processOf(name), wanted, `${this.#leaseIds}`), this.nowMs, LASTS_MS),
+      (leased) => {
+        if (!isHeard || leased === undefined) return
+        const known = this.#holders.get(name)
+        const granted = Number(leased.grantedRequests)
+        if (known?.leaseId === leased.leaseId) known.granted = granted
+        else this.#holders.set(name, { leaseId: leased.leaseId, granted, served: 0, acknowledged: 0 })
+      },
+    )
   }
 
   serve(name: string, wanted: number): void {
@@ -88,14 +92,23 @@ class World {
     if (holder === undefined) return
     const { leaseId, served } = holder
     if (ends) this.#holders.delete(name)
-    this.#take(record(this.pass, use(name, served, { leaseId, ends }), this.nowMs, LASTS_MS), (leased) => {
-      if (isHeard && leased === undefined) this.#holders.delete(name)
-      else if (isHeard) holder.acknowledged = served
-    })
+    this.#take(
+      record(this.pass, use(this.#processOf(name), served, { leaseId, ends }), this.nowMs, LASTS_MS),
+      (leased) => {
+        if (isHeard && leased === undefined) this.#holders.delete(name)
+        else if (isHeard) holder.acknowledged = served
+      },
+    )
   }
 
   crash(name: string): void {
     this.#holders.delete(name)
+    this.#crashes.set(name, (this.#crashes.get(name) ?? 0) + 1)
+  }
+
+  /** What starts after a crash is another process, and says so. */
+  #processOf(name: string): string {
+    return `${name}${this.#crashes.get(name) ?? 0}`
   }
 
   wait(ms: number): void {

@@ -88,12 +88,15 @@ async function mintCoins({ stack: { node }, payer, coins }: Real): Promise<void>
   const addresses: string[] = []
   while (addresses.length < COINS) addresses.push(await payer.address())
   const amounts = Object.fromEntries(addresses.map((address) => [address, formatBtc(COIN_SATS)]))
+  // What waits of the sequence before may be a chain as long as the mempool takes.
+  await node.mine(1)
   const txid = await node.rpc<string>('sendmany', ['', amounts])
   await node.mine(1)
   const unspent = await node.rpc<{ txid: string; vout: number; address: string }[]>('listunspent', [1, 1])
   const minted = unspent
     .filter((each) => each.txid === txid && addresses.includes(each.address))
     .map(({ vout }) => ({ txid, vout, amountSats: COIN_SATS }))
+  assert.equal(minted.length, COINS)
   await node.rpc('lockunspent', [false, minted.map(({ vout }) => ({ txid, vout }))])
   coins.splice(0, coins.length, ...minted)
 }

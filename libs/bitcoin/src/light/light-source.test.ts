@@ -361,15 +361,13 @@ test('a server that answers nothing, or nonsense, is left and does not keep othe
     )
     server.listen(0, '127.0.0.1')
     await once(server, 'listening')
+    // Ends only when nothing is left open.
+    await using _closing = { [Symbol.asyncDispose]: async () => void (await new Promise((done) => server.close(done))) }
     const url = `tcp://127.0.0.1:${(server.address() as AddressInfo).port}`
-    {
-      await using chain = light([url, honest.url], { timeoutMs: 1_000 })
-      await chain.reaches(node)
-      assert.equal(chain.stateOf(url), saying === '' ? 'silent' : 'lying')
-      assert.equal(chain.stateOf(honest.url), 'equal')
-    }
-    // Nothing is left open.
-    await new Promise((resolve) => server.close(resolve))
+    await using chain = light([url, honest.url], { timeoutMs: 1_000 })
+    await chain.reaches(node)
+    assert.equal(chain.stateOf(url), saying === '' ? 'silent' : 'lying')
+    assert.equal(chain.stateOf(honest.url), 'equal')
   }
 })
 

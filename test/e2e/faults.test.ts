@@ -153,6 +153,7 @@ for (const [name, port] of Object.entries(HEALTH)) {
     await eventually(async () => (await customer.call(ORDERS)).status === 200, {
       what: 'paid requests to be served again',
     })
+    await eventually(() => asking.seen.forwarded.has(403), { what: 'the block to be met at layer 7' })
     const seen = await asking.end()
     t.diagnostic(`back after ${backAfterMs.toFixed(0)} ms; ${described(seen)}`)
     assertNothingGotThrough(seen)

@@ -237,14 +237,15 @@ function confirmationsOf(invoice: Invoice, view: View): number {
   const counts = [...invoice.payments.values()]
     .filter(({ replacedBy }) => replacedBy === undefined)
     .map(({ block, amountSats }) => ({
-      count: block === undefined ? 0 : view.tipHeight - block.height + 1,
+      // The ledger may hear of a block before the view is of it: whatever is in a block has one confirmation.
+      count: block === undefined ? 0 : Math.max(1, view.tipHeight - block.height + 1),
       amountSats,
     }))
     .toSorted((one, other) => other.count - one.count)
   let sum = 0n
   for (const { count, amountSats } of counts) {
     sum += amountSats
-    if (sum >= invoice.amountSats) return Math.max(0, count)
+    if (sum >= invoice.amountSats) return count
   }
   return 0
 }

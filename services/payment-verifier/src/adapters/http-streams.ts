@@ -3,7 +3,7 @@ import { AppError } from '@tollward/errors'
 import type { Metrics } from '../metrics.ts'
 import { Problem } from './problem.ts'
 
-/** In all: each costs memory and a look every second. */
+/** In all: each costs memory, and a look at its invoice whenever something changed. */
 const STREAMS_MAX = 1_000
 /** Of one client, with those of its invoices' pages. */
 const STREAMS_PER_CLIENT_MAX = 20

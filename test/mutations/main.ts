@@ -31,8 +31,12 @@ const queue = readMutations().filter(({ name }) => wanted.length === 0 || wanted
 const unnoticed: Mutation[] = []
 const worker = async () => {
   for (let mutation = queue.shift(); mutation; mutation = queue.shift()) {
-    if ((await run(mutation)) === undefined) tell(mutation)
-    else unnoticed.push(mutation)
+    const failure = await run(mutation)
+    if (failure === undefined) tell(mutation)
+    else {
+      unnoticed.push(mutation)
+      process.stdout.write(`… ${mutation.name}: ${failure.split('\n')[0]}; once more, alone, at the end\n`)
+    }
   }
 }
 await Promise.all(Array.from({ length: AT_ONCE }, worker))

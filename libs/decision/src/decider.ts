@@ -16,6 +16,7 @@ import { Recorder } from './adapters/recorder.ts'
 import { Tokens } from './adapters/tokens.ts'
 import { admission, type Decision, type Rejection, rejection } from './domain/answer.ts'
 import { BlockList, GUARDED_ADDRESSES } from './domain/block-list.ts'
+import { CallerBlocks } from './domain/caller-blocks.ts'
 import { judge, type Refusal, type RequestFacts, sourceKey, type Verdict, type World } from './domain/judge.ts'
 import { RateTable } from './domain/rate.ts'
 import { REASONS, type Reason } from './domain/reasons.ts'
@@ -53,6 +54,7 @@ export async function createDecider({ bus, log, registry, config }: DeciderOptio
   const metrics = decisionMetrics(registry)
   const documents = new Documents(log, metrics)
   const blocks = new BlockList(guardedAddresses(config.guardedAddresses))
+  const callerBlocks = new CallerBlocks()
   const tokens = new Tokens(bus, log, metrics)
   const possession = openPossession()
   const passes = new Passes(bus, `${config.source}-${randomUUID()}`, log, metrics)
@@ -83,6 +85,7 @@ export async function createDecider({ bus, log, registry, config }: DeciderOptio
       return documents.policies
     },
     blocks,
+    callerBlocks,
     sourceRates,
     clientRates,
     hashToken: sha256,

@@ -11,6 +11,7 @@ export {
   durationMs,
   KINDS,
   type Kind,
+  limitsOf,
   type Plan,
   PlanSchema,
   RESERVED_SCOPE_PREFIX,

@@ -2,6 +2,7 @@ import { timestampMs } from '@bufbuild/protobuf/wkt'
 import type { Bus, Client, Following } from '@tollward/bus'
 import { type Confirmation, IntrospectorService, type TokenInfo } from '@tollward/contracts/token'
 import { AppError } from '@tollward/errors'
+import { decodeJwt } from 'jose'
 import type { Logger } from 'pino'
 import { identityHeaders } from '../domain/answer.ts'
 import { BoundedMap } from '../domain/bounded-map.ts'
@@ -171,6 +172,9 @@ function cachedToken(info: TokenInfo, hash: string): CachedToken | undefined {
   return {
     hash,
     clientId,
+    subject,
+    grantHash: info.grantHash,
+    claims: () => payloadOf(internalToken),
     scopes: new Set(scopes),
     audience,
     selfRegistered,
@@ -179,6 +183,16 @@ function cachedToken(info: TokenInfo, hash: string): CachedToken | undefined {
     expiresAtMs: timestampMs(expiresAt),
     internalExpiresAtMs: timestampMs(internalTokenExpiresAt),
     nextRefreshAtMs: 0,
+  }
+}
+
+/** The claims of a JWT that the introspector vouched for; none where it is not readable. */
+function payloadOf(jwt: string): Readonly<Record<string, unknown>> {
+  try {
+    return decodeJwt(jwt)
+  } catch {
+    // No claim is no claim: whatever a rule wants of it is not met.
+    return {}
   }
 }
 

@@ -4,6 +4,7 @@ import { parseAddress } from '@tollward/contracts'
 import { ApiPolicySchema } from '@tollward/documents'
 import fc from 'fast-check'
 import { BlockList } from './block-list.ts'
+import { CallerBlocks } from './caller-blocks.ts'
 import {
   judge,
   type KnownToken,
@@ -90,6 +91,9 @@ function scene(
   const known: KnownToken = {
     hash: 'h',
     clientId: 'c',
+    subject: 'c',
+    grantHash: '',
+    claims: () => ({}),
     scopes: new Set(wrong.has('scope-missing') ? [] : ['orders']),
     audience: wrong.has('audience-mismatch') ? [] : ['https://api.example'],
     selfRegistered,
@@ -107,6 +111,7 @@ function scene(
   const world: World = {
     policies: compilePolicies([policy]),
     blocks,
+    callerBlocks: new CallerBlocks(),
     sourceRates,
     clientRates,
     hashToken: (text) => `hash of ${text}`,

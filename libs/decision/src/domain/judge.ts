@@ -1,5 +1,6 @@
 import type { BlockList } from './block-list.ts'
 import { maskedKey } from './block-list.ts'
+import type { CallerBlocks } from './caller-blocks.ts'
 import { type Fields, type HeaderList, readFields } from './fields.ts'
 import { type HostPolicies, matchRule, type PolicyIndex, policiesFor, type Rule } from './policy.ts'
 import type { Binding, PossessionFault, Presented } from './possession.ts'
@@ -21,6 +22,17 @@ export interface RequestFacts {
   readonly headers: HeaderList
   /** The DER of the certificate whose key the client's TLS connection proved; absent where the enforcement point can't tell. */
   readonly certificate?: () => Uint8Array | undefined
+  /** Who the client is in the mesh (SPIFFE id, DNS name or subject of its certificate), as far as the enforcement point verified it. */
+  readonly principal?: string | undefined
+  /** Where the enforcement point sends it along. */
+  readonly body?: RequestBody | undefined
+}
+
+/** A request's body as far as it came. */
+export interface RequestBody {
+  readonly bytes: Uint8Array
+  /** False: there is more of it. Nothing may be concluded then. */
+  readonly isWhole: boolean
 }
 
 /** An access token that is active. */
@@ -28,6 +40,11 @@ export interface KnownToken {
   /** SHA-256, lower-case hexadecimal. */
   readonly hash: string
   readonly clientId: string
+  readonly subject: string
+  /** SHA-256 of the OAuth grant's id; empty where it has none. */
+  readonly grantHash: string
+  /** What the internal token says, as its payload has it. */
+  readonly claims: () => Readonly<Record<string, unknown>>
   readonly scopes: ReadonlySet<string>
   readonly audience: readonly string[]
   /** Its client registered without anybody's leave: it may use what it paid for, and nothing else. */
@@ -76,6 +93,7 @@ export interface Refusal {
 export interface World {
   readonly policies: PolicyIndex
   readonly blocks: BlockList
+  readonly callerBlocks: CallerBlocks
   readonly sourceRates: RateTable
   readonly clientRates: RateTable
   readonly hashToken: (token: string) => string
@@ -230,6 +248,7 @@ function judgeKnown(
 ): MaybePromise<Verdict> {
   verdict.token = known
   const { rule } = verdict
+  if (world.callerBlocks.covering(known, nowMs)) return refuse(verdict, { reason: 'caller-blocked' })
   if (!host || !rule) return refuse(verdict, { reason: 'no-rule' }, host)
   const hopeless = incurable(rule, known)
   if (hopeless) return refuse(verdict, hopeless, host)

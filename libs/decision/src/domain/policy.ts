@@ -11,6 +11,8 @@ interface Policy {
   readonly sourceLimit: Limit | undefined
 }
 
+type LimitedBy = NonNullable<RuleDocument['limit']>['by']
+
 /** One compiled rule. */
 export interface Rule {
   /** policy/rule */
@@ -22,7 +24,7 @@ export interface Rule {
   readonly scopes: readonly string[]
   readonly audience: string | undefined
   readonly plan: string | undefined
-  readonly limit: (Limit & { readonly by: 'client' | 'source' }) | undefined
+  readonly limit: (Limit & { readonly by: LimitedBy }) | undefined
 }
 
 /** Everything that the policies say about one host pattern. */

@@ -51,6 +51,11 @@ export const REASONS = {
     title: 'Proof of possession is not valid',
     detail: 'The proof is not one of the key that the token is bound to, for this request.',
   },
+  'caller-blocked': {
+    status: 403,
+    title: 'Caller is blocked',
+    detail: 'This client or person is blocked for now; ask the operator of this API if you think that is wrong.',
+  },
   'no-rule': {
     status: 403,
     title: 'Not served',
@@ -71,6 +76,16 @@ export const REASONS = {
     status: 403,
     title: 'Scope is missing',
     detail: 'Get an access token that has every scope named in WWW-Authenticate.',
+  },
+  'claim-missing': {
+    status: 403,
+    title: 'Claim is missing',
+    detail: 'The token does not say of its holder what this rule wants; ask the operator of this API.',
+  },
+  'binding-missing': {
+    status: 403,
+    title: 'Token is bound to no key',
+    detail: 'Get an access token that is bound to a key, as this rule wants, and prove that you have the key.',
   },
   'audience-mismatch': {
     status: 403,

@@ -15,17 +15,18 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file tollward/enforcement/v1/block.proto.
  */
 export const file_tollward_enforcement_v1_block: GenFile = /*@__PURE__*/
-  fileDesc("CiN0b2xsd2FyZC9lbmZvcmNlbWVudC92MS9ibG9jay5wcm90bxIXdG9sbHdhcmQuZW5mb3JjZW1lbnQudjEi/gEKBUJsb2NrEg4KBmZvcm1hdBgBIAEoDRIPCgdhZGRyZXNzGAIgASgMEhUKDXByZWZpeF9sZW5ndGgYAyABKA0SDgoGcmVhc29uGAQgASgJEhIKCmRlY2lkZWRfYnkYBSABKAkSLgoKZGVjaWRlZF9hdBgGIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLgoKZXhwaXJlc19hdBgHIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASKwoFYWxlcnQYCCABKAsyHC50b2xsd2FyZC5kZXRlY3Rpb24udjEuQWxlcnQ6DPLHGAgKBmJsb2NrcyKEAQoMQmxvY2tEZWNpZGVkEi0KBWJsb2NrGAEgASgLMh4udG9sbHdhcmQuZW5mb3JjZW1lbnQudjEuQmxvY2sSEAoIcmV2aXNpb24YAiABKAQ6M+rHGC8KJXRvbGx3YXJkLmVuZm9yY2VtZW50LnYxLmJsb2NrLmRlY2lkZWQSBkVWRU5UUyKuAQoLQmxvY2tMaWZ0ZWQSDwoHYWRkcmVzcxgBIAEoDBIVCg1wcmVmaXhfbGVuZ3RoGAIgASgNEhAKCHJldmlzaW9uGAMgASgEEjEKBWNhdXNlGAQgASgOMiIudG9sbHdhcmQuZW5mb3JjZW1lbnQudjEuTGlmdENhdXNlOjLqxxguCiR0b2xsd2FyZC5lbmZvcmNlbWVudC52MS5ibG9jay5saWZ0ZWQSBkVWRU5UUypXCglMaWZ0Q2F1c2USGgoWTElGVF9DQVVTRV9VTlNQRUNJRklFRBAAEhYKEkxJRlRfQ0FVU0VfRVhQSVJFRBABEhYKEkxJRlRfQ0FVU0VfUkVNT1ZFRBACYgZwcm90bzM", [file_google_protobuf_timestamp, file_tollward_detection_v1_alert, file_tollward_options_v1_options]);
+  fileDesc("CiN0b2xsd2FyZC9lbmZvcmNlbWVudC92MS9ibG9jay5wcm90bxIXdG9sbHdhcmQuZW5mb3JjZW1lbnQudjEirwIKBUJsb2NrEg4KBmZvcm1hdBgBIAEoDRIPCgdhZGRyZXNzGAIgASgMEhUKDXByZWZpeF9sZW5ndGgYAyABKA0SDgoGcmVhc29uGAQgASgJEhIKCmRlY2lkZWRfYnkYBSABKAkSLgoKZGVjaWRlZF9hdBgGIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLgoKZXhwaXJlc19hdBgHIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASKwoFYWxlcnQYCCABKAsyHC50b2xsd2FyZC5kZXRlY3Rpb24udjEuQWxlcnQSLwoGY2FsbGVyGAkgASgLMh8udG9sbHdhcmQuZW5mb3JjZW1lbnQudjEuQ2FsbGVyOgzyxxgICgZibG9ja3MiYgoGQ2FsbGVyEhQKCnRva2VuX2hhc2gYASABKAlIABIUCgpncmFudF9oYXNoGAIgASgJSAASEwoJY2xpZW50X2lkGAMgASgJSAASEQoHc3ViamVjdBgEIAEoCUgAQgQKAmJ5IoQBCgxCbG9ja0RlY2lkZWQSLQoFYmxvY2sYASABKAsyHi50b2xsd2FyZC5lbmZvcmNlbWVudC52MS5CbG9jaxIQCghyZXZpc2lvbhgCIAEoBDoz6scYLwoldG9sbHdhcmQuZW5mb3JjZW1lbnQudjEuYmxvY2suZGVjaWRlZBIGRVZFTlRTIt8BCgtCbG9ja0xpZnRlZBIPCgdhZGRyZXNzGAEgASgMEhUKDXByZWZpeF9sZW5ndGgYAiABKA0SEAoIcmV2aXNpb24YAyABKAQSMQoFY2F1c2UYBCABKA4yIi50b2xsd2FyZC5lbmZvcmNlbWVudC52MS5MaWZ0Q2F1c2USLwoGY2FsbGVyGAUgASgLMh8udG9sbHdhcmQuZW5mb3JjZW1lbnQudjEuQ2FsbGVyOjLqxxguCiR0b2xsd2FyZC5lbmZvcmNlbWVudC52MS5ibG9jay5saWZ0ZWQSBkVWRU5UUypXCglMaWZ0Q2F1c2USGgoWTElGVF9DQVVTRV9VTlNQRUNJRklFRBAAEhYKEkxJRlRfQ0FVU0VfRVhQSVJFRBABEhYKEkxJRlRfQ0FVU0VfUkVNT1ZFRBACYgZwcm90bzM", [file_google_protobuf_timestamp, file_tollward_detection_v1_alert, file_tollward_options_v1_options]);
 
 /**
- * A source that is refused. Key in the bucket: 32 hexadecimal digits of the address, then "-" and the prefix length of the
- * 128-bit form. The bucket is the only authority; node-sensor, authorizer and gateway watch it.
+ * A source or caller that is refused. Key in the bucket: for a range of addresses 32 hexadecimal digits, then "-" and the prefix
+ * length of the 128-bit form; for a caller "token", "grant", "client" or "subject", then "." and the hash, or the id in
+ * base64url. The bucket is the only authority; node-sensor, authorizer and gateway watch it.
  *
  * @generated from message tollward.enforcement.v1.Block
  */
 export type Block = Message<"tollward.enforcement.v1.Block"> & {
   /**
-   * Format of this value: 1.
+   * Format of this value: 1 for a range of addresses, 2 for a caller.
    *
    * @generated from field: uint32 format = 1;
    */
@@ -73,6 +74,13 @@ export type Block = Message<"tollward.enforcement.v1.Block"> & {
    * @generated from field: tollward.detection.v1.Alert alert = 8;
    */
   alert?: Alert | undefined;
+
+  /**
+   * Who is refused; absent for a range of addresses.
+   *
+   * @generated from field: tollward.enforcement.v1.Caller caller = 9;
+   */
+  caller?: Caller | undefined;
 };
 
 /**
@@ -81,6 +89,53 @@ export type Block = Message<"tollward.enforcement.v1.Block"> & {
  */
 export const BlockSchema: GenMessage<Block> = /*@__PURE__*/
   messageDesc(file_tollward_enforcement_v1_block, 0);
+
+/**
+ * Whoever presents an access token, by one of the things that the token says.
+ *
+ * @generated from message tollward.enforcement.v1.Caller
+ */
+export type Caller = Message<"tollward.enforcement.v1.Caller"> & {
+  /**
+   * @generated from oneof tollward.enforcement.v1.Caller.by
+   */
+  by: {
+    /**
+     * SHA-256 of the token, lower-case hexadecimal.
+     *
+     * @generated from field: string token_hash = 1;
+     */
+    value: string;
+    case: "tokenHash";
+  } | {
+    /**
+     * SHA-256 of the OAuth grant's id, as events show it.
+     *
+     * @generated from field: string grant_hash = 2;
+     */
+    value: string;
+    case: "grantHash";
+  } | {
+    /**
+     * @generated from field: string client_id = 3;
+     */
+    value: string;
+    case: "clientId";
+  } | {
+    /**
+     * @generated from field: string subject = 4;
+     */
+    value: string;
+    case: "subject";
+  } | { case: undefined; value?: undefined };
+};
+
+/**
+ * Describes the message tollward.enforcement.v1.Caller.
+ * Use `create(CallerSchema)` to create a new message.
+ */
+export const CallerSchema: GenMessage<Caller> = /*@__PURE__*/
+  messageDesc(file_tollward_enforcement_v1_block, 1);
 
 /**
  * Audit record: a revision of the bucket blocks that blocks.
@@ -104,7 +159,7 @@ export type BlockDecided = Message<"tollward.enforcement.v1.BlockDecided"> & {
  * Use `create(BlockDecidedSchema)` to create a new message.
  */
 export const BlockDecidedSchema: GenMessage<BlockDecided> = /*@__PURE__*/
-  messageDesc(file_tollward_enforcement_v1_block, 1);
+  messageDesc(file_tollward_enforcement_v1_block, 2);
 
 /**
  * Audit record: a revision of the bucket blocks that ends a block.
@@ -131,6 +186,13 @@ export type BlockLifted = Message<"tollward.enforcement.v1.BlockLifted"> & {
    * @generated from field: tollward.enforcement.v1.LiftCause cause = 4;
    */
   cause: LiftCause;
+
+  /**
+   * Absent for a range of addresses.
+   *
+   * @generated from field: tollward.enforcement.v1.Caller caller = 5;
+   */
+  caller?: Caller | undefined;
 };
 
 /**
@@ -138,7 +200,7 @@ export type BlockLifted = Message<"tollward.enforcement.v1.BlockLifted"> & {
  * Use `create(BlockLiftedSchema)` to create a new message.
  */
 export const BlockLiftedSchema: GenMessage<BlockLifted> = /*@__PURE__*/
-  messageDesc(file_tollward_enforcement_v1_block, 2);
+  messageDesc(file_tollward_enforcement_v1_block, 3);
 
 /**
  * @generated from enum tollward.enforcement.v1.LiftCause

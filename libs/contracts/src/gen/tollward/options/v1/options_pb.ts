@@ -14,7 +14,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file tollward/options/v1/options.proto.
  */
 export const file_tollward_options_v1_options: GenFile = /*@__PURE__*/
-  fileDesc("CiF0b2xsd2FyZC9vcHRpb25zL3YxL29wdGlvbnMucHJvdG8SE3RvbGx3YXJkLm9wdGlvbnMudjEiKAoFRXZlbnQSDwoHc3ViamVjdBgBIAEoCRIOCgZzdHJlYW0YAiABKAkiFgoGQnVja2V0EgwKBG5hbWUYASABKAkiGQoJUmVzcG9uZGVyEgwKBG5hbWUYASABKAk6UwoFZXZlbnQSHy5nb29nbGUucHJvdG9idWYuTWVzc2FnZU9wdGlvbnMY/YgDIAEoCzIaLnRvbGx3YXJkLm9wdGlvbnMudjEuRXZlbnRSBWV2ZW50OlYKBmJ1Y2tldBIfLmdvb2dsZS5wcm90b2J1Zi5NZXNzYWdlT3B0aW9ucxj+iAMgASgLMhsudG9sbHdhcmQub3B0aW9ucy52MS5CdWNrZXRSBmJ1Y2tldDpfCglyZXNwb25kZXISHy5nb29nbGUucHJvdG9idWYuU2VydmljZU9wdGlvbnMY/4gDIAEoCzIeLnRvbGx3YXJkLm9wdGlvbnMudjEuUmVzcG9uZGVyUglyZXNwb25kZXJiBnByb3RvMw", [file_google_protobuf_descriptor]);
+  fileDesc("CiF0b2xsd2FyZC9vcHRpb25zL3YxL29wdGlvbnMucHJvdG8SE3RvbGx3YXJkLm9wdGlvbnMudjEiKAoFRXZlbnQSDwoHc3ViamVjdBgBIAEoCRIOCgZzdHJlYW0YAiABKAkiFgoGQnVja2V0EgwKBG5hbWUYASABKAkiHAoJQnJvYWRjYXN0Eg8KB3N1YmplY3QYASABKAkiGQoJUmVzcG9uZGVyEgwKBG5hbWUYASABKAk6UwoFZXZlbnQSHy5nb29nbGUucHJvdG9idWYuTWVzc2FnZU9wdGlvbnMY/YgDIAEoCzIaLnRvbGx3YXJkLm9wdGlvbnMudjEuRXZlbnRSBWV2ZW50OlYKBmJ1Y2tldBIfLmdvb2dsZS5wcm90b2J1Zi5NZXNzYWdlT3B0aW9ucxj+iAMgASgLMhsudG9sbHdhcmQub3B0aW9ucy52MS5CdWNrZXRSBmJ1Y2tldDpfCglicm9hZGNhc3QSHy5nb29nbGUucHJvdG9idWYuTWVzc2FnZU9wdGlvbnMYgIkDIAEoCzIeLnRvbGx3YXJkLm9wdGlvbnMudjEuQnJvYWRjYXN0Uglicm9hZGNhc3Q6XwoJcmVzcG9uZGVyEh8uZ29vZ2xlLnByb3RvYnVmLlNlcnZpY2VPcHRpb25zGP+IAyABKAsyHi50b2xsd2FyZC5vcHRpb25zLnYxLlJlc3BvbmRlclIJcmVzcG9uZGVyYgZwcm90bzM", [file_google_protobuf_descriptor]);
 
 /**
  * Where an event travels.
@@ -66,6 +66,27 @@ export const BucketSchema: GenMessage<Bucket> = /*@__PURE__*/
   messageDesc(file_tollward_options_v1_options, 1);
 
 /**
+ * What is told to whoever listens now, by core NATS: nobody keeps it, and what is not heard is lost.
+ *
+ * @generated from message tollward.options.v1.Broadcast
+ */
+export type Broadcast = Message<"tollward.options.v1.Broadcast"> & {
+  /**
+   * tollward.<area>.v1.<noun>.<past participle>
+   *
+   * @generated from field: string subject = 1;
+   */
+  subject: string;
+};
+
+/**
+ * Describes the message tollward.options.v1.Broadcast.
+ * Use `create(BroadcastSchema)` to create a new message.
+ */
+export const BroadcastSchema: GenMessage<Broadcast> = /*@__PURE__*/
+  messageDesc(file_tollward_options_v1_options, 2);
+
+/**
  * Who answers the methods of a service by request/reply on core NATS.
  *
  * @generated from message tollward.options.v1.Responder
@@ -84,7 +105,7 @@ export type Responder = Message<"tollward.options.v1.Responder"> & {
  * Use `create(ResponderSchema)` to create a new message.
  */
 export const ResponderSchema: GenMessage<Responder> = /*@__PURE__*/
-  messageDesc(file_tollward_options_v1_options, 2);
+  messageDesc(file_tollward_options_v1_options, 3);
 
 /**
  * @generated from extension: tollward.options.v1.Event event = 50301;
@@ -99,8 +120,14 @@ export const bucket: GenExtension<MessageOptions, Bucket> = /*@__PURE__*/
   extDesc(file_tollward_options_v1_options, 1);
 
 /**
+ * @generated from extension: tollward.options.v1.Broadcast broadcast = 50304;
+ */
+export const broadcast: GenExtension<MessageOptions, Broadcast> = /*@__PURE__*/
+  extDesc(file_tollward_options_v1_options, 2);
+
+/**
  * @generated from extension: tollward.options.v1.Responder responder = 50303;
  */
 export const responder: GenExtension<ServiceOptions, Responder> = /*@__PURE__*/
-  extDesc(file_tollward_options_v1_options, 2);
+  extDesc(file_tollward_options_v1_options, 3);
 

@@ -13,7 +13,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file tollward/sensor/v1/call.proto.
  */
 export const file_tollward_sensor_v1_call: GenFile = /*@__PURE__*/
-  fileDesc("Ch10b2xsd2FyZC9zZW5zb3IvdjEvY2FsbC5wcm90bxISdG9sbHdhcmQuc2Vuc29yLnYxIs0DCgxDYWxsT2JzZXJ2ZWQSEwoLZGVjaXNpb25faWQYASABKAkSLgoKZGVjaWRlZF9hdBgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASDgoGc291cmNlGAMgASgJEg4KBm1ldGhvZBgEIAEoCRIMCgRob3N0GAUgASgJEgwKBHBhdGgYBiABKAkSDgoGc3RhdHVzGAcgASgNEiwKB291dGNvbWUYCCABKA4yGy50b2xsd2FyZC5zZW5zb3IudjEuT3V0Y29tZRIOCgZyZWFzb24YCSABKAkSDgoGZGV0YWlsGAogASgJEgwKBHJ1bGUYCyABKAkSEQoJY2xpZW50X2lkGAwgASgJEhIKCnRva2VuX2hhc2gYDSABKAkSEQoJdHhpZF9oYXNoGA4gASgJEg8KB3Bhc3NfaWQYDyABKAkSDwoHYWRkcmVzcxgQIAEoDBIXCg9kdXJhdGlvbl9taWNyb3MYESABKA0SDQoFY291bnQYEiABKA0SGgoSbGltaXRlZF9ieV9hZGRyZXNzGBMgASgIOjDqxxgsCiB0b2xsd2FyZC5zZW5zb3IudjEuY2FsbC5vYnNlcnZlZBIIT0JTRVJWRUQqZwoHT3V0Y29tZRIXChNPVVRDT01FX1VOU1BFQ0lGSUVEEAASFAoQT1VUQ09NRV9BRE1JVFRFRBABEhMKD09VVENPTUVfUkVGVVNFRBACEhgKFE9VVENPTUVfV09VTERfUkVGVVNFEANiBnByb3RvMw", [file_google_protobuf_timestamp, file_tollward_options_v1_options]);
+  fileDesc("Ch10b2xsd2FyZC9zZW5zb3IvdjEvY2FsbC5wcm90bxISdG9sbHdhcmQuc2Vuc29yLnYxIpoECgxDYWxsT2JzZXJ2ZWQSEwoLZGVjaXNpb25faWQYASABKAkSLgoKZGVjaWRlZF9hdBgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASDgoGc291cmNlGAMgASgJEg4KBm1ldGhvZBgEIAEoCRIMCgRob3N0GAUgASgJEgwKBHBhdGgYBiABKAkSDgoGc3RhdHVzGAcgASgNEiwKB291dGNvbWUYCCABKA4yGy50b2xsd2FyZC5zZW5zb3IudjEuT3V0Y29tZRIOCgZyZWFzb24YCSABKAkSDgoGZGV0YWlsGAogASgJEgwKBHJ1bGUYCyABKAkSEQoJY2xpZW50X2lkGAwgASgJEhIKCnRva2VuX2hhc2gYDSABKAkSEQoJdHhpZF9oYXNoGA4gASgJEg8KB3Bhc3NfaWQYDyABKAkSDwoHYWRkcmVzcxgQIAEoDBIXCg9kdXJhdGlvbl9taWNyb3MYESABKA0SDQoFY291bnQYEiABKA0SGgoSbGltaXRlZF9ieV9hZGRyZXNzGBMgASgIEikKBnN0YWdlcxgUIAMoCzIZLnRvbGx3YXJkLnNlbnNvci52MS5TdGFnZRIRCglwcmluY2lwYWwYFSABKAkSDQoFbGltaXQYFiABKAk6MOrHGCwKIHRvbGx3YXJkLnNlbnNvci52MS5jYWxsLm9ic2VydmVkEghPQlNFUlZFRCI0CgVTdGFnZRIMCgRuYW1lGAEgASgJEg4KBm1pY3JvcxgCIAEoDRINCgVhc2tlZBgDIAEoCCpnCgdPdXRjb21lEhcKE09VVENPTUVfVU5TUEVDSUZJRUQQABIUChBPVVRDT01FX0FETUlUVEVEEAESEwoPT1VUQ09NRV9SRUZVU0VEEAISGAoUT1VUQ09NRV9XT1VMRF9SRUZVU0UQA2IGcHJvdG8z", [file_google_protobuf_timestamp, file_tollward_options_v1_options]);
 
 /**
  * One API call as a decision point judged it. Refusals beyond a named rate per source are folded into one event with a
@@ -138,6 +138,27 @@ export type CallObserved = Message<"tollward.sensor.v1.CallObserved"> & {
    * @generated from field: bool limited_by_address = 19;
    */
   limitedByAddress: boolean;
+
+  /**
+   * What the decision took, stage by stage in the order in which they ran; a stage that was not reached is absent.
+   *
+   * @generated from field: repeated tollward.sensor.v1.Stage stages = 20;
+   */
+  stages: Stage[];
+
+  /**
+   * Identity in the mesh, such as a SPIFFE id; empty where there was none.
+   *
+   * @generated from field: string principal = 21;
+   */
+  principal: string;
+
+  /**
+   * Which of several limits was overrun, as RateLimit names it; empty where none was.
+   *
+   * @generated from field: string limit = 22;
+   */
+  limit: string;
 };
 
 /**
@@ -146,6 +167,39 @@ export type CallObserved = Message<"tollward.sensor.v1.CallObserved"> & {
  */
 export const CallObservedSchema: GenMessage<CallObserved> = /*@__PURE__*/
   messageDesc(file_tollward_sensor_v1_call, 0);
+
+/**
+ * One part of a decision.
+ *
+ * @generated from message tollward.sensor.v1.Stage
+ */
+export type Stage = Message<"tollward.sensor.v1.Stage"> & {
+  /**
+   * From the one list of stages in @tollward/decision.
+   *
+   * @generated from field: string name = 1;
+   */
+  name: string;
+
+  /**
+   * @generated from field: uint32 micros = 2;
+   */
+  micros: number;
+
+  /**
+   * Somebody else was asked; otherwise memory sufficed.
+   *
+   * @generated from field: bool asked = 3;
+   */
+  asked: boolean;
+};
+
+/**
+ * Describes the message tollward.sensor.v1.Stage.
+ * Use `create(StageSchema)` to create a new message.
+ */
+export const StageSchema: GenMessage<Stage> = /*@__PURE__*/
+  messageDesc(file_tollward_sensor_v1_call, 1);
 
 /**
  * @generated from enum tollward.sensor.v1.Outcome

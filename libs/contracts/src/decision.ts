@@ -1,0 +1,1 @@
+export * from './gen/tollward/decision/v1/rates_pb.ts'

@@ -61,7 +61,7 @@ export async function createDecider({ bus, log, registry, config }: DeciderOptio
   const quotes = new Quotes(bus, log, metrics)
   const rateTable = (table: string) => new RateTable(RATE_KEYS_MAX, () => metrics.evictions.inc({ table }))
   const sourceRates = rateTable('source rates')
-  const clientRates = rateTable('client rates')
+  const callerRates = rateTable('caller rates')
 
   await using resources = new AsyncDisposableStack()
   const recorder = resources.use(new Recorder(bus, config.source, log, metrics))
@@ -78,7 +78,7 @@ export async function createDecider({ bus, log, registry, config }: DeciderOptio
     passes: () => passes.size,
     proofs: () => possession.size,
     'source rates': () => sourceRates.size,
-    'client rates': () => clientRates.size,
+    'caller rates': () => callerRates.size,
   })
   const world: World = {
     get policies() {
@@ -87,7 +87,7 @@ export async function createDecider({ bus, log, registry, config }: DeciderOptio
     blocks,
     callerBlocks,
     sourceRates,
-    clientRates,
+    callerRates,
     hashToken: sha256,
     findToken: (token, tokenHash, nowMs) => tokens.find(token, tokenHash, nowMs),
     prove: (binding, presented) => possession.prove(binding, presented),

@@ -10,7 +10,9 @@ export {
   type Decision,
   type HeaderField,
   IDENTITY_HEADERS,
+  type Metadata,
   type Rejection,
+  type Rewritten,
 } from './domain/answer.ts'
 export { clientAddress, isTrusted } from './domain/client-address.ts'
 export { HEADER_BYTES_MAX, HEADER_FIELDS_MAX, type HeaderList, readFields, TXID_HEADER } from './domain/fields.ts'

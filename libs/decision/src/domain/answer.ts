@@ -10,17 +10,31 @@ export type HeaderField = readonly [name: string, value: string]
 export interface Admission {
   readonly admitted: true
   readonly id: string
-  /** The API is asked for this path and query, and no other spelling of it. */
+  /** The API is asked for this path and query, and no other spelling of it: the canonical ones, or what a rule made of them. */
   readonly target: Target
+  /** What a rule made different in it. */
+  readonly rewritten: Rewritten
   readonly upstream: {
     /** Overwrites whatever the client sent under these names. */
     readonly set: readonly HeaderField[]
     /** Removed from what the client sent; none of them is in `set`. */
     readonly remove: readonly string[]
   }
-  /** For the client, beside what the API answers. */
+  /** For the client, beside what the API answers; they overwrite what the API says under these names. */
   readonly headers: readonly HeaderField[]
+  /** What is known of the caller and the decision, for access logs and Envoy's dynamic metadata. */
+  readonly metadata: Metadata
 }
+
+/** Where a target differs from the canonical form of what the client asked for. */
+export interface Rewritten {
+  readonly path: boolean
+  /** Parameters, decoded; undefined where the query is the client's own. */
+  readonly query: { readonly set: readonly HeaderField[]; readonly remove: readonly string[] } | undefined
+}
+
+/** Under `decision`, `rule`, `client`, `subject`, `scopes`, `pass` and, of a policy that only observes, `would-refuse`: the reason. */
+export type Metadata = Readonly<Record<string, string>>
 
 /** The request is refused with this answer. */
 export interface Rejection {
@@ -73,8 +87,22 @@ export function admission(id: string, verdict: Verdict & { readonly target: Targ
     admitted: true,
     id,
     target: verdict.target,
+    rewritten: NOT_REWRITTEN,
     upstream: { set, remove: removals(set, verdict, fields) },
     headers: [[DECISION_HEADER, id]],
+    metadata: metadata(id, verdict),
+  }
+}
+
+const NOT_REWRITTEN: Rewritten = { path: false, query: undefined }
+
+function metadata(id: string, { rule, token, passId, refusal }: Verdict): Metadata {
+  return {
+    decision: id,
+    ...(rule && { rule: rule.id }),
+    ...(token && { client: token.clientId, subject: token.subject, scopes: [...token.scopes].join(' ') }),
+    ...(passId !== undefined && { pass: passId }),
+    ...(refusal && { 'would-refuse': refusal.reason }),
   }
 }
 

@@ -82,10 +82,10 @@ function scene(
     },
   })
   const table = () => new RateTable(100, () => {})
-  const [sourceRates, clientRates, blocks] = [table(), table(), new BlockList([])]
+  const [sourceRates, callerRates, blocks] = [table(), table(), new BlockList([])]
   const source = { requests: 1, perSeconds: 60 }
   if (wrong.has('source-limit')) sourceRates.take(`p ${sourceKey(address(ADDRESS))}`, source, NOW)
-  if (wrong.has('client-limit')) clientRates.take('p/r c', source, NOW)
+  if (wrong.has('client-limit')) callerRates.take('p/r c', source, NOW)
   if (wrong.has('blocked'))
     blocks.set({ range: { address: address(ADDRESS), prefixLength: 128 }, expiresAtMs: NOW + 1 })
   const known: KnownToken = {
@@ -113,7 +113,7 @@ function scene(
     blocks,
     callerBlocks: new CallerBlocks(),
     sourceRates,
-    clientRates,
+    callerRates,
     hashToken: (text) => `hash of ${text}`,
     findToken: () => answer(wrong.has('token-invalid') ? undefined : known),
     prove: () => answer(wrong.has('proof-invalid') ? { reason: 'proof-invalid' } : undefined),

@@ -95,7 +95,7 @@ export interface World {
   readonly blocks: BlockList
   readonly callerBlocks: CallerBlocks
   readonly sourceRates: RateTable
-  readonly clientRates: RateTable
+  readonly callerRates: RateTable
   readonly hashToken: (token: string) => string
   /** Undefined: the token is worth nothing. Rejects or throws where that can't be known now. */
   readonly findToken: (token: string, hash: string, nowMs: number) => MaybePromise<KnownToken | undefined>
@@ -328,7 +328,7 @@ function overSourceLimit(host: HostPolicies, address: Uint8Array, world: World, 
 function callerLimit({ id, limit }: Rule, token: KnownToken, request: RequestFacts, world: World, nowMs: number) {
   if (!limit) return undefined
   return limit.by === 'client'
-    ? limited(world.clientRates, `${id} ${token.clientId}`, limit, nowMs, 'client-limit')
+    ? limited(world.callerRates, `${id} ${token.clientId}`, limit, nowMs, 'client-limit')
     : limited(world.sourceRates, `${id} ${sourceKey(request.address)}`, limit, nowMs, 'client-limit')
 }
 

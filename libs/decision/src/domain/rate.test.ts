@@ -74,6 +74,54 @@ describe('rates', () => {
     assert.ok(!table.take('a', one, 1).conforms)
   })
 
+  test('a request counts under all of its limits, or under none', () => {
+    const wide = { key: 'wide', limit: { requests: 3, perSeconds: 60 } }
+    const narrow = { key: 'narrow', limit: { requests: 1, perSeconds: 1 } }
+    const table = new RateTable(10, unlimited)
+    assert.ok(table.takeAll([wide, narrow], 0).conforms)
+    for (let n = 0; n < 10; n++) {
+      assert.deepEqual(table.takeAll([wide, narrow], 1), { conforms: false, retryAfterSeconds: 1, charge: narrow })
+    }
+    const unrefused = [1000, 2000].map((now) => table.takeAll([wide, narrow], now).conforms)
+    assert.deepEqual(unrefused, [true, true], 'what was refused took nothing from the wide limit')
+    assert.deepEqual(table.takeAll([wide, narrow], 3000), { conforms: false, retryAfterSeconds: 17, charge: wide })
+  })
+
+  test('several limits admit exactly what each of them would admit alone', () => {
+    const limits = fc.array(limit, { minLength: 1, maxLength: 4 })
+    fc.assert(
+      fc.property(limits, times, (given, at) => {
+        const table = new RateTable(10, unlimited)
+        const apart = given.map(() => new RateTable(10, unlimited))
+        const charges = given.map((limit, index) => ({ key: String(index), limit }))
+        for (const now of at) {
+          const all = charges.every((charge, index) => apart[index]?.check([charge], now).conforms)
+          assert.equal(table.takeAll(charges, now).conforms, all)
+          if (all) for (const [index, charge] of charges.entries()) apart[index]?.takeAll([charge], now)
+        }
+      }),
+      { numRuns: 300 },
+    )
+  })
+
+  test('of limits that refuse, the one that refuses longest is named, and after its seconds all conform', () => {
+    const table = new RateTable(10, unlimited)
+    const charges = [1, 50, 7].map((perSeconds) => ({ key: `${perSeconds}`, limit: { requests: 1, perSeconds } }))
+    assert.ok(table.takeAll(charges, 0).conforms)
+    assert.deepEqual(table.takeAll(charges, 0), { conforms: false, retryAfterSeconds: 50, charge: charges[1] })
+    assert.ok(table.takeAll(charges, 50_000).conforms)
+  })
+
+  test('a request that counts as several takes as much as they', () => {
+    const table = new RateTable(10, unlimited)
+    const limit = { requests: 5, perSeconds: 5 }
+    assert.ok(table.takeAll([{ key: 'k', limit, hits: 4 }], 0).conforms)
+    assert.ok(!table.takeAll([{ key: 'k', limit, hits: 2 }], 0).conforms)
+    assert.ok(table.takeAll([{ key: 'k', limit, hits: 0 }], 0).conforms)
+    assert.ok(table.takeAll([{ key: 'k', limit }], 0).conforms)
+    assert.ok(!table.takeAll([{ key: 'k', limit, hits: 6 }], 60_000).conforms, 'more than the limit never conforms')
+  })
+
   test('a full table forgets stale keys first, then the oldest, and counts only those', () => {
     let evicted = 0
     const table = new RateTable(3, () => evicted++)

@@ -4,8 +4,19 @@ export interface Limit {
   readonly perSeconds: number
 }
 
+/** What one request costs under one limit. */
+export interface Charge {
+  /** The limit and whom it limits. Two limits never share a key, or one would count for the other. */
+  readonly key: string
+  readonly limit: Limit
+  /** How many requests it counts as; absent: one. More than the limit's own `requests` never conform. */
+  readonly hits?: number
+}
+
 /** Whether one more request conforms, and what a refused caller should know (seconds, whole and rounded up). */
-export type Rate = { readonly conforms: true } | { readonly conforms: false; readonly retryAfterSeconds: number }
+export type Rate =
+  | { readonly conforms: true }
+  | { readonly conforms: false; readonly retryAfterSeconds: number; readonly charge: Charge }
 
 const CONFORMS: Rate = { conforms: true }
 
@@ -35,18 +46,41 @@ export class RateTable {
   }
 
   /** Counts one request of this key, unless it does not conform. `nowMs` must not run backwards by more than a little. */
-  take(key: string, { requests, perSeconds }: Limit, nowMs: number): Rate {
-    const intervalMs = (perSeconds * 1000) / requests
-    const arrivalMs = this.#arrivals.get(key)
-    if (arrivalMs === undefined || arrivalMs <= nowMs) {
-      if (arrivalMs === undefined && this.#arrivals.size >= this.#maxKeys) this.#makeRoom(nowMs)
-      this.#arrivals.set(key, nowMs + intervalMs)
-      return CONFORMS
+  take(key: string, limit: Limit, nowMs: number): Rate {
+    return this.takeAll([{ key, limit }], nowMs)
+  }
+
+  /** Counts a request under all of its limits, or, if it does not conform to one of them, under none. Keys must differ. */
+  takeAll(charges: readonly Charge[], nowMs: number): Rate {
+    const rate = this.check(charges, nowMs)
+    if (rate.conforms) for (const charge of charges) this.#count(charge, nowMs)
+    return rate
+  }
+
+  /** What takeAll would say, without counting. Of several limits that refuse, the one that refuses longest. */
+  check(charges: readonly Charge[], nowMs: number): Rate {
+    let longestMs = ROUNDING_MS
+    let refusing: Charge | undefined
+    for (const charge of charges) {
+      const earlyMs = this.#earlyMs(charge, nowMs)
+      if (earlyMs <= longestMs) continue
+      longestMs = earlyMs
+      refusing = charge
     }
-    const earlyMs = arrivalMs - intervalMs * (requests - 1) - nowMs
-    if (earlyMs > ROUNDING_MS) return { conforms: false, retryAfterSeconds: Math.ceil(earlyMs / 1000) }
-    this.#arrivals.set(key, arrivalMs + intervalMs)
-    return CONFORMS
+    if (!refusing) return CONFORMS
+    return { conforms: false, retryAfterSeconds: Math.ceil(longestMs / 1000), charge: refusing }
+  }
+
+  /** How much too early a request comes; 0 and less: it conforms. */
+  #earlyMs({ key, limit: { requests, perSeconds }, hits = 1 }: Charge, nowMs: number): number {
+    const arrivalMs = Math.max(this.#arrivals.get(key) ?? 0, nowMs)
+    return arrivalMs - ((perSeconds * 1000) / requests) * (requests - hits) - nowMs
+  }
+
+  #count({ key, limit: { requests, perSeconds }, hits = 1 }: Charge, nowMs: number): void {
+    const arrivalMs = this.#arrivals.get(key)
+    if (arrivalMs === undefined && this.#arrivals.size >= this.#maxKeys) this.#makeRoom(nowMs)
+    this.#arrivals.set(key, Math.max(arrivalMs ?? 0, nowMs) + ((perSeconds * 1000) / requests) * hits)
   }
 
   #makeRoom(nowMs: number): void {

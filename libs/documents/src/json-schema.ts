@@ -1,4 +1,5 @@
 import { z } from 'zod'
+import { EXAMPLES_KIND, PolicyExamplesSchema } from './examples.ts'
 import { KINDS } from './kinds.ts'
 
 /** Where the generated schemas are committed, for editors. */
@@ -7,7 +8,10 @@ export const SCHEMAS_DIRECTORY = new URL('../../../docs/schemas/', import.meta.u
 /** JSON Schema (draft 2020-12) of each kind, for editors: what a document may contain before defaults are filled in. */
 export function jsonSchemas(): Map<string, object> {
   return new Map(
-    Object.entries(KINDS).map(([kind, schema]) => [kind, { title: kind, ...z.toJSONSchema(schema, { io: 'input' }) }]),
+    Object.entries({ ...KINDS, [EXAMPLES_KIND]: PolicyExamplesSchema }).map(([kind, schema]) => [
+      kind,
+      { title: kind, ...z.toJSONSchema(schema, { io: 'input' }) },
+    ]),
   )
 }
 

@@ -6,7 +6,7 @@ import { z } from 'zod'
 export const API_VERSION = 'tollward.dev/v1'
 
 /** DNS label, so that a name can also be a Kubernetes object's and a client_id. */
-const name = z.string().regex(/^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$/, {
+export const name = z.string().regex(/^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$/, {
   error: 'a name has 1 to 63 lower-case letters, digits and hyphens, and starts and ends with a letter or digit',
 })
 
@@ -29,7 +29,7 @@ export function durationMs(text: string): number {
 }
 
 /** RFC 6749 scope-token. */
-const scope = z
+export const scope = z
   .string()
   .regex(/^[\x21\x23-\x5b\x5d-\x7e]{1,128}$/, { error: 'a scope has 1 to 128 visible ASCII characters but " and \\' })
 
@@ -37,7 +37,8 @@ const cidr = z.string().refine((text) => parseRange(text) !== undefined, {
   error: 'must be an address or a CIDR without host bits, such as 10.0.0.0/8',
 })
 
-const document = <Kind extends string, Spec extends z.ZodType>(kind: Kind, spec: Spec) =>
+/** A kind of document with everything that they have in common. */
+export const document = <Kind extends string, Spec extends z.ZodType>(kind: Kind, spec: Spec) =>
   z.strictObject({
     apiVersion: z.literal(API_VERSION),
     kind: z.literal(kind),
@@ -81,7 +82,9 @@ const pathGlob = z
     error: `a glob has at most ${GLOBSTARS_MAX} segments **`,
   })
 
-const headerName = z.string().regex(/^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}$/, { error: 'is no name of a header field' })
+export const headerName = z
+  .string()
+  .regex(/^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}$/, { error: 'is no name of a header field' })
 
 /** RE2 syntax: matching takes time in proportion to the text. */
 const pattern = z

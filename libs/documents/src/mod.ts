@@ -1,3 +1,4 @@
+export type { PolicyExample, PolicyExamples } from './examples.ts'
 export {
   API_VERSION,
   type ApiPolicy,
@@ -26,6 +27,7 @@ export {
   formatFault,
   isKind,
   parseDocuments,
+  parseExamples,
   parseSources,
   TEXT_BYTES_MAX,
 } from './parse.ts'

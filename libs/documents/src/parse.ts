@@ -1,6 +1,7 @@
 import { AppError } from '@tollward/errors'
 import { type Document, isAlias, isMap, isScalar, isSeq, LineCounter, type Node, parseAllDocuments, visit } from 'yaml'
 import { z } from 'zod'
+import { EXAMPLES_KIND, type PolicyExamples, PolicyExamplesSchema } from './examples.ts'
 import { KINDS, type Kind, type TollwardDocument } from './kinds.ts'
 import { nearest } from './nearest.ts'
 
@@ -44,8 +45,8 @@ export class DocumentError extends AppError {
 }
 
 /** A document, and the part of the text that it was written as. */
-export interface DocumentSource {
-  readonly document: TollwardDocument
+export interface DocumentSource<Read = TollwardDocument> {
+  readonly document: Read
   readonly yaml: string
   /** A fault in this document that only shows beside others, placed in the text. */
   fault(path: readonly (string | number)[], reason: string): DocumentFault
@@ -66,6 +67,26 @@ export function parseDocuments(yamlText: string, fileName: string): TollwardDocu
 
 /** As parseDocuments, with the text of each document: parsed alone it gives the same document. */
 export function parseSources(yamlText: string, fileName: string): DocumentSource[] {
+  return readSources<TollwardDocument>(yamlText, fileName, KINDS)
+}
+
+/** As parseSources, for the examples that stand next to policies: such a text holds nothing else. */
+export function parseExamples(yamlText: string, fileName: string): DocumentSource<PolicyExamples>[] {
+  return readSources<PolicyExamples>(yamlText, fileName, { [EXAMPLES_KIND]: PolicyExamplesSchema })
+}
+
+/** What every document has, of whatever kind. */
+interface Named {
+  readonly kind: string
+  readonly metadata: { readonly name: string }
+}
+type Schemas<Read> = Readonly<Record<string, z.ZodType<Read>>>
+
+function readSources<Read extends Named>(
+  yamlText: string,
+  fileName: string,
+  schemas: Schemas<Read>,
+): DocumentSource<Read>[] {
   const lines = new LineCounter()
   const file = shortened(fileName, PATH_LENGTH_MAX)
   const faultAt: FaultAt = (offset, path, reason) => {
@@ -91,10 +112,10 @@ export function parseSources(yamlText: string, fileName: string): DocumentSource
   if (parsed.length > DOCUMENTS_PER_TEXT_MAX) throw whole(`the text has more than ${DOCUMENTS_PER_TEXT_MAX} documents`)
 
   const faults: DocumentFault[] = []
-  const sources: DocumentSource[] = []
+  const sources: DocumentSource<Read>[] = []
   const seen = new Map<string, number>()
   for (const { document, yaml } of parsed) {
-    const read = readDocument(document, yaml, faultAt)
+    const read = readDocument(document, yaml, schemas, faultAt)
     if ('faults' in read) {
       faults.push(...read.faults)
       continue
@@ -127,9 +148,13 @@ export function documentKey(kind: string, name: string): string {
 
 type FaultAt = (offset: number, path: string, reason: string) => DocumentFault
 type Path = readonly PropertyKey[]
-type Read = { document: TollwardDocument } | { faults: DocumentFault[] }
 
-function readDocument(document: Document.Parsed, yaml: string, faultAt: FaultAt): Read {
+function readDocument<Read extends Named>(
+  document: Document.Parsed,
+  yaml: string,
+  schemas: Schemas<Read>,
+  faultAt: FaultAt,
+): { document: Read } | { faults: DocumentFault[] } {
   const start = document.contents?.range[0] ?? document.range[0]
   if (Buffer.byteLength(yaml) > DOCUMENT_BYTES_MAX) {
     return { faults: [faultAt(start, '', `the document is larger than ${DOCUMENT_BYTES_MAX} bytes`)] }
@@ -156,12 +181,11 @@ function readDocument(document: Document.Parsed, yaml: string, faultAt: FaultAt)
     if (!(error instanceof ReferenceError)) throw error
     return { faults: [faultAt(firstAlias(document) ?? start, '', plain(error.message))] }
   }
-  if (typeof value.kind !== 'string' || !isKind(value.kind)) {
-    const reason =
-      value.kind === undefined ? 'is required' : `is no kind of document${suggestion(value.kind, Object.keys(KINDS))}`
+  const schema = typeof value.kind === 'string' && Object.hasOwn(schemas, value.kind) && schemas[value.kind]
+  if (!schema) {
+    const reason = kindFault(value.kind, Object.keys(schemas))
     return { faults: [faultAt(offsetOf(document, ['kind']), 'kind', reason)] }
   }
-  const schema = KINDS[value.kind]
   const result = schema.safeParse(value, { reportInput: true })
   if (result.success) return { document: result.data }
   const faults = result.error.issues.flatMap((issue) => faultsOf(issue, schema)).slice(0, FAULTS_PER_DOCUMENT_MAX)
@@ -170,6 +194,14 @@ function readDocument(document: Document.Parsed, yaml: string, faultAt: FaultAt)
       faultAt(offsetOf(document, path, wanted), formatPath(path), reason),
     ),
   }
+}
+
+function kindFault(written: unknown, known: readonly string[]): string {
+  if (written === undefined) return 'is required'
+  if (written === EXAMPLES_KIND) return 'are examples, which are not applied: run "tollward policy test" on this file'
+  if (typeof written === 'string' && isKind(written))
+    return `is no ${EXAMPLES_KIND}: keep it in a file of its own and name that in spec.policies`
+  return `is no kind of document${suggestion(written, known)}`
 }
 
 interface SchemaFault {

@@ -10,6 +10,18 @@ export {
   rangeKey,
 } from './address.ts'
 export {
+  CALLER_BLOCKS_MAX,
+  CALLER_ID_BYTES_MAX,
+  type CallerKind,
+  type CallerName,
+  callerKey,
+  formatCaller,
+  isCallerName,
+  parseCallerKey,
+  readCaller,
+  writeCaller,
+} from './caller.ts'
+export {
   type BucketContract,
   bucketContract,
   contract,

@@ -5,7 +5,8 @@ import { jetstream } from '@nats-io/jetstream'
 import { createUser } from '@nats-io/nkeys'
 import { connect, type NatsConnection, nkeyAuthenticator } from '@nats-io/transport-node'
 import { ACCESS, connectBus, inboxPrefix, provision } from '@tollward/bus'
-import { bucketContract, contract, FINDING_SUBJECT } from '@tollward/contracts'
+import { broadcastContract, bucketContract, contract, FINDING_SUBJECT } from '@tollward/contracts'
+import { RateUsedSchema } from '@tollward/contracts/decision'
 import { AlertRaisedSchema } from '@tollward/contracts/detection'
 import { BlockSchema } from '@tollward/contracts/enforcement'
 import { ConductSchema, ConductService } from '@tollward/contracts/payment'
@@ -24,6 +25,9 @@ import { natsConfig, SIEM_API_PREFIX, SIEM_DURABLE } from './nats-config.ts'
 const skip = await requires({ tools: ['nats-server'] })
 const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes)
 const log = pino({ level: 'silent' })
+
+const rates = broadcastContract(RateUsedSchema)
+const RATE_USED = rates.subject
 
 const names = [...Object.keys(ACCESS), 'provisioner', 'siem']
 
@@ -103,6 +107,11 @@ test('a credential may not publish on the subjects of another service, nor write
     ['authorizer', 'payment-verifier.v1.rpc.override_conduct'],
     ['gateway', 'payment-verifier.v1.rpc.adjust_credit'],
     ['siem', '$JS.API.CONSUMER.MSG.NEXT.ALERTS.alert-router'],
+    ['token-introspector', RATE_USED],
+    ['node-sensor', RATE_USED],
+    ['payment-verifier', RATE_USED],
+    ['gateway', `${RATE_USED}.x`],
+    ['siem', RATE_USED],
     ['siem', `${SIEM_API_PREFIX}.STREAM.MSG.GET.FINDINGS`],
     ['siem', 'tollward.detection.v1.alert.raised'],
   ]
@@ -124,6 +133,10 @@ test('a credential may not hear the subjects or replies of others', { skip }, as
     ['gateway', `${inboxPrefix('authorizer')}.>`],
     ['alert-router', 'token-introspector.v1.rpc.*'],
     ['node-sensor', 'auth-issuer.v1.rpc.*'],
+    ['sensor-ingest', RATE_USED],
+    ['admin-api', RATE_USED],
+    ['siem', RATE_USED],
+    ['gateway', 'tollward.decision.v1.>'],
     ['siem', '>'],
     ['siem', `${inboxPrefix('token-introspector')}.>`],
     ['siem', 'tollward.token.v1.>'],
@@ -170,6 +183,23 @@ test('each service can do its own part: publish, consume, follow, write, watch, 
   await eventually(() => heard.length === 1 && blocked.length === 1 && routed.length === 1, {
     what: 'everything to arrive',
   })
+})
+
+test('decision points tell each other what they admitted', { skip }, async () => {
+  await using server = await startSecuredServer()
+  await using gateway = await server.bus('gateway')
+  await using authorizer = await server.bus('authorizer')
+  const heard: string[] = []
+  const note = (who: string) => (message: { decider: string }) => void heard.push(`${who} of ${message.decider}`)
+  await using _gateway = gateway.listen(rates, note('gateway'))
+  await using _authorizer = authorizer.listen(rates, note('authorizer'))
+  // Answered in order: both listen by then.
+  await gateway.bucket(bucketContract(BlockSchema)).get('none')
+  await authorizer.bucket(bucketContract(BlockSchema)).get('none')
+  gateway.broadcast(rates, create(RateUsedSchema, { decider: 'g' }))
+  authorizer.broadcast(rates, create(RateUsedSchema, { decider: 'a' }))
+  await eventually(() => heard.length === 4, { what: 'everything to arrive' })
+  assert.deepEqual(heard.toSorted(), ['authorizer of a', 'authorizer of g', 'gateway of a', 'gateway of g'])
 })
 
 test('payment-verifier reads whatever conduct is made of, writes it, and answers operators about it', {

@@ -1,10 +1,11 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import { create } from '@bufbuild/protobuf'
+import { create, toBinary } from '@bufbuild/protobuf'
 import { timestampFromMs } from '@bufbuild/protobuf/wkt'
 import { jetstream, jetstreamManager } from '@nats-io/jetstream'
 import { connect } from '@nats-io/transport-node'
-import { bucketContract, contract, DEAD_LETTER_SUBJECT } from '@tollward/contracts'
+import { broadcastContract, bucketContract, contract, DEAD_LETTER_SUBJECT } from '@tollward/contracts'
+import { RateUsedSchema } from '@tollward/contracts/decision'
 import { AlertRaisedSchema } from '@tollward/contracts/detection'
 import { StoredDocumentSchema } from '@tollward/contracts/document'
 import { EntryAppendedSchema } from '@tollward/contracts/ledger'
@@ -14,13 +15,14 @@ import { AppError } from '@tollward/errors'
 import { eventually, requires, startNatsServer } from '@tollward/testkit'
 import { pino } from 'pino'
 import { Registry } from 'prom-client'
-import { type BusOptions, connectBus } from './bus.ts'
+import { type Bus, type BusOptions, connectBus } from './bus.ts'
 import { provision } from './provision.ts'
 
 const skip = await requires({ tools: ['nats-server'] })
 const log = pino({ level: 'silent' })
 const documents = bucketContract(StoredDocumentSchema)
 const alerts = contract(AlertRaisedSchema)
+const rates = broadcastContract(RateUsedSchema)
 const revocations = contract(TokenRevokedSchema)
 
 async function startBus() {
@@ -347,3 +349,63 @@ test('a batch with a key is heard live under its key only', { skip }, async () =
   await eventually(() => heard.length > 0, { what: 'the batch' })
   assert.deepEqual(heard, ['n1'])
 })
+
+test('a broadcast reaches everybody who listens now, and nobody keeps it', { skip }, async () => {
+  await using setup = await startBus()
+  const heard: string[] = []
+  const note = (who: string) => (message: { sequence: bigint }) => void heard.push(`${who} ${message.sequence}`)
+  const [teller, one, other] = [await setup.bus('gateway'), await setup.bus('authorizer'), await setup.bus('gateway')]
+  const tell = (sequence: bigint) => teller.broadcast(rates, create(RateUsedSchema, { decider: 'd', sequence }))
+  assert.ok(tell(1n), 'before anybody listens')
+  await using _one = one.listen(rates, note('one'))
+  await using _other = other.listen(rates, note('other'))
+  for (const bus of [teller, one, other]) await settled(bus)
+  assert.ok(tell(2n))
+  await eventually(() => heard.length === 2, { what: 'both to hear' })
+  assert.deepEqual(heard.toSorted(), ['one 2', 'other 2'])
+  const streams = await (await jetstreamManager(setup.provisioner)).streams.names(rates.subject).next()
+  assert.deepEqual(streams, [])
+})
+
+test('while the server is gone nothing is told, which is counted, nor kept to be told later', { skip }, async () => {
+  await using setup = await startBus()
+  const registry = new Registry()
+  const teller = await setup.bus('gateway', { registry })
+  const listener = await setup.bus('authorizer')
+  const heard: bigint[] = []
+  await using _listening = listener.listen(rates, ({ sequence }) => void heard.push(sequence))
+  await settled(listener)
+  const tell = (sequence: bigint) => teller.broadcast(rates, create(RateUsedSchema, { sequence }))
+  await setup.nats.stop()
+  await eventually(() => !teller.connected, { what: 'the loss to be noticed' })
+  assert.equal(tell(1n), false)
+  await setup.nats.start()
+  await eventually(() => teller.connected && listener.connected, { what: 'both to be back' })
+  await settled(listener)
+  assert.ok(tell(2n))
+  await eventually(() => heard.length > 0, { what: 'the next' })
+  assert.deepEqual(heard, [2n])
+  const published = await registry.getSingleMetric('tollward_bus_published_total')?.get()
+  const counts = Object.fromEntries(published?.values.map(({ labels, value }) => [labels.result, value]) ?? [])
+  assert.deepEqual(counts, { failed: 1, sent: 1 })
+})
+
+test('a broadcast that has not the declared type is counted and passed over', { skip }, async () => {
+  await using setup = await startBus()
+  const registry = new Registry()
+  const listener = await setup.bus('authorizer', { registry })
+  const heard: bigint[] = []
+  await using _listening = listener.listen(rates, ({ sequence }) => void heard.push(sequence))
+  await settled(listener)
+  setup.provisioner.publish(rates.subject, new Uint8Array([0xff, 0xff]))
+  setup.provisioner.publish(rates.subject, toBinary(RateUsedSchema, create(RateUsedSchema, { sequence: 3n })))
+  await eventually(() => heard.length > 0, { what: 'the good one' })
+  assert.deepEqual(heard, [3n])
+  const undecodable = await registry.getSingleMetric('tollward_bus_undecodable_total')?.get()
+  assert.deepEqual(undecodable?.values, [{ labels: { feed: rates.subject }, value: 1 }])
+})
+
+/** The server answers in order: what was subscribed before this is heard after it. */
+async function settled(bus: Bus): Promise<void> {
+  await bus.history('FINDINGS', 'tollward.siem.v1.finding.published.none', { sinceMs: Date.now(), limit: 1 })
+}

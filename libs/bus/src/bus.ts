@@ -1,7 +1,7 @@
 import type { DescMessage, DescService, MessageShape } from '@bufbuild/protobuf'
 import { DeliverPolicy, jetstream } from '@nats-io/jetstream'
 import { connect, errors, type NatsConnection, nkeyAuthenticator } from '@nats-io/transport-node'
-import type { BucketContract, EventContract } from '@tollward/contracts'
+import type { BroadcastContract, BucketContract, EventContract } from '@tollward/contracts'
 import type { Logger } from 'pino'
 import type { Registry } from 'prom-client'
 import { type Bucket, type BucketChange, bucketChange, type Codec, openBucket, protoCodec, rawCodec } from './bucket.ts'
@@ -19,7 +19,7 @@ import { busError } from './errors.ts'
 import { type Following, fromTime, openFeed } from './feed.ts'
 import { busMetrics } from './metrics.ts'
 import { inboxPrefix } from './permissions.ts'
-import { append, type Published, type PublishOptions, publish, publishBytes } from './publish.ts'
+import { append, broadcast, type Published, type PublishOptions, publish, publishBytes } from './publish.ts'
 import { Requests } from './requests.ts'
 import { type Client, client, type Implementation, serve } from './rpc.ts'
 import type { Session } from './session.ts'
@@ -101,9 +101,14 @@ export interface Bus extends AsyncDisposable {
     onMessage: (message: MessageShape<Desc>, delivery: Delivery) => void,
     options?: FollowOptions,
   ): Promise<Following>
-  /** Hears events live only, whatever is lost meanwhile. */
+  /**
+   * Tells whoever listens now, at once and without waiting for anybody: false if it could not even be sent, as while the server
+   * is gone; it is counted then, and lost. Never throws.
+   */
+  broadcast<Desc extends DescMessage>(told: BroadcastContract<Desc>, message: MessageShape<Desc>): boolean
+  /** Hears events live only, whatever is lost meanwhile, or broadcasts, also one's own. */
   listen<Desc extends DescMessage>(
-    event: EventContract<Desc>,
+    event: EventContract<Desc> | BroadcastContract<Desc>,
     onMessage: (message: MessageShape<Desc>) => void,
     options?: { readonly key?: string },
   ): AsyncDisposable
@@ -211,8 +216,11 @@ class NatsBus implements Bus {
     })
   }
 
+  broadcast: Bus['broadcast'] = (told, message) => broadcast(this.#session, told, message, this.connected)
+
   listen: Bus['listen'] = (event, onMessage, options = {}) => {
-    const subscription = this.#session.connection.subscribe(`${event.subject}.${options.key ?? '*'}`, {
+    const subject = 'stream' in event ? `${event.subject}.${options.key ?? '*'}` : event.subject
+    const subscription = this.#session.connection.subscribe(subject, {
       callback: (error, message) => {
         if (error) return this.#session.log.error({ err: error, subject: event.subject }, 'subject cannot be heard')
         try {

@@ -19,7 +19,7 @@ export function busMetrics(registry: Registry): BusMetrics {
   return {
     published: new Counter({
       name: 'tollward_bus_published_total',
-      help: 'Events handed to the bus, by whether it acknowledged them.',
+      help: 'Events handed to the bus, by whether it acknowledged them; broadcasts, by whether they were sent.',
       labelNames: ['subject', 'result'],
       registers,
     }),

@@ -1,6 +1,6 @@
 import { type DescMessage, type MessageShape, toBinary } from '@bufbuild/protobuf'
 import { headers, nuid } from '@nats-io/transport-node'
-import type { EventContract } from '@tollward/contracts'
+import type { BroadcastContract, EventContract } from '@tollward/contracts'
 import { busError } from './errors.ts'
 import type { Session } from './session.ts'
 
@@ -56,6 +56,32 @@ export async function append<Desc extends DescMessage>(
   const letter = { subject: event.subject, label: event.subject, bytes: toBinary(event.schema, message) }
   const { sequence } = await store(session, letter, options, expectedLastSequence)
   return sequence
+}
+
+/**
+ * Tells whoever listens, without an answer. Nothing is told while the server is gone: the client would keep it, without end, and
+ * tell it when it is no longer true. Returns whether it was sent.
+ */
+export function broadcast<Desc extends DescMessage>(
+  session: Session,
+  { schema, subject }: BroadcastContract<Desc>,
+  message: MessageShape<Desc>,
+  connected: boolean,
+): boolean {
+  const sent = connected && send(session, subject, toBinary(schema, message))
+  session.metrics.published.inc({ subject, result: sent ? 'sent' : 'failed' })
+  return sent
+}
+
+/** Whether the client took it: it does not while it closes, or if the server takes no message of this size. */
+function send(session: Session, subject: string, bytes: Uint8Array): boolean {
+  try {
+    session.connection.publish(subject, bytes)
+    return true
+  } catch (error) {
+    session.log.debug({ err: error, subject }, 'broadcast could not be sent')
+    return false
+  }
 }
 
 interface Letter {

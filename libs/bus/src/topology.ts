@@ -140,7 +140,11 @@ export interface Access {
 
 const TOKEN_EVENTS = { stream: 'EVENTS', filter: 'tollward.token.v1.>' }
 
+/** What decision points tell each other, and nobody else hears. */
+const RATE_USED = 'tollward.decision.v1.rate.used'
+
 const DECISION_POINT = {
+  listens: [RATE_USED],
   follows: [TOKEN_EVENTS],
   readsBuckets: ['documents', 'blocks', 'passes'],
   calls: [
@@ -183,8 +187,8 @@ export const ACCESS: Readonly<Record<string, Access>> = {
     looksUp: ['LEDGER'],
     serves: ['payment-verifier', 'payment-treasury', 'payment-conduct'],
   },
-  authorizer: { ...DECISION_POINT, publishes: ['tollward.sensor.v1.call.observed.authorizer'] },
-  gateway: { ...DECISION_POINT, publishes: ['tollward.sensor.v1.call.observed.gateway'] },
+  authorizer: { ...DECISION_POINT, publishes: ['tollward.sensor.v1.call.observed.authorizer', RATE_USED] },
+  gateway: { ...DECISION_POINT, publishes: ['tollward.sensor.v1.call.observed.gateway', RATE_USED] },
   'node-sensor': {
     publishes: ['tollward.sensor.v1.flow.observed.*', 'tollward.detection.v1.alert.raised'],
     readsBuckets: ['blocks', 'documents'],

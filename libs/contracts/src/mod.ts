@@ -22,7 +22,9 @@ export {
   writeCaller,
 } from './caller.ts'
 export {
+  type BroadcastContract,
   type BucketContract,
+  broadcastContract,
   bucketContract,
   contract,
   type EventContract,

@@ -4,7 +4,16 @@ import { join, relative, resolve } from 'node:path'
 import { run } from 'node:test'
 import { spec } from 'node:test/reporters'
 import { pathToFileURL } from 'node:url'
-import { acquireBitcoind, acquireEnvoy, acquireNatsServer, ensureSystemPackages, findOnPath } from '@tollward/acquire'
+import {
+  acquireBitcoind,
+  acquireCaddy,
+  acquireEnvoy,
+  acquireHaproxy,
+  acquireNatsServer,
+  acquireNginx,
+  ensureSystemPackages,
+  findOnPath,
+} from '@tollward/acquire'
 import { ROOT } from './checks/copy.ts'
 import { CHECKS } from './checks/list.ts'
 import { runCheck } from './checks/run-check.ts'
@@ -30,7 +39,6 @@ const SYSTEM_PACKAGES = [
   'make',
   'iproute2',
   'curl',
-  'nginx-light',
   'chromium',
   'python3-venv',
 ]
@@ -50,7 +58,8 @@ async function getTools(): Promise<void> {
   const progress = (line: string) => process.stdout.write(`${line}\n`)
   const { advice } = await ensureSystemPackages(SYSTEM_PACKAGES, { progress })
   if (advice !== '') progress(advice)
-  for (const acquire of [acquireNatsServer, acquireBitcoind, acquireEnvoy]) {
+  const tools = [acquireNatsServer, acquireBitcoind, acquireEnvoy, acquireNginx, acquireCaddy, acquireHaproxy]
+  for (const acquire of tools) {
     await acquire({ progress }).catch((error: Error) => progress(error.message))
   }
 }

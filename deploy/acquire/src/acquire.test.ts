@@ -7,6 +7,7 @@ import { acquireBitcoind, bitcoindVersion } from './bitcoind.ts'
 import { debianMirrors } from './debian-unstable.ts'
 import { envoyVersion } from './envoy.ts'
 import { acquireNatsServer, isOlder, NATS_SERVER_MIN, natsServerVersion } from './nats-server.ts'
+import { acquireCaddy, acquireHaproxy, acquireNginx } from './proxies.ts'
 import { ensureSystemPackages } from './system-packages.ts'
 import { AcquireError, acquisition, findOnPath, privateCopy, run } from './tool.ts'
 
@@ -24,6 +25,21 @@ test('a nats-server that is new enough is had, and runs', { skip }, async () => 
 test('a bitcoin node is had, and runs with its own libraries', { skip }, async () => {
   const { command, args, version } = await acquireBitcoind()
   assert.equal(bitcoindVersion(await run(command, [...args, '-version'])), version)
+})
+
+test('nginx, Caddy and HAProxy are had, and run with what they need', { skip }, async () => {
+  for (const acquire of [acquireNginx, acquireCaddy, acquireHaproxy]) {
+    const { command, args, version } = await acquire()
+    const said = await run('sh', [
+      '-c',
+      `exec "$@" 2>&1`,
+      'sh',
+      command,
+      ...args,
+      acquire === acquireCaddy ? 'version' : '-v',
+    ])
+    assert.ok(said.includes(version), said)
+  }
 })
 
 test('an old nats-server is refused with both versions', async () => {

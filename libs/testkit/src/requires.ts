@@ -2,9 +2,12 @@ import { existsSync } from 'node:fs'
 import {
   AcquireError,
   acquireBitcoind,
+  acquireCaddy,
   acquireElectrumx,
   acquireEnvoy,
+  acquireHaproxy,
   acquireNatsServer,
+  acquireNginx,
   acquireOcsfSchema,
   findOnPath,
 } from '@tollward/acquire'
@@ -12,7 +15,7 @@ import {
 /** What a test cannot do without. */
 export interface Requirements {
   root?: boolean
-  /** Programs: servers that Tollward gets by itself (nats-server, bitcoind, electrumx, envoy), all others on the PATH. */
+  /** Programs: servers that Tollward gets by itself (nats-server, bitcoind, electrumx, envoy, nginx, caddy, haproxy), all others on the PATH. */
   tools?: readonly string[]
   /** Files of the system, such as `/sys/kernel/btf/vmlinux`. */
   files?: readonly string[]
@@ -20,9 +23,12 @@ export interface Requirements {
 
 const ACQUIRED: Record<string, () => Promise<unknown>> = {
   bitcoind: () => acquireBitcoind(),
+  caddy: () => acquireCaddy(),
   electrumx: () => acquireElectrumx(),
   envoy: () => acquireEnvoy(),
+  haproxy: () => acquireHaproxy(),
   'nats-server': () => acquireNatsServer(),
+  nginx: () => acquireNginx(),
   'ocsf-schema': () => acquireOcsfSchema(),
 }
 

@@ -12,7 +12,7 @@ export interface Fields {
   readonly proof: string | undefined | false
   /** 64 lower-case hexadecimal digits. */
   readonly txid: string | undefined
-  /** Names, as sent but in lower case, of fields that claim to be ours. */
+  /** Names, as sent but in lower case, of fields that claim to be ours, or name another path or method than the request's. */
   readonly strays: readonly string[]
 }
 
@@ -48,7 +48,7 @@ export function readFields(headers: HeaderList): Fields | Fault | 'too-large' {
     bytes += sent.length + value.length
     const name = sent.toLowerCase()
     if (name === 'authorization') {
-      if (authorization !== undefined || value.includes(',')) return 'authorization-ambiguous'
+      if (authorization !== undefined || SECOND_CREDENTIAL.test(value)) return 'authorization-ambiguous'
       authorization = value
     } else if (name === TXID_HEADER) {
       if (txid !== undefined || !/^[0-9A-Fa-f]{64}$/.test(value)) return 'txid-malformed'
@@ -58,7 +58,7 @@ export function readFields(headers: HeaderList): Fields | Fault | 'too-large' {
       proof = isOne ? value : false
     } else if (name === 'connection') {
       if (nominatesOurs(value)) return 'header-connection'
-    } else if (isOurs(name)) {
+    } else if (isOurs(name) || isOverride(name)) {
       strays ??= []
       if (!strays.includes(name)) strays.push(name)
     }
@@ -79,6 +79,9 @@ export function singleValue(headers: HeaderList, name: string): string | undefin
   return found
 }
 
+/** A proxy may have joined two fields with a comma; other schemes than ours have commas of their own (RFC 9110, 11.4). */
+const SECOND_CREDENTIAL = /^\s*(?:bearer|dpop)\b.*,|,\s*(?:bearer|dpop)\b/i
+
 const NO_CREDENTIAL = { token: undefined, scheme: 'bearer' } as const
 
 function readCredential(authorization: string): Pick<Fields, 'token' | 'scheme'> | 'too-large' {
@@ -88,6 +91,21 @@ function readCredential(authorization: string): Pick<Fields, 'token' | 'scheme'>
   // b64token, as both RFCs have it. Anything else can't be one of our tokens, and is not worth asking anybody about.
   const token = /^ *([A-Za-z0-9._~+/-]+=*) *$/.exec(rest)?.[1] ?? ''
   return { token, scheme: scheme.length === 'dpop'.length ? 'dpop' : 'bearer' }
+}
+
+/** By these some servers take another path or method than the one that is decided about. */
+const OVERRIDES: ReadonlySet<string> = new Set([
+  'x-original-url',
+  'x-original-uri',
+  'x-rewrite-url',
+  'x-http-method',
+  'x-http-method-override',
+  'x-method-override',
+])
+
+function isOverride(name: string): boolean {
+  if (!name.startsWith('x')) return false
+  return OVERRIDES.has(name.includes('_') ? name.replaceAll('_', '-') : name)
 }
 
 /** Some servers read "_" in a name as "-" (CGI variables), so both spellings are ours. */

@@ -54,7 +54,10 @@ const REFUSED: readonly (readonly [target: string, fault: Fault])[] = [
   ['/pu{b}lic', 'target-characters'],
   ['/public"', 'target-characters'],
   ['/public<x>', 'target-characters'],
-  ['/public|x', 'target-characters'],
+  ['/public%252fadmin', 'path-double-encoding'],
+  ['/%25%36%31dmin', 'path-double-encoding'],
+  ['/public%EF%BC%8Fadmin', 'path-lookalike'],
+  ['/public/%E2%80%A5/admin', 'path-lookalike'],
   [`/${'a'.repeat(TARGET_BYTES_MAX)}`, 'target-too-long'],
 ]
 
@@ -69,8 +72,8 @@ const TAKEN: readonly (readonly [target: string, path: string, query: string])[]
   ['/%7Eme/%2D%5F', '/~me/-_', ''],
   ['/caf%c3%a9', '/caf%C3%A9', ''],
   ['/%E2%82%AC/%f0%9f%98%80', '/%E2%82%AC/%F0%9F%98%80', ''],
-  // Encoded once more: a reader that decodes once sees text, not a slash.
-  ['/public%252fadmin', '/public%252fadmin', ''],
+  ['/public|x[0]', '/public%7Cx%5B0%5D', ''],
+  ['/100%25-off', '/100%25-off', ''],
   ['/a%3Bb', '/a%3Bb', ''],
   ['/a/...', '/a/...', ''],
   ['/a/..b', '/a/..b', ''],

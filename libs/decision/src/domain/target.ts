@@ -23,6 +23,8 @@ export const FAULTS = {
     'The request target has characters that must be percent-encoded, or a semicolon, backslash or fragment.',
   'path-encoding': 'The path has a percent-encoding that is malformed, or of a slash, backslash or control character.',
   'path-utf8': 'The percent-encoded bytes of the path are not UTF-8.',
+  'path-double-encoding': 'The path is percent-encoded twice.',
+  'path-lookalike': 'The path has a character that some servers take for a slash, a backslash or a dot.',
   'path-empty-segment': 'The path has two slashes in a row.',
   'path-dot-segment': 'The path has a segment of one or two dots.',
   'header-duplicated': 'A header that decides about this request was sent more than once.',
@@ -43,12 +45,15 @@ const PLAIN = 1
 const SLASH = 2
 const PERCENT = 3
 const QUESTION_MARK = 4
+const ENCODED = 5
 
 const UNRESERVED = 'ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~'
 
 /** Class of each ASCII character in a path: RFC 3986 pchar is plain, but for ";", whose meaning differs between servers. */
 const PATH_CLASS = new Uint8Array(128)
 for (const character of `${UNRESERVED}!$&'()*+,=:@`) PATH_CLASS[character.charCodeAt(0)] = PLAIN
+/** Browsers send these as they are (WHATWG URL, path percent-encode set), RFC 3986 wants them encoded: both are one path. */
+for (const character of '[]|^') PATH_CLASS[character.charCodeAt(0)] = ENCODED
 PATH_CLASS['/'.charCodeAt(0)] = SLASH
 PATH_CLASS['%'.charCodeAt(0)] = PERCENT
 PATH_CLASS['?'.charCodeAt(0)] = QUESTION_MARK
@@ -66,7 +71,7 @@ export function canonicalTarget(host: string, target: string): Target | Fault {
   if (end < 0) return 'target-characters'
   const query = target.slice(end)
   if (query !== '' && !isQuery(query)) return 'target-characters'
-  const decoded = decodeUnreserved(target.slice(0, end))
+  const decoded = decodeUnreserved(target.slice(0, end).replace(/[[\]|^]/g, encodeURIComponent))
   if ('fault' in decoded) return decoded.fault
   const segments = decoded.path.slice(1).split('/')
   const fault = segmentFault(segments)
@@ -122,6 +127,7 @@ function isQuery(query: string): boolean {
 function decodeUnreserved(path: string): { path: string } | { fault: Fault } {
   if (!path.includes('%')) return { path }
   let decoded = ''
+  let isAscii = true
   const high: number[] = []
   for (let index = 0; index < path.length; index++) {
     if (path[index] !== '%') {
@@ -133,13 +139,25 @@ function decodeUnreserved(path: string): { path: string } | { fault: Fault } {
     if (!/^[0-9A-Fa-f]{2}$/.test(hex)) return { fault: 'path-encoding' }
     index += 2
     const byte = Number.parseInt(hex, 16)
-    if (byte >= 0x80) high.push(byte)
-    else if (!endsUtf8(high)) return { fault: 'path-utf8' }
+    if (byte >= 0x80) {
+      high.push(byte)
+      isAscii = false
+    } else if (!endsUtf8(high)) return { fault: 'path-utf8' }
     else if (byte < 0x20 || byte === 0x7f || byte === 0x2f || byte === 0x5c) return { fault: 'path-encoding' }
     const character = String.fromCharCode(byte)
     decoded += UNRESERVED.includes(character) ? character : `%${hex.toUpperCase()}`
   }
-  return endsUtf8(high) ? { path: decoded } : { fault: 'path-utf8' }
+  if (!endsUtf8(high)) return { fault: 'path-utf8' }
+  // Whoever decodes once more would read another path.
+  if (/%25[0-9A-Fa-f]{2}/.test(decoded)) return { fault: 'path-double-encoding' }
+  return isAscii || !hasLookalike(decoded) ? { path: decoded } : { fault: 'path-lookalike' }
+}
+
+/** What best fit to a smaller character set, or NFKC, makes a slash, a backslash, or segments of one or two dots. */
+const LOOKALIKE = /[／⁄∕⧸＼∖⧵﹨]|\/[.．․‥]{1,2}(?=\/|$)/u
+
+function hasLookalike(path: string): boolean {
+  return LOOKALIKE.test(decodeURIComponent(path))
 }
 
 /** Whether the run of percent-encoded bytes that ends here is UTF-8 (no overlong forms); begins the next run. */

@@ -1,6 +1,7 @@
 import { parseAddress } from '@tollward/contracts'
 import { z } from 'zod'
-import { document, headerName, name, scope } from './kinds.ts'
+import { headerName } from './api-policy.ts'
+import { document, name, scope } from './parts.ts'
 
 /** The kind of document that holds examples of a policy. It is never applied. */
 export const EXAMPLES_KIND = 'PolicyExamples'

@@ -1,18 +1,13 @@
+export { type ApiPolicy, ApiPolicySchema, limitsOf } from './api-policy.ts'
 export type { PolicyExample, PolicyExamples } from './examples.ts'
 export {
-  API_VERSION,
-  type ApiPolicy,
-  ApiPolicySchema,
   type Client,
   ClientSchema,
   type DetectorSettings,
   DetectorSettingsSchema,
   DUST_SATS,
-  duration,
-  durationMs,
   KINDS,
   type Kind,
-  limitsOf,
   type Plan,
   PlanSchema,
   RESERVED_SCOPE_PREFIX,
@@ -31,6 +26,7 @@ export {
   parseSources,
   TEXT_BYTES_MAX,
 } from './parse.ts'
+export { API_VERSION, duration, durationMs } from './parts.ts'
 export {
   afterChange,
   afterSnapshot,

@@ -30,7 +30,8 @@ test('every caller survives being a key and a message, and no two share a key', 
       const one = { kind: drawn.kind, value: drawn.value }
       const key = callerKey(one)
       assert.match(key, /^[-/_=.a-zA-Z0-9]{1,255}$/)
-      X
+      assert.deepEqual(parseCallerKey(key), one)
+      assert.deepEqual(readCaller(create(CallerSchema, writeCaller(one))), one)
       assert.equal(callerKey(other) === key, other.kind === one.kind && other.value === one.value)
     }),
   )

@@ -19,6 +19,7 @@ const range = fc.tuple(address, fc.integer({ min: 0, max: 128 })).map(([of, pref
 const step = fc.oneof(
   fc.record({ set: fc.record({ range, expiresAtMs: fc.integer({ min: 0, max: 100 }) }) }),
   fc.record({ remove: range }),
+  fc.record({ sweepAt: fc.integer({ min: 0, max: 100 }) }),
   fc.record({
     replace: fc.array(fc.record({ range, expiresAtMs: fc.integer({ min: 0, max: 100 }) }), { maxLength: 5 }),
   }),
@@ -47,6 +48,9 @@ describe('block list', () => {
             } else if ('remove' in made) {
               list.remove(rangeKey(made.remove))
               plain.delete(rangeKey(made.remove))
+            } else if ('sweepAt' in made) {
+              for (let call = 0; call < 300; call++) list.sweep(made.sweepAt)
+              for (const [key, { expiresAtMs }] of plain) if (expiresAtMs <= made.sweepAt) plain.delete(key)
             } else {
               list.replace(made.replace)
               plain = new Map(made.replace.map((entry) => [rangeKey(entry.range), entry]))
@@ -85,4 +89,71 @@ describe('block list', () => {
     assert.equal(list.isBlocked(bytes('192.0.2.1'), 49), true)
     assert.equal(list.isBlocked(bytes('192.0.2.1'), 50), false)
   })
+
+  test('holds a hundred thousand blocks through growth, removal and sweeping, in small steps and little memory', () => {
+    const list = new BlockList([])
+    const plain = new Map<string, BlockEntry>()
+    const random = numbers(7)
+    const draw = (): BlockEntry => {
+      const isV6 = random() % 2 === 0
+      const drawn = bytes(isV6 ? '2001:db8::' : '0.0.0.0')
+      for (let index = isV6 ? 5 : 12; index < (isV6 ? 8 : 16); index++) drawn[index] = random() & 0xff
+      return { range: { address: drawn, prefixLength: isV6 ? 64 : 128 }, expiresAtMs: 1 + (random() % 100) }
+    }
+    let bytesBefore = list.bytes
+    for (let step = 0; step < 120_000; step++) {
+      const entry = draw()
+      list.set(entry)
+      plain.set(rangeKey(entry.range), entry)
+      assert.ok(list.bytes - bytesBefore <= 50_000 || step < 10, 'growing copies one segment, not the table')
+      bytesBefore = list.bytes
+      if (step % 4 === 0) {
+        const key = rangeKey(draw().range)
+        list.remove(key)
+        plain.delete(key)
+      }
+    }
+    for (const key of [...plain.keys()].filter((_, index) => index % 3 === 0)) {
+      list.remove(key)
+      plain.delete(key)
+    }
+    const agree = (nowMs: number) => {
+      assert.equal(list.size, plain.size)
+      for (const { range: held, expiresAtMs } of plain.values())
+        assert.equal(list.isBlocked(held.address, nowMs), expiresAtMs > nowMs)
+      for (let step = 0; step < 20_000; step++) {
+        const { range: asked } = draw()
+        const expected = (plain.get(rangeKey(asked))?.expiresAtMs ?? 0) > nowMs
+        assert.equal(list.isBlocked(asked.address, nowMs), expected)
+      }
+    }
+    agree(0)
+    agree(50)
+    for (let call = 0; call < 1000; call++) list.sweep(50)
+    for (const [key, { expiresAtMs }] of plain) if (expiresAtMs <= 50) plain.delete(key)
+    agree(50)
+    for (const key of plain.keys()) list.remove(key)
+    assert.equal(list.size, 0)
+  })
+
+  test('what is in force stays in force until a draft is swapped in, whole', () => {
+    const list = new BlockList([])
+    const [before, after] = ['192.0.2.1', '192.0.2.2'].map(bytes)
+    assert.ok(before && after)
+    list.set({ range: { address: before, prefixLength: 128 }, expiresAtMs: 50 })
+    const draft = list.draft()
+    draft.set({ range: { address: after, prefixLength: 128 }, expiresAtMs: 50 })
+    assert.deepEqual([list.isBlocked(before, 0), list.isBlocked(after, 0)], [true, false])
+    list.swap(draft)
+    assert.deepEqual([list.isBlocked(before, 0), list.isBlocked(after, 0)], [false, true])
+  })
 })
+
+/** Numbers of 31 bits that look random and are the same each time (a linear congruential generator). */
+function numbers(seed: number): () => number {
+  let state = seed
+  return () => {
+    state = (Math.imul(state, 1_103_515_245) + 12_345) >>> 0
+    return state >>> 8
+  }
+}

@@ -45,6 +45,8 @@ export interface Rejection {
   readonly headers: readonly HeaderField[]
   /** RFC 9457, application/problem+json. */
   readonly body: string
+  /** Its sentence alone, for clients that can't read it. */
+  readonly detail: string
 }
 
 export type Decision = Admission | Rejection
@@ -131,6 +133,7 @@ export function rejection(id: string, refusal: Refusal, paymentUrl: string): Rej
       ...waiting(refusal),
     ],
     body: JSON.stringify(body),
+    detail: sentence,
   }
 }
 

@@ -122,6 +122,39 @@ test('what changes something needs the one scope, what only reads the other, and
   }
 })
 
+test('a dry run says what an apply would do and what the policies would say against each other, and does nothing', {
+  skip,
+}, async () => {
+  const rules = '[{ name: open, match: { path: /dry }, anonymous: true }]'
+  const policy = (name: string, more = rules) =>
+    `apiVersion: tollward.dev/v1\nkind: ApiPolicy\nmetadata: { name: ${name} }\nspec:\n  hosts: [dry.example]\n  rules: ${more}\n`
+  await apply(policy('dry-first'))
+  const audits = (await audited('Apply')).length
+  const closed = '[{ name: closed, match: { path: /dry }, deny: { reason: No. } }]'
+  const text = `${policy('dry-first')}---\n${policy('dry-second', closed)}`
+  const dry = await admin.apply({ yaml: text, fileName: 'f.yaml', dryRun: true }, AS_OPERATOR)
+  assert.deepEqual(
+    dry.applied.map(({ name, change }) => [name, change]),
+    [
+      ['dry-first', Change.UNCHANGED],
+      ['dry-second', Change.CREATED],
+    ],
+  )
+  const pairs = (conflicts: readonly { winner: string; loser: string }[]) =>
+    conflicts.map(({ winner, loser }) => `${winner} ${loser}`)
+  assert.deepEqual(pairs(dry.conflicts), ['dry-second/closed dry-first/open'])
+  assert.match(dry.conflicts[0]?.detail ?? '', /^At dry\.example: .*Remove one of them\.$/)
+  assert.ok(!(await storedNames('ApiPolicy')).includes('dry-second'))
+  assert.equal((await audited('Apply')).length, audits, 'a dry run is in the audit')
+  await assert.rejects(admin.apply({ yaml: policy('Dry'), fileName: 'f.yaml', dryRun: true }, AS_OPERATOR), {
+    code: status.INVALID_ARGUMENT,
+  })
+  // What is in force counts as well, not only what the text has.
+  const applied = await apply(policy('dry-second', closed))
+  assert.deepEqual(pairs(applied.conflicts), pairs(dry.conflicts))
+  for (const name of ['dry-first', 'dry-second']) await admin.deleteDocument({ kind: 'ApiPolicy', name }, AS_OPERATOR)
+})
+
 test('a token that may only read changes nothing, and its attempt is audited', { skip }, async () => {
   await assert.rejects(admin.addBlock({ cidr: '198.51.100.2', ttlSeconds: 60 }, AS_READER), {
     code: status.PERMISSION_DENIED,

@@ -11,7 +11,7 @@ import { IntrospectorService } from '@tollward/contracts/token'
 import { AppError, toAppError } from '@tollward/errors'
 import type { Logger } from 'pino'
 import { bearerToken, type Caller, callerOf, requireScope } from '../domain/access.ts'
-import { type MethodName, type RequestOf, SCOPES, targetOf } from '../domain/audit.ts'
+import { isAudited, type MethodName, type RequestOf, SCOPES, targetOf } from '../domain/audit.ts'
 import type { Metrics } from '../metrics.ts'
 
 /** No call keeps a caller waiting for longer; those that wait for the bus would otherwise wait for ever. */
@@ -90,13 +90,13 @@ export function adminHandlers(options: CallOptions): GrpcHandlers<typeof AdminSe
       if (!action) throw new Error('authorized without a caller')
       const response = await inTime(options.methods[name](call.request, action))
       stop({ status: status[status.OK] })
-      await audit(options, name, action, status.OK)
+      if (isAudited(name, call.request)) await audit(options, name, action, status.OK)
       return response
     } catch (thrown) {
       const error = toAppError(thrown)
       if (error.code === 'internal') options.log.error({ err: thrown, method: name }, 'call failed')
       stop({ status: status[error.meaning.grpc] ?? '' })
-      if (action) await audit(options, name, action, error.meaning.grpc)
+      if (action && isAudited(name, call.request)) await audit(options, name, action, error.meaning.grpc)
       throw error
     }
   }
@@ -151,7 +151,7 @@ function streamHandler<Name extends StreamName>(name: Name, options: CallOptions
     else if (!ended.signal.aborted) call.end()
     const result = failure?.meaning.grpc ?? (ended.signal.aborted ? status.CANCELLED : status.OK)
     stop({ status: status[result] ?? '' })
-    if (action) await audit(options, name, action, result)
+    if (action && isAudited(name, call.request)) await audit(options, name, action, result)
   }
 }
 
@@ -175,14 +175,13 @@ function writerOf<Name extends StreamName>(call: StreamCall<Name>, over: AbortSi
   }
 }
 
-/** Says on the bus and in the log who did what, or was refused it. Reading is not audited. */
+/** Says on the bus and in the log who did what, or was refused it. */
 async function audit(
   { bus, log, metrics }: CallOptions,
   name: MethodName,
   action: Action,
   code: status,
 ): Promise<void> {
-  if (SCOPES[name] !== 'tollward.admin') return
   const record = {
     actionId: randomUUID(),
     actor: action.caller.clientId,

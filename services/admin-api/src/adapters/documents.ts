@@ -17,7 +17,7 @@ import {
 import { AppError } from '@tollward/errors'
 import type { Logger } from 'pino'
 import { shortTarget } from '../domain/audit.ts'
-import { orderedForApply, refuseIfNeeded } from '../domain/changes.ts'
+import { conflictsAfter, orderedForApply, refuseIfNeeded } from '../domain/changes.ts'
 import type { Metrics } from '../metrics.ts'
 import type { AdminMethods } from './calls.ts'
 
@@ -92,16 +92,14 @@ export function documentMethods({
     for (const source of sources) {
       const before = entries.get(documentKey(source.document.kind, source.document.metadata.name))
       const title = titleOf(source)
-      if (before?.value.yaml === source.yaml) {
-        changes.set(title, Change.UNCHANGED)
-        continue
-      }
+      const change = changeOf(source, before)
+      changes.set(title, change)
+      if (change === Change.UNCHANGED) continue
       try {
         writes.push(await write(source, before, clientId))
       } catch (error) {
         throw notApplied(error, title, await takeBack(writes))
       }
-      changes.set(title, before ? Change.REPLACED : Change.CREATED)
     }
     return changes
   }
@@ -129,20 +127,24 @@ export function documentMethods({
   }
 
   return {
-    apply: ({ yaml, fileName }, action) =>
+    apply: ({ yaml, fileName, dryRun }, action) =>
       inTurn(async () => {
         const sources = parseSources(yaml, fileName || 'text')
         action.target = shortTarget(sources.map(titleOf).join(', '))
         const entries = await readAll()
+        const inForce = inForceOf(entries)
         const { clientId } = action.caller
-        const changes = await writeAll(orderedForApply(sources, inForceOf(entries), clientId), entries, clientId)
+        const ordered = orderedForApply(sources, inForce, clientId)
+        const conflicts = conflictsAfter(sources, inForce)
+        if (dryRun) return { applied: sources.map((source) => foreseen(source, entries)), conflicts }
+        const changes = await writeAll(ordered, entries, clientId)
         const applied: MessageInitShape<typeof AppliedDocumentSchema>[] = []
         for (const source of sources) {
           const { kind, metadata } = source.document
           const change = changes.get(titleOf(source)) ?? Change.UNSPECIFIED
           applied.push({ kind, name: metadata.name, change, clientSecret: await takeUp(source, change) })
         }
-        return { applied }
+        return { applied, conflicts }
       }),
 
     listDocuments: async ({ kind, name }) => {
@@ -197,6 +199,17 @@ function requireKind(kind: string): void {
   if (!isKind(kind)) {
     throw new AppError('invalid_argument', `There is no such kind; the kinds are ${Object.keys(KINDS).join(', ')}.`)
   }
+}
+
+function changeOf({ yaml }: DocumentSource, before: Entry<StoredDocument> | undefined): Change {
+  if (!before) return Change.CREATED
+  return before.value.yaml === yaml ? Change.UNCHANGED : Change.REPLACED
+}
+
+/** What an apply would say of a document. */
+function foreseen(source: DocumentSource, entries: Entries): MessageInitShape<typeof AppliedDocumentSchema> {
+  const { kind, metadata } = source.document
+  return { kind, name: metadata.name, change: changeOf(source, entries.get(documentKey(kind, metadata.name))) }
 }
 
 function titleOf({ document }: DocumentSource): string {

@@ -49,6 +49,12 @@ export const SCOPES: Readonly<Record<MethodName, Scope>> = {
   mineRegtest: 'tollward.admin',
 }
 
+/** Whether a call is in the audit: it changes something or gives out everything, or would if it were allowed to. */
+export function isAudited<Name extends MethodName>(method: Name, request: RequestOf<Name>): boolean {
+  const isDryRun = 'dryRun' in request && request.dryRun === true
+  return SCOPES[method] === 'tollward.admin' && !isDryRun
+}
+
 /** Characters of a target: it is what the caller wrote. */
 const TARGET_LENGTH_MAX = 300
 

@@ -1,3 +1,4 @@
+import { type Conflict, policyConflicts } from '@tollward/decision/policies'
 import type { DocumentFault, DocumentSet, DocumentSource, TollwardDocument } from '@tollward/documents'
 import { DocumentError, documentsOfKind } from '@tollward/documents'
 import { AppError } from '@tollward/errors'
@@ -24,6 +25,15 @@ export function orderedForApply(
   const faults = sources.flatMap((source) => [...planFaults(source, plans), ...clientFaults(source, operatorClientId)])
   if (faults.length > 0) throw new DocumentError(faults)
   return [...sources].sort((a, b) => ORDER[a.document.kind] - ORDER[b.document.kind])
+}
+
+/** Where the policies that will be in force once these documents are speak against each other. */
+export function conflictsAfter(sources: readonly DocumentSource[], inForce: DocumentSet): Conflict[] {
+  const policies = new Map(documentsOfKind(inForce, 'ApiPolicy'))
+  for (const { document } of sources) {
+    if (document.kind === 'ApiPolicy') policies.set(document.metadata.name, document)
+  }
+  return policyConflicts([...policies.values()])
 }
 
 /** AppError `failed_precondition` if a policy in force needs the document. */

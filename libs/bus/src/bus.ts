@@ -231,7 +231,8 @@ class NatsBus implements Bus {
         }
       },
     })
-    return { [Symbol.asyncDispose]: () => subscription.drain() }
+    // Draining needs the server.
+    return { [Symbol.asyncDispose]: async () => (this.connected ? subscription.drain() : subscription.unsubscribe()) }
   }
 
   history: Bus['history'] = async (stream, filter, { sinceMs, limit }) => {

@@ -1,4 +1,6 @@
 export * from './gen/envoy/config/core/v3/base_pb.ts'
+export * from './gen/envoy/extensions/common/ratelimit/v3/ratelimit_pb.ts'
 export * from './gen/envoy/service/auth/v3/attribute_context_pb.ts'
 export * from './gen/envoy/service/auth/v3/external_auth_pb.ts'
+export * from './gen/envoy/service/ratelimit/v3/rls_pb.ts'
 export * from './gen/envoy/type/v3/http_status_pb.ts'

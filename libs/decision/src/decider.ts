@@ -12,15 +12,15 @@ import { Documents } from './adapters/documents.ts'
 import { Passes } from './adapters/passes.ts'
 import { openPossession } from './adapters/proofs.ts'
 import { Quotes } from './adapters/quotes.ts'
+import { Rates } from './adapters/rates.ts'
 import { Recorder } from './adapters/recorder.ts'
 import { Tokens } from './adapters/tokens.ts'
 import { admission, type Decision, type Rejection, rejection } from './domain/answer.ts'
 import { BlockList, GUARDED_ADDRESSES } from './domain/block-list.ts'
 import { CallerBlocks } from './domain/caller-blocks.ts'
 import { judge, type Refusal, type RequestFacts, sourceKey, type Verdict, type World } from './domain/judge.ts'
-import { RateTable } from './domain/rate.ts'
 import { REASONS, type Reason } from './domain/reasons.ts'
-import { ADMISSION_SAMPLE, EDGES, FEED_STALE_AFTER_MS, RATE_KEYS_MAX } from './edges.ts'
+import { ADMISSION_SAMPLE, EDGES, FEED_STALE_AFTER_MS } from './edges.ts'
 import { type DecisionMetrics, type DecisionOutcome, decisionMetrics, gaugeSizes } from './metrics.ts'
 
 export interface DeciderConfig {
@@ -57,17 +57,17 @@ export async function createDecider({ bus, log, registry, config }: DeciderOptio
   const callerBlocks = new CallerBlocks()
   const tokens = new Tokens(bus, log, metrics)
   const possession = openPossession()
-  const passes = new Passes(bus, `${config.source}-${randomUUID()}`, log, metrics)
+  const decider = `${config.source}-${randomUUID()}`
+  const passes = new Passes(bus, decider, log, metrics)
   const quotes = new Quotes(bus, log, metrics)
-  const rateTable = (table: string) => new RateTable(RATE_KEYS_MAX, () => metrics.evictions.inc({ table }))
-  const sourceRates = rateTable('source rates')
-  const callerRates = rateTable('caller rates')
+  const rates = new Rates(bus, decider, metrics)
 
   await using resources = new AsyncDisposableStack()
   const recorder = resources.use(new Recorder(bus, config.source, log, metrics))
   resources.defer(() => passes.giveBack())
   const documentsFeed = resources.use(await documents.follow(bus))
   const blocksFeed = resources.use(await followBlocks(bus, blocks))
+  resources.use(rates).listen()
   const passesFeed = resources.use(await passes.follow(bus))
   resources.use(await tokens.follow(bus, Date.now()))
 
@@ -77,8 +77,9 @@ export async function createDecider({ bus, log, registry, config }: DeciderOptio
     tokens: () => tokens.size,
     passes: () => passes.size,
     proofs: () => possession.size,
-    'source rates': () => sourceRates.size,
-    'caller rates': () => callerRates.size,
+    'source rates': () => rates.sources.size,
+    'caller rates': () => rates.callers.size,
+    'descriptor rates': () => rates.descriptors.size,
   })
   const world: World = {
     get policies() {
@@ -86,8 +87,8 @@ export async function createDecider({ bus, log, registry, config }: DeciderOptio
     },
     blocks,
     callerBlocks,
-    sourceRates,
-    callerRates,
+    sourceRates: rates.sources,
+    callerRates: rates.callers,
     hashToken: sha256,
     findToken: (token, tokenHash, nowMs) => tokens.find(token, tokenHash, nowMs),
     prove: (binding, presented) => possession.prove(binding, presented),

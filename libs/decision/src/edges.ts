@@ -33,6 +33,16 @@ export const EDGES = {
     because:
       'a proof that is not remembered could be replayed; the table holds more than one process can verify in its window',
   },
+  'rates of others': {
+    fails: 'open',
+    because:
+      'without the bus each replica limits by what it admits itself; refusing everyone would cost more than a limit that is too wide',
+  },
+  'rate told too late': {
+    fails: 'open',
+    because:
+      'a flood of keys must not flood the bus; the ones near their limit are told first, what is lost is counted',
+  },
   'call record': { fails: 'open', because: 'a request must not wait for its record; what is lost is counted' },
 } as const satisfies Record<string, Edge>
 
@@ -97,6 +107,18 @@ export const RATE_KEYS_MAX = 200_000
 export const LEASE_SHARE = 1 / 20
 /** Of a large quota, enough for a second or so at full load. */
 export const LEASE_REQUESTS_MAX = 5000
+/** Between two tellings of what was admitted; what is a twentieth of its limit doesn't wait for it. */
+export const RATES_TOLD_EVERY_MS = 20
+/** Keys, each table, of which the others have not been told yet; more are never told. */
+export const RATES_UNTOLD_MAX = 10_000
+/** Uses told a second; some 2 MB/s on the bus and a few hundredths of a core to write and as many to read. The rest waits. */
+export const RATES_TOLD_LIMIT = { requests: 20_000, perSeconds: 1 } as const
+/** Uses in a message; with keys of RATE_KEY_LENGTH_MAX still below the megabyte that the bus takes. */
+export const RATES_PER_MESSAGE_MAX = 250
+/** UTF-16 code units of a key that is told: a policy, a rule and whom it counts are far shorter. */
+export const RATE_KEY_LENGTH_MAX = 1024
+/** Other replicas of which we know which message comes next. */
+export const RATE_DECIDERS_MAX = 1000
 /** When less than this part of a chunk is left, the next one is asked for. */
 export const LEASE_LOW_WATER = 1 / 4
 /** A pass from which nothing could be leased is asked about again after this time: another holder may have given back. */

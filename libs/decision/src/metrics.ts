@@ -11,6 +11,8 @@ export interface DecisionMetrics {
   readonly seconds: Histogram
   readonly tokenLookups: Counter<'result'>
   readonly evictions: Counter<'table'>
+  readonly rateUses: Counter<'result'>
+  readonly rateMessagesMissed: Counter
   readonly leases: Counter<'result'>
   readonly quotaRecords: Counter<'result'>
   readonly quotaLost: Counter
@@ -39,6 +41,12 @@ export function decisionMetrics(registry: Registry): DecisionMetrics {
     tokenLookups: counter('token_lookups', 'Tokens looked up, by where the answer came from.', ['result']),
     evictions: counter('evictions', 'Entries pushed out of a full table before their time.', ['table']),
     leases: counter('leases', 'Chunks of quota asked for, by what came of it.', ['result']),
+    rateUses: counter(
+      'rate_uses',
+      'Uses of limits told to other replicas, told too late, or lost, and heard of them, or unusable.',
+      ['result'],
+    ),
+    rateMessagesMissed: counter('rate_messages_missed', 'Messages of other replicas about limits that never came.'),
     quotaRecords: counter('quota_records', 'Records of what was served of a chunk, by what came of them.', ['result']),
     quotaLost: counter('quota_lost', 'Requests that count as served because their chunk could not be given back.'),
     redemptions: counter('redemptions', 'Transactions presented, by what the verifier said.', ['outcome']),

@@ -30,15 +30,22 @@ const STALE_PROBES = 8
  * Limits by the generic cell rate algorithm (ITU-T I.371): per key one number, the theoretical arrival time in milliseconds.
  * The table is bounded; when it is full of live keys the oldest is forgotten, which lets that key begin anew: it fails open,
  * and the eviction is counted.
+ *
+ * What other replicas admitted is added as they tell it. Each request counts once everywhere, so over N replicas, in any time no
+ * longer than the limit's own, at most (N−1) × what one of them has admitted and the others have not heard of is admitted beyond
+ * what this algorithm alone would admit (RatesUntold says how much that is).
  */
 export class RateTable {
   readonly #arrivals = new Map<string, number>()
   readonly #maxKeys: number
   readonly #onEvicted: () => void
+  readonly #onCounted: ((charge: Charge) => void) | undefined
 
-  constructor(maxKeys: number, onEvicted: () => void) {
+  /** `onCounted`: told of every charge that was counted here, for the other replicas. */
+  constructor(maxKeys: number, onEvicted: () => void, onCounted?: (charge: Charge) => void) {
     this.#maxKeys = maxKeys
     this.#onEvicted = onEvicted
+    this.#onCounted = onCounted
   }
 
   get size(): number {
@@ -77,10 +84,37 @@ export class RateTable {
     return arrivalMs - ((perSeconds * 1000) / requests) * (requests - hits) - nowMs
   }
 
-  #count({ key, limit: { requests, perSeconds }, hits = 1 }: Charge, nowMs: number): void {
-    const arrivalMs = this.#arrivals.get(key)
-    if (arrivalMs === undefined && this.#arrivals.size >= this.#maxKeys) this.#makeRoom(nowMs)
-    this.#arrivals.set(key, Math.max(arrivalMs ?? 0, nowMs) + ((perSeconds * 1000) / requests) * hits)
+  /**
+   * Counts what another replica admitted, whether it conforms here or not: what was too much is paid back. But no longer than the
+   * limit's own time is anybody refused for it, however much it was.
+   */
+  addOthers(charge: Charge, nowMs: number): void {
+    const { requests, perSeconds } = charge.limit
+    const intervalMs = (perSeconds * 1000) / requests
+    const latestMs = nowMs + perSeconds * 1000 + intervalMs * (requests - 1)
+    this.#set(charge.key, Math.min(this.#arrivalMs(charge, nowMs), latestMs), nowMs)
+  }
+
+  /** How many requests of this limit still conform now, and in how many milliseconds all of them would. */
+  left({ key, limit }: Charge, nowMs: number): { readonly requests: number; readonly fullInMs: number } {
+    const fullInMs = Math.max(0, (this.#arrivals.get(key) ?? 0) - nowMs)
+    const intervalMs = (limit.perSeconds * 1000) / limit.requests
+    return { requests: Math.max(0, Math.floor(limit.requests - (fullInMs - ROUNDING_MS) / intervalMs)), fullInMs }
+  }
+
+  #count(charge: Charge, nowMs: number): void {
+    this.#set(charge.key, this.#arrivalMs(charge, nowMs), nowMs)
+    this.#onCounted?.(charge)
+  }
+
+  /** The theoretical arrival time after these requests. */
+  #arrivalMs({ key, limit: { requests, perSeconds }, hits = 1 }: Charge, nowMs: number): number {
+    return Math.max(this.#arrivals.get(key) ?? 0, nowMs) + ((perSeconds * 1000) / requests) * hits
+  }
+
+  #set(key: string, arrivalMs: number, nowMs: number): void {
+    if (this.#arrivals.size >= this.#maxKeys && !this.#arrivals.has(key)) this.#makeRoom(nowMs)
+    this.#arrivals.set(key, arrivalMs)
   }
 
   #makeRoom(nowMs: number): void {

@@ -2,16 +2,16 @@
 // @generated from file tollward/decision/v1/rates.proto (package tollward.decision.v1, syntax proto3)
 /* eslint-disable */
 
-import type { GenFile, GenMessage } from "@bufbuild/protobuf/codegenv2";
-import { fileDesc, messageDesc } from "@bufbuild/protobuf/codegenv2";
+import type { GenEnum, GenFile, GenMessage } from "@bufbuild/protobuf/codegenv2";
+import { enumDesc, fileDesc, messageDesc } from "@bufbuild/protobuf/codegenv2";
 import { file_tollward_options_v1_options } from "../../options/v1/options_pb.ts";
-import type { Message } from "@bufbuild/protobuf";
+import type { Message, UnknownEnum } from "@bufbuild/protobuf";
 
 /**
  * Describes the file tollward/decision/v1/rates.proto.
  */
 export const file_tollward_decision_v1_rates: GenFile = /*@__PURE__*/
-  fileDesc("CiB0b2xsd2FyZC9kZWNpc2lvbi92MS9yYXRlcy5wcm90bxIUdG9sbHdhcmQuZGVjaXNpb24udjEifAoIUmF0ZVVzZWQSDwoHZGVjaWRlchgBIAEoCRIQCghzZXF1ZW5jZRgCIAEoBBInCgR1c2VzGAMgAygLMhkudG9sbHdhcmQuZGVjaXNpb24udjEuVXNlOiSCyBggCh50b2xsd2FyZC5kZWNpc2lvbi52MS5yYXRlLnVzZWQiVwoDVXNlEgsKA2tleRgBIAEoCRIQCghyZXF1ZXN0cxgCIAEoDRIWCg5saW1pdF9yZXF1ZXN0cxgDIAEoDRIZChFsaW1pdF9wZXJfc2Vjb25kcxgEIAEoDWIGcHJvdG8z", [file_tollward_options_v1_options]);
+  fileDesc("CiB0b2xsd2FyZC9kZWNpc2lvbi92MS9yYXRlcy5wcm90bxIUdG9sbHdhcmQuZGVjaXNpb24udjEifAoIUmF0ZVVzZWQSDwoHZGVjaWRlchgBIAEoCRIQCghzZXF1ZW5jZRgCIAEoBBInCgR1c2VzGAMgAygLMhkudG9sbHdhcmQuZGVjaXNpb24udjEuVXNlOiSCyBggCh50b2xsd2FyZC5kZWNpc2lvbi52MS5yYXRlLnVzZWQigwEKA1VzZRILCgNrZXkYASABKAkSEAoIcmVxdWVzdHMYAiABKA0SFgoObGltaXRfcmVxdWVzdHMYAyABKA0SGQoRbGltaXRfcGVyX3NlY29uZHMYBCABKA0SKgoFdGFibGUYBSABKA4yGy50b2xsd2FyZC5kZWNpc2lvbi52MS5UYWJsZSpbCgVUYWJsZRIVChFUQUJMRV9VTlNQRUNJRklFRBAAEhEKDVRBQkxFX1NPVVJDRVMQARIRCg1UQUJMRV9DQUxMRVJTEAISFQoRVEFCTEVfREVTQ1JJUFRPUlMQA2IGcHJvdG8z", [file_tollward_options_v1_options]);
 
 /**
  * What one decision point admitted of limited rates since it told last, so that all of them count together.
@@ -75,6 +75,11 @@ export type Use = Message<"tollward.decision.v1.Use"> & {
    * @generated from field: uint32 limit_per_seconds = 4;
    */
   limitPerSeconds: number;
+
+  /**
+   * @generated from field: tollward.decision.v1.Table table = 5;
+   */
+  table: Table;
 };
 
 /**
@@ -83,4 +88,46 @@ export type Use = Message<"tollward.decision.v1.Use"> & {
  */
 export const UseSchema: GenMessage<Use> = /*@__PURE__*/
   messageDesc(file_tollward_decision_v1_rates, 1);
+
+/**
+ * Keys of different kinds are counted apart, so that a flood of one kind forgets none of another.
+ *
+ * @generated from enum tollward.decision.v1.Table
+ */
+export const Table = {
+  /**
+   * @generated from enum value: TABLE_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED: 0,
+
+  /**
+   * @generated from enum value: TABLE_SOURCES = 1;
+   */
+  SOURCES: 1,
+
+  /**
+   * @generated from enum value: TABLE_CALLERS = 2;
+   */
+  CALLERS: 2,
+
+  /**
+   * Of Envoy's rate limit service.
+   *
+   * @generated from enum value: TABLE_DESCRIPTORS = 3;
+   */
+  DESCRIPTORS: 3,
+} as const;
+
+/**
+ * Keys of different kinds are counted apart, so that a flood of one kind forgets none of another.
+ *
+ * @generated from enum tollward.decision.v1.Table
+ */
+export type Table = (typeof Table)[keyof typeof Table] | UnknownEnum;
+
+/**
+ * Describes the enum tollward.decision.v1.Table.
+ */
+export const TableSchema: GenEnum<Table> = /*@__PURE__*/
+  enumDesc(file_tollward_decision_v1_rates, 0);
 

@@ -1,10 +1,18 @@
 import type { AddressInfo } from 'node:net'
-import type { Decider, Rejection } from '@tollward/decision'
+import { parseAddress } from '@tollward/contracts'
+import { type Decider, isTrusted, type Rejection } from '@tollward/decision'
 import { type FastifyReply, type FastifyRequest, fastify } from 'fastify'
 import type { Logger } from 'pino'
-import { type ForwardAuthAnswer, forwardAuthAnswer, forwardAuthFacts, type ProxyTrust } from '../domain/forward-auth.ts'
+import {
+  type Dialect,
+  type ForwardAuthAnswer,
+  forwardAuthAnswer,
+  forwardAuthFacts,
+  type ProxyTrust,
+} from '../domain/forward-auth.ts'
+import { REFUSAL_HEADER, unpackRefusal } from '../domain/refusal-header.ts'
 import type { AuthorizerMetrics } from '../metrics.ts'
-import type { ListeningServer } from './grpc-server.ts'
+import type { ListeningServer } from './grpc-transport.ts'
 
 export interface ForwardAuthServerOptions {
   readonly host: string
@@ -33,6 +41,7 @@ export async function startForwardAuthServer(options: ForwardAuthServerOptions):
   server.removeAllContentTypeParsers()
   server.addContentTypeParser('*', (_request, _body, done) => done(null))
   server.all('/forward-auth', (request, reply) => answer(options, request, reply))
+  server.all('/refusal', (request, reply) => refusal(options, request, reply))
   server.setErrorHandler((error, _request, reply) => {
     log.warn({ err: error }, 'forward-auth question failed')
     metrics.undecidable.inc({ protocol: 'http' })
@@ -51,11 +60,41 @@ async function answer(
   reply: FastifyReply,
 ): Promise<FastifyReply> {
   metrics.requests.inc({ protocol: 'http' })
-  const peer = request.raw.socket.remoteAddress ?? ''
-  const facts = forwardAuthFacts({ peer, headers: request.raw.rawHeaders }, trust)
-  if (typeof facts !== 'string') return send(reply, forwardAuthAnswer(await decider.decide(facts)))
+  const { rawHeaders } = request.raw
+  const dialect = dialectOf(request)
+  const facts =
+    dialect === 'unknown' ? 'incomplete' : forwardAuthFacts({ peer: peerOf(request), headers: rawHeaders }, trust)
+  const asked = dialect === 'unknown' ? undefined : dialect
+  if (typeof facts !== 'string') return send(reply, forwardAuthAnswer(await decider.decide(facts), rawHeaders, asked))
   metrics.undecidable.inc({ protocol: 'http' })
-  return send(reply, decider.refuse(facts === 'untrusted' ? 'untrusted-proxy' : 'malformed-request'))
+  const refused = decider.refuse(facts === 'untrusted' ? 'untrusted-proxy' : 'malformed-request')
+  return send(reply, forwardAuthAnswer(refused, rawHeaders, asked))
+}
+
+/** Makes the answer to the client of a refusal that came in a header, for a proxy that could not pass it on. */
+async function refusal(
+  { decider, trust, metrics }: ForwardAuthServerOptions,
+  request: FastifyRequest,
+  reply: FastifyReply,
+): Promise<FastifyReply> {
+  const peer = parseAddress(peerOf(request))
+  const isAsker = peer !== undefined && isTrusted(peer, trust.askers)
+  const packed = request.headers[REFUSAL_HEADER]
+  const refused = isAsker && typeof packed === 'string' ? unpackRefusal(packed) : undefined
+  if (refused) return send(reply, refused)
+  metrics.undecidable.inc({ protocol: 'http' })
+  return send(reply, decider.refuse(isAsker ? 'malformed-request' : 'untrusted-proxy'))
+}
+
+/** In which form the proxy wants its answer: `?for=nginx`, or as it is without a query. */
+function dialectOf({ query }: FastifyRequest): Dialect | 'unknown' | undefined {
+  const { for: asked } = query as { for?: unknown }
+  if (asked === undefined) return undefined
+  return asked === 'nginx' ? 'nginx' : 'unknown'
+}
+
+function peerOf(request: FastifyRequest): string {
+  return request.raw.socket.remoteAddress ?? ''
 }
 
 function send(reply: FastifyReply, { status, headers, body }: ForwardAuthAnswer | Rejection): FastifyReply {

@@ -4,6 +4,7 @@ import { Counter, type Registry } from 'prom-client'
 export interface AuthorizerMetrics {
   readonly requests: Counter<'protocol'>
   readonly undecidable: Counter<'protocol'>
+  readonly failedCalls: Counter<'code'>
 }
 
 /** Registers them all. */
@@ -20,6 +21,12 @@ export function authorizerMetrics(registry: Registry): AuthorizerMetrics {
       name: 'tollward_authorizer_undecidable_total',
       help: 'Questions of proxies that lack what a decision needs, or are no question at all; each was refused.',
       labelNames: ['protocol'],
+      registers,
+    }),
+    failedCalls: new Counter({
+      name: 'tollward_authorizer_grpc_failed_total',
+      help: 'gRPC calls that did not end with OK, by status code: given up by the client (1), too late (4), or not to be read.',
+      labelNames: ['code'],
       registers,
     }),
   }

@@ -1,52 +1,68 @@
-import type { MessageInitShape } from '@bufbuild/protobuf'
 import { type AddressRange, parseAddress } from '@tollward/contracts'
 import {
-  HeaderValueOption_HeaderAppendAction as AppendAction,
-  type CheckRequest,
-  type CheckResponseSchema,
-  type HeaderValueOptionSchema,
-  StatusCode,
-} from '@tollward/contracts/envoy'
-import { clientAddress, type Decision, type HeaderField, type RequestFacts } from '@tollward/decision'
+  type Admission,
+  clientAddress,
+  type Decision,
+  type HeaderField,
+  type Rejection,
+  type RequestFacts,
+} from '@tollward/decision'
+import type { CheckQuestion } from './check-request.ts'
+import type { CheckAnswer } from './check-response.ts'
 
-export type CheckAnswer = MessageInitShape<typeof CheckResponseSchema>
-
-/** google.rpc.Code and Envoy's status by ours. No code is 0: Envoy admits on 0. */
-const DENIALS: Readonly<Record<number, { readonly code: number; readonly status: StatusCode }>> = {
-  400: { code: 3, status: StatusCode.BadRequest },
-  401: { code: 16, status: StatusCode.Unauthorized },
-  402: { code: 9, status: StatusCode.PaymentRequired },
-  403: { code: 7, status: StatusCode.Forbidden },
-  429: { code: 8, status: StatusCode.TooManyRequests },
-  431: { code: 3, status: StatusCode.RequestHeaderFieldsTooLarge },
-  503: { code: 14, status: StatusCode.ServiceUnavailable },
+/** google.rpc.Code by our status. No code is 0: Envoy admits on 0. Every status is one that Envoy's StatusCode has. */
+const CODES: Readonly<Record<number, number>> = {
+  400: 3,
+  401: 16,
+  402: 9,
+  403: 7,
+  408: 4,
+  413: 8,
+  429: 8,
+  431: 3,
+  501: 12,
+  502: 14,
+  503: 14,
+  504: 14,
 }
-const FORBIDDEN = { code: 7, status: StatusCode.Forbidden }
+const FORBIDDEN = { code: 7, status: 403 }
+
+/** How Envoy says whether the body that it sends along is cut off; what a client sends under this name it removes. */
+const PARTIAL_BODY_HEADER = 'x-envoy-auth-partial-body'
 
 /**
- * The request that Envoy asks about; undefined if the question lacks what a decision needs. Headers are read from header_map
- * where Envoy sends it (encode_raw_headers), since there duplicates stay apart, else from the joined map.
+ * The request that Envoy asks about; undefined if the question lacks what a decision needs. Neither context_extensions nor
+ * source.service nor tls_session.sni decide anything: the second says what the client likes, and the third may differ from the host.
  */
-export function checkFacts(
-  { attributes }: CheckRequest,
-  trustedProxies: readonly AddressRange[],
-): RequestFacts | undefined {
-  const http = attributes?.request?.http
-  const peer = attributes?.source?.address?.address
-  const address = peer?.case === 'socketAddress' ? parseAddress(peer.value.address) : undefined
-  if (!http || http.method === '' || !address) return undefined
-  const headers = http.headerMap ? rawHeaders(http.headerMap.headers) : Object.entries(http.headers).flat()
+export function checkFacts(question: CheckQuestion, trustedProxies: readonly AddressRange[]): RequestFacts | undefined {
+  const { method, path, host, scheme, headers, peer, principal, certificate } = question
+  const address = peer === undefined ? undefined : parseAddress(peer)
+  if (!address || method === '' || path === '' || host === '') return undefined
   const forwardedFor = trustedProxies.length === 0 ? [] : valuesOf(headers, 'x-forwarded-for')
-  const pem = attributes.source?.certificate ?? ''
   return {
-    method: http.method,
-    scheme: http.scheme === 'http' || http.scheme === 'https' ? http.scheme : undefined,
-    host: http.host,
-    target: http.path,
+    method,
+    scheme: scheme === 'http' || scheme === 'https' ? scheme : undefined,
+    host,
+    target: path,
     address: clientAddress(address, forwardedFor, trustedProxies),
     headers,
-    certificate: () => certificateOf(pem),
+    certificate: () => certificateOf(certificate),
+    principal: principal === '' ? undefined : principal,
+    body: bodyOf(question),
   }
+}
+
+/** Whether it is gRPC that the client speaks: as Envoy tells it, by the content type. */
+export function isGrpcQuestion({ headers }: CheckQuestion): boolean {
+  const [contentType] = valuesOf(headers, 'content-type')
+  return contentType !== undefined && /^application\/grpc(?:$|\+)/.test(contentType)
+}
+
+/** Envoy says of every body that it sends whether it is a part; one of which it does not say so was sent whole. */
+function bodyOf({ body, headers }: CheckQuestion): RequestFacts['body'] {
+  const partial = valuesOf(headers, PARTIAL_BODY_HEADER)
+  if (body.length === 0 && partial.length === 0) return undefined
+  return { bytes: body, isWhole: partial.every((value) => value === 'false') }
 }
 
 /** The DER in a URL-encoded PEM, as Envoy sends the client's certificate (include_peer_certificate); undefined if there is none. */
@@ -56,51 +72,53 @@ function certificateOf(pem: string): Uint8Array | undefined {
   return body === undefined ? undefined : Buffer.from(decodeURIComponent(body), 'base64')
 }
 
-/** The decision as Envoy understands it. */
-export function checkAnswer(decision: Decision): CheckAnswer {
-  if (!decision.admitted) {
-    const { code, status } = DENIALS[decision.status] ?? FORBIDDEN
-    return {
-      status: { code, message: decision.reason },
-      httpResponse: {
-        case: 'deniedResponse',
-        value: {
-          status: { code: status },
-          headers: decision.headers.map(overwriting),
-          body: decision.body,
-        },
-      },
-    }
-  }
+/** The decision as Envoy understands it; `isGrpc`: it is a gRPC client that waits for the answer. */
+export function checkAnswer(decision: Decision, isGrpc: boolean): CheckAnswer {
+  return decision.admitted ? allowance(decision) : denial(decision, isGrpc)
+}
+
+function allowance({ upstream, headers, target, rewritten, metadata }: Admission): CheckAnswer {
+  const { path, query } = rewritten
+  const rewrites = path || query !== undefined
   return {
-    status: { code: 0 },
-    httpResponse: {
-      case: 'okResponse',
-      value: {
-        headers: decision.upstream.set.map(overwriting),
-        headersToRemove: [...decision.upstream.remove],
-        responseHeadersToAdd: decision.headers.map(overwriting),
-      },
+    // The whole target where anything of it is rewritten: parameters alone reach only those spelled as the rule spells them.
+    set: rewrites ? [...upstream.set, [':path', `${target.path}${target.query}`]] : upstream.set,
+    remove: upstream.remove,
+    responseHeaders: headers,
+    query: query && {
+      set: query.set.map(([name, value]): HeaderField => [encoded(name), encoded(value)]),
+      remove: query.remove.map(encoded),
     },
+    metadata,
   }
 }
 
-/** Both ways of saying it: which one counts, and what it means when it is absent, differs between versions of Envoy. */
-function overwriting([key, value]: HeaderField): MessageInitShape<typeof HeaderValueOptionSchema> {
-  return { header: { key, value }, append: false, appendAction: AppendAction.OVERWRITE_IF_EXISTS_OR_ADD }
+/**
+ * Envoy makes a gRPC answer of a refusal for a gRPC client: the body becomes grpc-message, and grpc-status follows from the HTTP status
+ * unless a header names it; 402 would become UNKNOWN. A content type would make it no gRPC answer at all.
+ */
+function denial({ id, reason, status, headers, body, detail }: Rejection, isGrpc: boolean): CheckAnswer {
+  const known = CODES[status]
+  const code = known ?? FORBIDDEN.code
+  return {
+    code,
+    message: reason,
+    status: known === undefined ? FORBIDDEN.status : status,
+    headers: isGrpc ? [...headers.filter(([name]) => name !== 'content-type'), ['grpc-status', String(code)]] : headers,
+    body: isGrpc ? detail : body,
+    metadata: { decision: id, reason },
+  }
 }
 
-function rawHeaders(headers: readonly { key: string; value: string; rawValue: Uint8Array }[]): string[] {
-  const list: string[] = []
-  for (const { key, value, rawValue } of headers) list.push(key, rawValue.length === 0 ? value : latin1(rawValue))
-  return list
-}
-
-/** Field values are bytes; each becomes the character of the same number, as in Node's own headers. */
-function latin1(bytes: Uint8Array): string {
-  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length).toString('latin1')
+function encoded(text: string): string {
+  return encodeURIComponent(text.toWellFormed())
 }
 
 function valuesOf(headers: readonly string[], name: string): string[] {
-  return headers.flatMap((value, index) => (index % 2 === 1 && headers[index - 1]?.toLowerCase() === name ? value : []))
+  const values: string[] = []
+  for (let index = 0; index < headers.length; index += 2) {
+    const sent = headers[index] ?? ''
+    if (sent.length === name.length && sent.toLowerCase() === name) values.push(headers[index + 1] ?? '')
+  }
+  return values
 }

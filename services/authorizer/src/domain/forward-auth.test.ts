@@ -128,6 +128,7 @@ test('to nginx every refusal is a 403 that holds the whole refusal, which comes 
       ['x-tollward-decision', 'decision-2'],
     ],
     body: '{"detail":"Zahlen, bitte: 10 000 €"}',
+    detail: 'Zahlen, bitte: 10 000 €',
   }
   assert.equal(forwardAuthAnswer(refusal, []), refusal)
   const { status, headers, body } = forwardAuthAnswer(refusal, [], 'nginx')

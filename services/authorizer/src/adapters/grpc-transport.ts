@@ -1,0 +1,205 @@
+import type {
+  Http2SecureServer,
+  Http2Server,
+  IncomingHttpHeaders,
+  ServerHttp2Session,
+  ServerHttp2Stream,
+} from 'node:http2'
+import { constants, createSecureServer, createServer } from 'node:http2'
+import type { AddressInfo } from 'node:net'
+import type { Logger } from 'pino'
+import type { Certificates } from './certificates.ts'
+import { Call, type CallOptions, type Method, refuse, stop } from './grpc-calls.ts'
+import { type Failure, Status } from './grpc-messages.ts'
+import { bindSocket } from './grpc-socket.ts'
+
+export interface GrpcTransportOptions {
+  readonly at: GrpcAddress
+  readonly methods: readonly Method[]
+  /** Hears of every call that does not end with OK. */
+  readonly failed: (failure: Failure) => void
+  readonly log: Logger
+}
+
+/** Where it listens: over TCP, with TLS where there are certificates, or on a unix socket. */
+export type GrpcAddress =
+  | { readonly host: string; readonly port: number; readonly certificates: Certificates | undefined }
+  | { readonly socket: string }
+
+export interface ListeningServer extends AsyncDisposable {
+  /** 0: it listens on a unix socket. */
+  readonly port: number
+}
+
+/** A question with its headers, whose limit in Envoy is 60 KiB by default, and a body, whose limit is with_request_body's. */
+const MESSAGE_BYTES_MAX = 1024 * 1024
+/** Proxies open few connections, each one or two a worker; more than this are somebody else's. */
+const CONNECTIONS_MAX = 1000
+/** Calls under way on one connection. */
+const STREAMS_MAX = 10_000
+/** Memory of one connection; with STREAMS_MAX calls of a usual size it takes 30 MB. */
+const CONNECTION_MEGABYTES_MAX = 64
+/** Header fields of a call: gRPC has a dozen. */
+const CALL_HEADER_FIELDS_MAX = 64
+/** Their bytes, each field counted with 32 more (RFC 9113, 6.5.2). */
+const CALL_HEADER_BYTES_MAX = 16 * 1024
+/** What a client may send ahead on a connection; by default it would be that of a single stream. */
+const CONNECTION_WINDOW_BYTES = 4 * 1024 * 1024
+/**
+ * Calls that a client gives up, in a second: a proxy does so whenever its own clients go away, however many those are, and node's 33
+ * would have them cut the proxy off from us. Each is a call that was admitted among STREAMS_MAX before.
+ */
+const RESETS_PER_SECOND_MAX = 20_000
+/** A unary call, from its headers to the end of its answer. Proxies wait a second or less; this is for those who never finish. */
+const UNARY_MS_MAX = 10_000
+/** Between two looks for calls whose time is up: they end at most so much later. */
+const DEADLINE_TICK_MS = 20
+/** Between two pings; a connection that has not answered the last by then is dead. Who never says a word in HTTP/2, too. */
+const KEEPALIVE_MS = 20_000
+/** Calls that are under way at the end get this long. */
+const DRAIN_MS = 3000
+
+const SHUTDOWN_NOTICE_STREAM = 2 ** 31 - 1
+
+/**
+ * Serves gRPC on node:http2: unary calls straight, without what a general server does for each call, and any other kind by listeners.
+ * At the end it says so (GOAWAY), and takes calls that were sent before that was heard; what is under way has DRAIN_MS.
+ */
+export async function startGrpcTransport(options: GrpcTransportOptions): Promise<ListeningServer> {
+  const { at, log } = options
+  const server = newServer(at)
+  const calls = new Set<Call>()
+  const sessions = new Set<ServerHttp2Session>()
+  server.maxConnections = CONNECTIONS_MAX
+  server.on('stream', answering(options, calls))
+  server.on('session', (session: ServerHttp2Session) => {
+    sessions.add(session)
+    session.setLocalWindowSize(CONNECTION_WINDOW_BYTES)
+    session.once('close', () => sessions.delete(session))
+  })
+  server.on('sessionError', (error) => log.debug({ err: error }, 'gRPC connection failed'))
+  server.on('tlsClientError', (error: Error) => log.debug({ err: error }, 'TLS handshake failed'))
+  await using resources = new AsyncDisposableStack()
+  const certificates = 'host' in at ? at.certificates : undefined
+  if (certificates && 'setSecureContext' in server) {
+    resources.defer(certificates.follow((files) => server.setSecureContext(files)))
+  }
+  const deadlines = setInterval(() => expireCalls(calls, performance.now()), DEADLINE_TICK_MS)
+  resources.defer(() => clearInterval(deadlines))
+  const keepalive = setInterval(keepingAlive(sessions), KEEPALIVE_MS)
+  resources.defer(() => clearInterval(keepalive))
+  if ('socket' in at) resources.use(await bindSocket(server, at.socket))
+  else await bindPort(server, at.host, at.port)
+  resources.defer(() => drain(server, sessions))
+  const owned = resources.move()
+  return {
+    port: 'socket' in at ? 0 : (server.address() as AddressInfo).port,
+    [Symbol.asyncDispose]: () => owned.disposeAsync(),
+  }
+}
+
+function newServer(at: GrpcAddress): Http2Server | Http2SecureServer {
+  const options = {
+    maxSessionMemory: CONNECTION_MEGABYTES_MAX,
+    maxHeaderListPairs: CALL_HEADER_FIELDS_MAX,
+    streamResetBurst: RESETS_PER_SECOND_MAX,
+    streamResetRate: RESETS_PER_SECOND_MAX,
+    settings: {
+      enablePush: false,
+      maxConcurrentStreams: STREAMS_MAX,
+      maxHeaderListSize: CALL_HEADER_BYTES_MAX,
+    },
+  }
+  if ('socket' in at || !at.certificates) return createServer(options)
+  return createSecureServer({
+    ...options,
+    ...at.certificates.current,
+    ...at.certificates.demands,
+    minVersion: 'TLSv1.2',
+  })
+}
+
+function answering({ methods, failed, log }: GrpcTransportOptions, calls: Set<Call>) {
+  const byPath = new Map(methods.map((method) => [method.path, method]))
+  const options: CallOptions = {
+    messageBytesMax: MESSAGE_BYTES_MAX,
+    unaryMsMax: UNARY_MS_MAX,
+    failed: (failure, thrown) => {
+      if (thrown !== undefined) log.error({ err: thrown }, 'gRPC method failed')
+      failed(failure)
+    },
+  }
+  return (stream: ServerHttp2Stream, headers: IncomingHttpHeaders) => {
+    stream.on('error', (error) => log.debug({ err: error }, 'gRPC stream failed'))
+    if (headers[':method'] !== 'POST') return refuseHttp(stream, 405)
+    if (!isGrpc(headers['content-type'])) return refuseHttp(stream, 415)
+    const method = byPath.get(String(headers[':path']))
+    if (!method) {
+      const unknown = { code: Status.unimplemented, message: 'There is no such method.' }
+      failed(unknown)
+      return refuse(stream, unknown)
+    }
+    const call = new Call(stream, headers, method, performance.now(), options)
+    calls.add(call)
+    stream.on('close', () => {
+      calls.delete(call)
+      call.closed()
+    })
+  }
+}
+
+/** application/grpc, with a subtype or parameters; not application/grpc-web, which is another protocol. */
+function isGrpc(contentType: string | undefined): boolean {
+  return contentType === 'application/grpc' || /^application\/grpc(?:$|[+;])/.test(contentType ?? '')
+}
+
+/** Who asks so does not speak gRPC, and could not read its refusals. */
+function refuseHttp(stream: ServerHttp2Stream, status: number): void {
+  stream.respond({ ':status': status }, { endStream: true })
+  stop(stream)
+}
+
+function expireCalls(calls: ReadonlySet<Call>, nowMs: number): void {
+  for (const call of calls) if (call.deadlineMs <= nowMs) call.expire()
+}
+
+function keepingAlive(sessions: ReadonlySet<ServerHttp2Session>): () => void {
+  const unanswered = new WeakSet<ServerHttp2Session>()
+  return () => {
+    for (const session of sessions) {
+      if (unanswered.has(session)) session.destroy()
+      else if (!session.closed) {
+        unanswered.add(session)
+        session.ping((error) => error ?? unanswered.delete(session))
+      }
+    }
+  }
+}
+
+function bindPort(server: Http2Server | Http2SecureServer, host: string, port: number): Promise<void> {
+  const { promise, resolve, reject } = Promise.withResolvers<void>()
+  server.once('error', reject)
+  server.listen({ host, port }, () => {
+    server.off('error', reject)
+    resolve()
+  })
+  return promise
+}
+
+async function drain(
+  server: Http2Server | Http2SecureServer,
+  sessions: ReadonlySet<ServerHttp2Session>,
+): Promise<void> {
+  const { promise, resolve } = Promise.withResolvers<void>()
+  server.close(() => resolve())
+  for (const session of sessions) {
+    session.goaway(constants.NGHTTP2_NO_ERROR, SHUTDOWN_NOTICE_STREAM)
+    // Answered, the notice was read: what comes now was sent before.
+    session.ping(() => session.close())
+  }
+  const timer = setTimeout(() => {
+    for (const session of sessions) session.destroy()
+  }, DRAIN_MS)
+  await promise
+  clearTimeout(timer)
+}

@@ -19,6 +19,9 @@ const EXPIRES_HEADER = 'Tollward-Expires-Ms'
 
 const KEY = /^[-/_=.a-zA-Z0-9]{1,255}$/
 
+/** Entries of a bucket that are read between two reports of how far it is: some milliseconds. */
+const PROGRESS_EVERY = 1000
+
 /** A key in which whole parts between dots may be any. */
 const FILTER = /^([-/_=a-zA-Z0-9]+|\*)(\.([-/_=a-zA-Z0-9]+|\*))*$/
 
@@ -35,12 +38,32 @@ export interface WriteOptions {
   readonly expiresAtMs?: number
 }
 
-/** Watches a whole bucket. */
-export interface BucketObserver<T> {
-  /** Everything that is in the bucket; at the start and again after every loss of the connection. */
-  snapshot(entries: ReadonlyMap<string, Entry<T>>): void
+/** Hears what changes in a whole bucket. */
+interface BucketWatcher<T> {
   /** One key changed; undefined: it was removed or ended. */
   change(key: string, entry: Entry<T> | undefined): void
+  /** While everything is read: so many entries were, of so many that there were as it began. Told every PROGRESS_EVERY entries. */
+  progress?(read: number, total: number): void
+}
+
+/** Watches a whole bucket. */
+export interface BucketObserver<T> extends BucketWatcher<T> {
+  /** Everything that is in the bucket; at the start and again after every loss of the connection. */
+  snapshot(entries: ReadonlyMap<string, Entry<T>>): void
+}
+
+/** Watches a bucket that is too large to be held as a map beside what is made of it. */
+export interface BucketBuilder<T> extends BucketWatcher<T> {
+  /** Everything that is in the bucket is about to be read; at the start and again after every loss of the connection. */
+  begin(): SnapshotDraft<T>
+}
+
+/** What is made of everything that is in a bucket, entry by entry. It is dropped if reading has to begin again. */
+export interface SnapshotDraft<T> {
+  /** An entry, or what became of one meanwhile; undefined: it was removed or ended. */
+  set(key: string, entry: Entry<T> | undefined): void
+  /** Everything was read. */
+  finish(): void
 }
 
 /** A NATS key/value bucket. Keys hold letters, digits and -/_=. only. */
@@ -60,7 +83,7 @@ export interface Bucket<T> {
   /** Everything that is in the bucket now, or what of it has a matching key. */
   entries(filter?: string): Promise<Entry<T>[]>
   /** Watches the bucket until disposed. Resolves after the first snapshot. */
-  follow(observer: BucketObserver<T>): Promise<Following>
+  follow(observer: BucketObserver<T> | BucketBuilder<T>): Promise<Following>
 }
 
 export interface Codec<T> {
@@ -182,16 +205,19 @@ async function followBucket<T>(
   session: Session,
   name: string,
   codec: Codec<T>,
-  observer: BucketObserver<T>,
+  observer: BucketObserver<T> | BucketBuilder<T>,
   filter: string,
 ): Promise<Following> {
-  let past: Map<string, Entry<T>> | undefined
+  let past: SnapshotDraft<T> | undefined
+  let read = 0
   return openFeed(session, `KV_${name}`, filter, {
     from: () => ({ deliver_policy: DeliverPolicy.LastPerSubject }),
     began: () => {
-      past = new Map()
+      past = 'begin' in observer ? observer.begin() : mapDraft(observer)
+      read = 0
     },
     message: (message) => {
+      if (past && ++read % PROGRESS_EVERY === 0) observer.progress?.(read, read + message.info.pending)
       const key = message.subject.slice(`$KV.${name}.`.length)
       let entry: Entry<T> | undefined
       if (!endOf(message.headers)) {
@@ -208,16 +234,26 @@ async function followBucket<T>(
         }
         if (isOver(entry)) entry = undefined
       }
-      if (!past) observer.change(key, entry)
-      else if (entry) past.set(key, entry)
-      else past.delete(key)
+      if (past) past.set(key, entry)
+      else observer.change(key, entry)
     },
     caughtUp: () => {
-      const entries = past ?? new Map<string, Entry<T>>()
+      const draft = past
       past = undefined
-      observer.snapshot(entries)
+      draft?.finish()
     },
   })
+}
+
+function mapDraft<T>(observer: BucketObserver<T>): SnapshotDraft<T> {
+  const entries = new Map<string, Entry<T>>()
+  return {
+    set: (key, entry) => {
+      if (entry) entries.set(key, entry)
+      else entries.delete(key)
+    },
+    finish: () => observer.snapshot(entries),
+  }
 }
 
 function filterOf(name: string, filter: string): string {

@@ -255,6 +255,42 @@ test('a watcher gets a whole snapshot, then changes, and after a loss of the ser
   assert.ok(following.silentForMs < 1500)
 })
 
+test('what is made of a large bucket is told how far it is, and made anew after a loss of the server', {
+  skip,
+}, async () => {
+  await using setup = await startBus()
+  const writer = (await setup.bus('admin-api')).bucket(documents)
+  const reader = await setup.bus('gateway')
+  await Promise.all(Array.from({ length: 2100 }, (_, index) => writer.put(`k${index}`, stored(`${index}`))))
+  await writer.remove('k7')
+  const finished: number[] = []
+  const told: [read: number, total: number][] = []
+  const changes: string[] = []
+  await using _following = await reader.bucket(documents).follow({
+    begin: () => {
+      const keys = new Set<string>()
+      return {
+        set: (key, entry) => void (entry ? keys.add(key) : keys.delete(key)),
+        finish: () => finished.push(keys.size),
+      }
+    },
+    change: (key) => changes.push(key),
+    progress: (...how) => told.push(how),
+  })
+  assert.deepEqual(finished, [2099])
+  assert.deepEqual(told, [
+    [1000, 2100],
+    [2000, 2100],
+  ])
+  await writer.put('k7', stored('again'))
+  await eventually(() => changes.length === 1, { what: 'a change' })
+  await setup.nats.stop()
+  await eventually(() => !reader.connected, { what: 'the loss being noticed' })
+  await setup.nats.start()
+  await eventually(() => finished.length === 2, { what: 'the second time' })
+  assert.deepEqual([finished[1], told.length, changes], [2100, 4, ['k7']])
+})
+
 test('a follower reads the past in order and misses nothing over a restart of the server', { skip }, async () => {
   await using setup = await startBus()
   const bus = await setup.bus('auth-issuer')

@@ -1,4 +1,13 @@
-export type { Bucket, BucketChange, BucketObserver, Codec, Entry, WriteOptions } from './bucket.ts'
+export type {
+  Bucket,
+  BucketBuilder,
+  BucketChange,
+  BucketObserver,
+  Codec,
+  Entry,
+  SnapshotDraft,
+  WriteOptions,
+} from './bucket.ts'
 export {
   type Bus,
   type BusOptions,

@@ -37,6 +37,8 @@ export interface DeciderOptions {
   readonly log: Logger
   readonly registry: Registry
   readonly config: DeciderConfig
+  /** Told in words how far it is until it can decide. */
+  readonly onProgress?: (how: string) => void
 }
 
 /** Whether requests may pass. */
@@ -50,7 +52,7 @@ export interface Decider extends AsyncDisposable {
 }
 
 /** Makes a decider. Resolves when it knows all policies, blocks, passes and recent revocations. */
-export async function createDecider({ bus, log, registry, config }: DeciderOptions): Promise<Decider> {
+export async function createDecider({ bus, log, registry, config, onProgress }: DeciderOptions): Promise<Decider> {
   const metrics = decisionMetrics(registry)
   const documents = new Documents(log, metrics)
   const blocks = new BlockList(guardedAddresses(config.guardedAddresses))
@@ -66,7 +68,8 @@ export async function createDecider({ bus, log, registry, config }: DeciderOptio
   const recorder = resources.use(new Recorder(bus, config.source, log, metrics))
   resources.defer(() => passes.giveBack())
   const documentsFeed = resources.use(await documents.follow(bus))
-  const blocksFeed = resources.use(await followBlocks(bus, blocks))
+  const progress = (read: number, total: number) => onProgress?.(`${read} of ${total} blocks are read`)
+  const blocksFeed = resources.use(await followBlocks(bus, { blocks, callerBlocks, log, metrics, progress }))
   resources.use(rates).listen()
   const passesFeed = resources.use(await passes.follow(bus))
   resources.use(await tokens.follow(bus, Date.now()))
@@ -74,6 +77,7 @@ export async function createDecider({ bus, log, registry, config }: DeciderOptio
   gaugeSizes(registry, {
     documents: () => documents.size,
     blocks: () => blocks.size,
+    'caller blocks': () => callerBlocks.size,
     tokens: () => tokens.size,
     passes: () => passes.size,
     proofs: () => possession.size,

@@ -24,6 +24,11 @@ export const EDGES = {
     fails: 'open',
     because: 'known blocks hold until they expire; refusing everyone would do the work of an attacker',
   },
+  'caller blocks full': {
+    fails: 'open',
+    because:
+      'the blocks in force stay in force, and only operators write such blocks; admin-api tells them long before, and each that is not held is counted',
+  },
   'source table full': {
     fails: 'open',
     because: 'the oldest source begins anew; refusing new ones would shut out honest ones',

@@ -20,6 +20,7 @@ export interface DecisionMetrics {
   readonly quotes: Counter<'result'>
   readonly records: Counter<'result'>
   readonly documentFaults: Counter
+  readonly blocksRefused: Counter
   readonly failures: Counter
 }
 
@@ -58,6 +59,7 @@ export function decisionMetrics(registry: Registry): DecisionMetrics {
       'document_faults',
       'Stored documents that could not be read; the ones before stay in force.',
     ),
+    blocksRefused: counter('caller_blocks_refused', 'Blocks of callers that are not enforced: there are too many.'),
     failures: counter('failures', 'Decisions that ended in an error of ours; each was a refusal.'),
   }
 }

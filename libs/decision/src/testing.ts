@@ -3,7 +3,15 @@ import { create, type MessageInitShape } from '@bufbuild/protobuf'
 import { timestampFromMs } from '@bufbuild/protobuf/wkt'
 import { connect } from '@nats-io/transport-node'
 import { type Bus, connectBus, provision } from '@tollward/bus'
-import { bucketContract, contract, parseRange, rangeKey } from '@tollward/contracts'
+import {
+  bucketContract,
+  type CallerName,
+  callerKey,
+  contract,
+  parseRange,
+  rangeKey,
+  writeCaller,
+} from '@tollward/contracts'
 import { StoredDocumentSchema } from '@tollward/contracts/document'
 import { BlockSchema } from '@tollward/contracts/enforcement'
 import {
@@ -103,6 +111,8 @@ export interface Neighbours extends AsyncDisposable {
   changeClient(clientId: string): Promise<void>
   block(cidr: string, ttlMs?: number): Promise<void>
   lift(cidr: string): Promise<void>
+  blockCaller(caller: CallerName, ttlMs?: number): Promise<void>
+  liftCaller(caller: CallerName): Promise<void>
   activatePass(clientId: string, plan: string, quotaRequests: number): Promise<string>
   suspendPass(passId: string): Promise<void>
   /** Leases so many requests, as another decision point would. */
@@ -216,6 +226,12 @@ export async function startNeighbours(): Promise<Neighbours> {
       await bus.bucket(BLOCKS).put(rangeKey(range(cidr)), create(BlockSchema, value), { expiresAtMs })
     },
     lift: (cidr) => bus.bucket(BLOCKS).remove(rangeKey(range(cidr))),
+    blockCaller: async (caller, ttlMs = 60_000) => {
+      const expiresAtMs = Date.now() + ttlMs
+      const value = { format: 2, caller: writeCaller(caller), reason: 'test', expiresAt: timestampFromMs(expiresAtMs) }
+      await bus.bucket(BLOCKS).put(callerKey(caller), create(BlockSchema, value), { expiresAtMs })
+    },
+    liftCaller: (caller) => bus.bucket(BLOCKS).remove(callerKey(caller)),
     activatePass: async (clientId, plan, quotaRequests) => {
       const passId = randomUUID()
       const owner = { format: 1, passId, clientId, plan, quotaRequests: BigInt(quotaRequests) }

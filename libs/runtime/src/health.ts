@@ -10,6 +10,8 @@ export type Check = () => string | undefined
 export interface Health {
   /** Adds a condition that readiness needs. */
   check(name: string, check: Check): void
+  /** How far start-up is, in words: part of the reasons until it is over. */
+  starting(how: string): void
   /** Start-up is over. */
   ready(): void
   /** Reasons why the process is not ready; none: it is. */
@@ -30,7 +32,9 @@ export async function startHealthServer(options: {
 }): Promise<HealthServer> {
   const checks = new Map<string, Check>()
   let phase: 'starting' | 'ready' | 'stopping' = 'starting'
+  let progress = ''
   const reasons = () => {
+    if (phase === 'starting' && progress !== '') return [`is starting: ${progress}`]
     if (phase !== 'ready') return [`is ${phase}`]
     return [...checks].flatMap(([name, check]) => {
       const reason = check()
@@ -61,6 +65,9 @@ export async function startHealthServer(options: {
   return {
     port: (server.address() as AddressInfo).port,
     check: (name, check) => void checks.set(name, check),
+    starting: (how) => {
+      progress = how
+    },
     ready: () => {
       if (phase === 'starting') phase = 'ready'
     },

@@ -82,7 +82,9 @@ test('readiness tells its reasons, ends first on shutdown, and metrics are serve
   let reason: string | undefined = 'is not there'
   health.check('bus', () => reason)
   assert.equal((await get('/healthz/live')).status, 200)
-  assert.match((await get('/healthz/ready')).body, /is starting/)
+  assert.match((await get('/healthz/ready')).body, /"is starting"/)
+  health.starting('7 of 9 blocks are read')
+  assert.match((await get('/healthz/ready')).body, /"is starting: 7 of 9 blocks are read"/)
   health.ready()
   const waiting = await get('/healthz/ready')
   assert.equal(waiting.status, 503)

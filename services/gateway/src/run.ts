@@ -14,7 +14,10 @@ export async function run({ name, config, log, registry, health, signal }: Servi
   const bus = resources.use(await connectBus({ servers: config.natsUrl, name, ...nkey, log, registry }))
   const { paymentUrl, guardedAddresses, trustedProxies, upstreamUrl, upstreamTimeoutMs, bodyBytesMax } = config
   const decider = resources.use(
-    await createDecider({ bus, log, registry, config: { source: 'gateway', paymentUrl, guardedAddresses } }),
+    await createDecider({
+      ...{ bus, log, registry, config: { source: 'gateway', paymentUrl, guardedAddresses } },
+      onProgress: (how) => health.starting(how),
+    }),
   )
   health.check('decisions', () => decider.notReady())
 

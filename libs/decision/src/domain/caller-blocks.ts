@@ -1,36 +1,49 @@
+import { CALLER_BLOCKS_MAX, type CallerKind, type CallerName } from '@tollward/contracts'
 import type { KnownToken } from './judge.ts'
 
-/** Which of the things that a token says is blocked. */
-export type CallerKind = 'token' | 'grant' | 'client' | 'subject'
-
 /** One blocked caller. */
-export interface CallerBlock {
-  readonly kind: CallerKind
-  /** A hash for token and grant, an id for client and subject. */
-  readonly value: string
+export interface CallerBlock extends CallerName {
   readonly expiresAtMs: number
 }
 
+/** Entries looked at for their end with each that is added. */
+const SWEPT_AT_ONCE = 8
+
 /** Which callers are blocked. Expiry is checked at look-up, so a block ends in time even if nobody says so. */
 export class CallerBlocks {
+  readonly #capacity: number
   #expiries = new Map<string, number>()
+  #sweeping = this.#expiries.entries()
+
+  constructor(capacity = CALLER_BLOCKS_MAX) {
+    this.#capacity = capacity
+  }
 
   get size(): number {
     return this.#expiries.size
   }
 
-  /** Takes the complete state in the place of all that was known. */
-  replace(blocks: Iterable<CallerBlock>): void {
-    const expiries = new Map<string, number>()
-    for (const { kind, value, expiresAtMs } of blocks) expiries.set(`${kind} ${value}`, expiresAtMs)
-    this.#expiries = expiries
+  /** An empty state, to be filled while the one in force goes on. */
+  draft(): CallerBlocks {
+    return new CallerBlocks(this.#capacity)
   }
 
-  set({ kind, value, expiresAtMs }: CallerBlock): void {
-    this.#expiries.set(`${kind} ${value}`, expiresAtMs)
+  /** Takes a draft in the place of all that was known. */
+  swap(draft: CallerBlocks): void {
+    this.#expiries = draft.#expiries
+    this.#sweeping = draft.#sweeping
   }
 
-  remove(kind: CallerKind, value: string): void {
+  /** False: not taken, because there is no room; the blocks in force stay in force. */
+  set({ kind, value, expiresAtMs }: CallerBlock, nowMs = 0): boolean {
+    const key = `${kind} ${value}`
+    this.#sweep(nowMs)
+    if (this.#expiries.size >= this.#capacity && !this.#expiries.has(key)) return false
+    this.#expiries.set(key, expiresAtMs)
+    return true
+  }
+
+  remove({ kind, value }: CallerName): void {
     this.#expiries.delete(`${kind} ${value}`)
   }
 
@@ -45,5 +58,17 @@ export class CallerBlocks {
 
   #holds(kind: CallerKind, value: string, nowMs: number): boolean {
     return (this.#expiries.get(`${kind} ${value}`) ?? 0) > nowMs
+  }
+
+  #sweep(nowMs: number): void {
+    for (let looked = 0; looked < SWEPT_AT_ONCE; looked++) {
+      const next = this.#sweeping.next()
+      if (next.done) {
+        this.#sweeping = this.#expiries.entries()
+        return
+      }
+      const [key, expiresAtMs] = next.value
+      if (expiresAtMs <= nowMs) this.#expiries.delete(key)
+    }
   }
 }

@@ -39,7 +39,7 @@ describe('blocks', { skip }, () => {
     return createDecider({ bus, log, registry: new Registry(), config, ...options })
   }
 
-  async function reason(asked: { from?: string; token?: string }, by = decider): Promise<string> {
+  async function reason(asked: { from?: string; token?: string | undefined }, by = decider): Promise<string> {
     const address = parseAddress(asked.from ?? '198.51.100.7')
     assert.ok(address)
     const decision = await by.decide({

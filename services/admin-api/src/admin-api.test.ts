@@ -398,6 +398,45 @@ test('a block is written with its end, can be changed and lifted, and lapses by 
   assert.deepEqual((await admin.listBlocks({}, AS_READER)).blocks, [])
 })
 
+test('callers are blocked by what their tokens say, shown, and let through again; nobody blocks themselves', {
+  skip,
+}, async () => {
+  const hash = 'ab'.repeat(32)
+  const callers = [
+    ['client.c2hvcA', { case: 'clientId', value: 'shop' }],
+    ['subject.YWRh', { case: 'subject', value: 'ada' }],
+    [`grant.${hash}`, { case: 'grantHash', value: hash }],
+    [`token.${hash}`, { case: 'tokenHash', value: hash }],
+  ] as const
+  for (const [key, by] of callers) {
+    await admin.addBlock({ caller: { by }, ttlSeconds: 60, reason: 'test' }, AS_OPERATOR)
+    const entry = await stack.bus.bucket(bucketContract(BlockSchema)).get(key)
+    assert.deepEqual([entry?.value.format, entry?.value.caller?.by, entry?.value.reason], [2, by, 'test'])
+    assert.ok(entry?.expiresAtMs)
+  }
+  const shown = (await admin.listBlocks({}, AS_READER)).blocks.map(({ caller }) => caller?.by.case).sort()
+  assert.deepEqual(shown, ['clientId', 'grantHash', 'subject', 'tokenHash'])
+  const targets = ['client:shop', 'subject:ada', `grant:${hash}`, `token:${hash}`]
+  assert.deepEqual(
+    (await audited('AddBlock')).slice(-4).map(({ target }) => target),
+    targets,
+  )
+  for (const [, by] of callers) assert.equal((await admin.removeBlock({ caller: { by } }, AS_OPERATOR)).removed, true)
+  assert.deepEqual((await admin.listBlocks({}, AS_READER)).blocks, [])
+
+  const raw = 'a-raw-token-that-must-not-show'
+  await assert.rejects(
+    admin.addBlock({ caller: { by: { case: 'tokenHash', value: raw } }, ttlSeconds: 60 }, AS_OPERATOR),
+    ({ code, details }) => code === status.INVALID_ARGUMENT && !details.includes(raw),
+  )
+  assert.equal((await audited('AddBlock')).at(-1)?.target, 'a caller')
+  for (const line of stack.adminApi.lines) assert.ok(!line.includes(raw))
+  await assert.rejects(
+    admin.addBlock({ caller: { by: { case: 'clientId', value: 'operator' } }, ttlSeconds: 60 }, AS_OPERATOR),
+    { code: status.FAILED_PRECONDITION, details: /nobody blocks themselves/ },
+  )
+})
+
 test('a block of guarded addresses, of too much, without end or of nonsense is refused with the reason', {
   skip,
 }, async () => {

@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict'
 import { execFile, spawn } from 'node:child_process'
+import { createHash } from 'node:crypto'
 import { once } from 'node:events'
 import { chmod, readFile, writeFile } from 'node:fs/promises'
 import { join, resolve } from 'node:path'
@@ -340,7 +341,7 @@ test('a source is blocked for a while, shown, and let through again', { skip }, 
   assert.deepEqual([block.cidr, block.decidedBy, block.reason], ['198.51.100.0/24', 'operator:operator', 'test'])
   const [listed] = await jsonOf(['blocks', 'list'])
   assert.deepEqual(listed, block)
-  assert.match((await tollward(['blocks'])).out, /^CIDR +EXPIRES AT +DECIDED BY +REASON\n198\.51\.100\.0\/24 /)
+  assert.match((await tollward(['blocks'])).out, /^BLOCKED +EXPIRES AT +DECIDED BY +REASON\n198\.51\.100\.0\/24 /)
   assert.equal((await tollward(['blocks', 'remove', '198.51.100.0/24'])).out, '198.51.100.0/24 is let through again\n')
   assert.deepEqual(await jsonOf(['blocks', 'remove', '198.51.100.0/24']), { cidr: '198.51.100.0/24', removed: false })
   assert.match(
@@ -348,6 +349,33 @@ test('a source is blocked for a while, shown, and let through again', { skip }, 
     /^tollward: 127\.0\.0\.1 is not blocked: .*guarded/,
   )
   assert.match((await tollward(['blocks', 'add', '198.51.100.1', '--ttl', 'long'])).err, /such as 60s/)
+})
+
+test('a caller is blocked by what its tokens say, a token by its hash however it is given', { skip }, async () => {
+  const add = (whom: string) => jsonOf(['blocks', 'add', whom, '--ttl', '90s', '--reason', 'test'])
+  const raw = 'a-raw-token'
+  const hashed = `token:${createHash('sha256').update(raw).digest('hex')}`
+  for (const [given, named] of [
+    ['client:shop', 'client:shop'],
+    ['subject:ada lovelace', 'subject:ada lovelace'],
+    [`grant:${HASH}`, `grant:${HASH}`],
+    [hashed, hashed],
+    [`token:${raw}`, hashed],
+  ] as const) {
+    const block = await add(given)
+    assert.deepEqual([block.caller, block.cidr, block.decidedBy], [named, undefined, 'operator:operator'])
+    assert.deepEqual(await jsonOf(['blocks', 'list']), [block])
+    assert.ok((await tollward(['blocks'])).out.includes(`\n${named}`))
+    const removed = await tollward(['blocks', 'remove', given])
+    assert.equal(removed.out, `${named} is let through again\n`)
+    assert.deepEqual(await jsonOf(['blocks', 'remove', given]), { caller: named, removed: false })
+  }
+  assert.ok(!stack.adminApi.lines.some((line) => line.includes(raw)))
+  for (const whom of ['client:', 'grant:abc', 'token:']) {
+    const refused = await tollward(['blocks', 'add', whom, '--ttl', '90s'])
+    assert.deepEqual([refused.code, /names no/.test(refused.err)], [1, true], whom)
+  }
+  assert.match((await tollward(['blocks', 'add', 'client:operator', '--ttl', '90s'])).err, /nobody blocks themselves/)
 })
 
 test('alerts are shown without what a terminal would act on, and whole as JSON', { skip }, async () => {

@@ -1,5 +1,5 @@
 import { type Timestamp, timestampDate, timestampMs } from '@bufbuild/protobuf/wkt'
-import { formatAddress, formatRange } from '@tollward/contracts'
+import { formatAddress, formatCaller, formatRange, readCaller } from '@tollward/contracts'
 import {
   type AppliedDocument,
   Change,
@@ -69,7 +69,9 @@ export function keyRow({ kid, algorithm, createdAt, signsFrom, signsUntil, remov
 
 export function blockRow(block: Block) {
   const { reason, decidedBy, decidedAt, expiresAt } = block
-  return { cidr: formatRange(block), expiresAt: timeText(expiresAt), decidedBy, decidedAt: timeText(decidedAt), reason }
+  const caller = readCaller(block.caller)
+  const blocked = caller ? { caller: formatCaller(caller) } : { cidr: formatRange(block) }
+  return { ...blocked, expiresAt: timeText(expiresAt), decidedBy, decidedAt: timeText(decidedAt), reason }
 }
 
 export function invoiceRow(invoice: Invoice) {

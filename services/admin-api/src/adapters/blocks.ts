@@ -1,13 +1,15 @@
 import { timestampMs } from '@bufbuild/protobuf/wkt'
 import type { Bus } from '@tollward/bus'
-import { type AddressRange, bucketContract, rangeKey } from '@tollward/contracts'
+import { type AddressRange, bucketContract, CALLER_BLOCKS_MAX, type CallerKind } from '@tollward/contracts'
 import { type Block, BlockSchema } from '@tollward/contracts/enforcement'
 import { AppError } from '@tollward/errors'
-import { operatorBlock, readRange } from '../domain/block.ts'
+import { blockedKey, operatorBlock } from '../domain/block.ts'
 import type { AdminMethods } from './calls.ts'
 
 /** Writers of one block that may come between before we give up. */
 const ATTEMPTS_MAX = 5
+
+const CALLER_KINDS: readonly CallerKind[] = ['token', 'grant', 'client', 'subject']
 
 /** Blocks of operators, in the bucket that enforcers watch; sensor-ingest writes there too. */
 export function blockMethods(
@@ -16,26 +18,34 @@ export function blockMethods(
 ): Pick<AdminMethods, 'listBlocks' | 'addBlock' | 'removeBlock'> {
   const bucket = bus.bucket(bucketContract(BlockSchema))
 
+  const refuseTooMany = async () => {
+    const kinds = await Promise.all(CALLER_KINDS.map((kind) => bucket.entries(`${kind}.*`)))
+    if (kinds.flat().length < CALLER_BLOCKS_MAX) return
+    const advice = 'lift some, or disable the client or person that they are of'
+    throw new AppError('resource_exhausted', `${CALLER_BLOCKS_MAX} callers are blocked, and no more can be: ${advice}.`)
+  }
+
   return {
     listBlocks: async () => {
       const blocks = (await bucket.entries()).map(({ value }) => value)
       return { blocks: blocks.sort((a, b) => endOf(a) - endOf(b)) }
     },
 
-    addBlock: async ({ cidr, ttlSeconds, reason }, { caller }) => {
-      const block = operatorBlock({ cidr, ttlSeconds, reason }, { ...caller, guarded, nowMs: Date.now() })
-      const key = rangeKey(block)
+    addBlock: async (request, { caller: by }) => {
+      const key = blockedKey(request)
+      const block = operatorBlock(request, { by, guarded, nowMs: Date.now() })
       const options = { expiresAtMs: endOf(block) }
       await againIfOutrun(async () => {
         const before = await bucket.get(key)
-        if (before) await bucket.update(key, block, before.revision, options)
-        else await bucket.create(key, block, options)
+        if (before) return await bucket.update(key, block, before.revision, options)
+        if (block.caller) await refuseTooMany()
+        return await bucket.create(key, block, options)
       })
       return { block }
     },
 
-    removeBlock: async ({ cidr }) => {
-      const key = rangeKey(readRange(cidr))
+    removeBlock: async (request) => {
+      const key = blockedKey(request)
       const removed = await againIfOutrun(async () => {
         const before = await bucket.get(key)
         if (before) await bucket.remove(key, { revision: before.revision })

@@ -9,7 +9,7 @@ import { MineRegtestRequestSchema, PayRegtestRequestSchema } from '@tollward/con
 import { requires, startBitcoind } from '@tollward/testkit'
 import { regtestMethods } from './regtest.ts'
 
-const action = { caller: { clientId: 'operator' }, target: '' }
+const action = { caller: { clientId: 'operator', subject: 'operator', tokenHash: '', grantHash: '' }, target: '' }
 const payment = (uri: string) => create(PayRegtestRequestSchema, { uri })
 const mining = (blocks: number) => create(MineRegtestRequestSchema, { blocks })
 

@@ -9,9 +9,12 @@ export type Scope = 'tollward.read' | 'tollward.admin'
 /** Longer ones are no tokens of ours: those have 43 characters. */
 const TOKEN_LENGTH_MAX = 512
 
-/** Who calls: the OAuth client of the token. */
+/** Who calls: the OAuth client of the token, and what else the token says of it. */
 export interface Caller {
   readonly clientId: string
+  readonly subject: string
+  readonly tokenHash: string
+  readonly grantHash: string
 }
 
 /** The token of an authorization field (RFC 6750, section 2.1). AppError `unauthenticated` if there is none. */
@@ -29,7 +32,8 @@ export function callerOf(info: TokenInfo | undefined): Caller {
   if (!info?.active || info.clientId === '' || !info.audience.includes(AUDIENCE)) {
     throw new AppError('unauthenticated', 'The access token is not valid here; get a new one.')
   }
-  return { clientId: info.clientId }
+  const { clientId, subject, tokenHash, grantHash } = info
+  return { clientId, subject, tokenHash, grantHash }
 }
 
 /** AppError `permission_denied` if the token lacks the scope. */

@@ -1,5 +1,6 @@
 import { hash } from 'node:crypto'
 import type { MessageShape } from '@bufbuild/protobuf'
+import { formatCaller, readCaller } from '@tollward/contracts'
 import type { AdminService } from '@tollward/contracts/admin'
 import type { Scope } from './access.ts'
 
@@ -75,8 +76,8 @@ const TARGETS: { [Name in MethodName]?: (request: RequestOf<Name>) => string } =
   exportLedger: () => 'ledger',
   importLedger: ({ part }) => importTarget(part),
   overrideConduct: ({ clientId, score }) => `conduct of Client/${clientId}: ${score ?? 'lifted'}`,
-  addBlock: ({ cidr }) => cidr,
-  removeBlock: ({ cidr }) => cidr,
+  addBlock: blockTarget,
+  removeBlock: blockTarget,
   payRegtest: () => "the regtest node's wallet",
   mineRegtest: ({ blocks }) => `${blocks} regtest blocks`,
 }
@@ -100,6 +101,13 @@ function importTarget(part: RequestOf<'importLedger'>['part']): string {
   if (part === undefined) return 'ledger'
   if (part.entries.length === 0) return `passes: ${part.passes.length}`
   return `ledger entries ${part.fromSequence} to ${part.fromSequence + BigInt(part.entries.length) - 1n}`
+}
+
+/** A caller that can't be named is not named: it may be a token. */
+function blockTarget({ cidr, caller }: Pick<RequestOf<'addBlock'>, 'cidr' | 'caller'>): string {
+  if (caller === undefined) return cidr
+  const name = readCaller(caller)
+  return name ? formatCaller(name) : 'a caller'
 }
 
 function revocationTarget(target: RequestOf<'revokeTokens'>['target']): string {

@@ -1,10 +1,25 @@
 import { create } from '@bufbuild/protobuf'
 import { timestampFromMs } from '@bufbuild/protobuf/wkt'
-import { type AddressRange, formatRange, parseAddress, parseRange, rangeContains } from '@tollward/contracts'
-import { type Block, BlockSchema } from '@tollward/contracts/enforcement'
+import {
+  type AddressRange,
+  CALLER_ID_BYTES_MAX,
+  type CallerName,
+  callerKey,
+  formatCaller,
+  formatRange,
+  parseAddress,
+  parseRange,
+  rangeContains,
+  rangeKey,
+  readCaller,
+  writeCaller,
+} from '@tollward/contracts'
+import { type Block, BlockSchema, type Caller as CallerMessage } from '@tollward/contracts/enforcement'
 import { AppError } from '@tollward/errors'
+import type { Caller } from './access.ts'
 
-const BLOCK_FORMAT = 1
+const RANGE_FORMAT = 1
+const CALLER_FORMAT = 2
 /** Every block ends by itself; what should last is a rule of the firewall in front. */
 const BLOCK_TTL_SECONDS_MAX = 30 * 24 * 3600
 /** A wider range is a slip of the pen: /8 is the largest block of IPv4 that was ever given to one holder. */
@@ -17,9 +32,14 @@ const V4_MAPPED = parseAddress('0.0.0.0') ?? new Uint8Array()
 /** Ranges of at most 2^16 addresses are compared with the guarded ones; more addresses than that no node has. */
 const GUARDED_BITS_MAX = 16
 
-/** What an operator asks for. */
-export interface BlockRequest {
+/** Whom a block names: a range of addresses, or a caller in its place. */
+export interface Blocked {
   readonly cidr: string
+  readonly caller?: CallerMessage | undefined
+}
+
+/** What an operator asks for. */
+export interface BlockRequest extends Blocked {
   readonly ttlSeconds: number
   readonly reason: string
 }
@@ -34,17 +54,27 @@ export function readRange(cidr: string): AddressRange {
   )
 }
 
+/** Reads a caller. AppError `invalid_argument` says what is wrong with it; what was sent is not repeated, it may be a token. */
+export function readBlockedCaller(message: CallerMessage): CallerName {
+  const caller = readCaller(message)
+  if (caller) return caller
+  const ids = `the id of a client or subject of 1 to ${CALLER_ID_BYTES_MAX} bytes`
+  throw new AppError('invalid_argument', `Give the SHA-256 of a token or grant in lower-case hexadecimal, or ${ids}.`)
+}
+
+/** The key of what is blocked in the bucket. AppError `invalid_argument` says what is wrong with it. */
+export function blockedKey({ cidr, caller }: Blocked): string {
+  if (!caller) return rangeKey(readRange(cidr))
+  if (cidr === '') return callerKey(readBlockedCaller(caller))
+  throw new AppError('invalid_argument', 'Give an address or CIDR, or a caller, and not both.')
+}
+
 /** The block that an operator asks for. AppError `invalid_argument` or `failed_precondition` says why there is none. */
 export function operatorBlock(
-  { cidr, ttlSeconds, reason }: BlockRequest,
-  context: { clientId: string; guarded: readonly AddressRange[]; nowMs: number },
+  { cidr, caller, ttlSeconds, reason }: BlockRequest,
+  context: { by: Caller; guarded: readonly AddressRange[]; nowMs: number },
 ): Block {
-  const range = readRange(cidr)
-  refuseWide(range, cidr)
-  if (namesOnlyGuarded(range, context.guarded)) {
-    const why = 'it names only addresses that are guarded: 127.0.0.1, ::1 and the nodes themselves are never blocked'
-    throw new AppError('failed_precondition', `${formatRange(range)} is not blocked: ${why}.`)
-  }
+  const target = caller ? callerTarget(caller, context.by) : rangeTarget(cidr, context.guarded)
   if (ttlSeconds < 1 || ttlSeconds > BLOCK_TTL_SECONDS_MAX) {
     throw new AppError(
       'invalid_argument',
@@ -55,13 +85,32 @@ export function operatorBlock(
     throw new AppError('invalid_argument', `A reason has at most ${REASON_LENGTH_MAX} characters.`)
   }
   return create(BlockSchema, {
-    format: BLOCK_FORMAT,
-    ...range,
+    ...target,
     reason,
-    decidedBy: `operator:${context.clientId}`,
+    decidedBy: `operator:${context.by.clientId}`,
     decidedAt: timestampFromMs(context.nowMs),
     expiresAt: timestampFromMs(context.nowMs + ttlSeconds * 1000),
   })
+}
+
+function rangeTarget(cidr: string, guarded: readonly AddressRange[]) {
+  const range = readRange(cidr)
+  refuseWide(range, cidr)
+  if (namesOnlyGuarded(range, guarded)) {
+    const why = 'it names only addresses that are guarded: 127.0.0.1, ::1 and the nodes themselves are never blocked'
+    throw new AppError('failed_precondition', `${formatRange(range)} is not blocked: ${why}.`)
+  }
+  return { format: RANGE_FORMAT, ...range }
+}
+
+function callerTarget(message: CallerMessage, by: Caller) {
+  const caller = readBlockedCaller(message)
+  const own = { token: by.tokenHash, grant: by.grantHash, client: by.clientId, subject: by.subject }
+  if (own[caller.kind] === caller.value) {
+    const why = 'that is who asks, and nobody blocks themselves; another operator can'
+    throw new AppError('failed_precondition', `${formatCaller(caller)} is not blocked: ${why}.`)
+  }
+  return { format: CALLER_FORMAT, caller: writeCaller(caller) }
 }
 
 function refuseWide(range: AddressRange, cidr: string): void {

@@ -106,6 +106,20 @@ describe('a node with a sensor', { skip }, () => {
     await sensor.line(/"hook":"handshakes","on":true/)
   })
 
+  test('blocked callers are no business of the kernel, and nobody is warned of them', async () => {
+    await blocks.addClient('shop')
+    await end('stop')
+    await sensor.start(environment)
+    runs = true
+    await blocks.addClient('other')
+    await blocks.add(attacker.address)
+    await isSilent('after the blocks of callers')
+    const ignored = (reason: string) =>
+      metric(sensor.healthUrl, `tollward_node_sensor_blocks_ignored_total{reason="${reason}"}`)
+    assert.deepEqual([await ignored('unreadable'), await ignored('guarded')], [0, 0])
+    assert.ok(!sensor.lines.some((line) => line.includes('block is ignored')))
+  })
+
   test('a block in the bucket drops its source and nobody else; lifted, the source is served again', async () => {
     assert.equal(await seen(attacker), 'served')
     await blocks.add(attacker.address)

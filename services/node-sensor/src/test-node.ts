@@ -6,7 +6,7 @@ import { create, type MessageInitShape } from '@bufbuild/protobuf'
 import { timestampFromMs } from '@bufbuild/protobuf/wkt'
 import { connect } from '@nats-io/transport-node'
 import { type Bus, connectBus, provision } from '@tollward/bus'
-import { bucketContract, parseRange, rangeKey } from '@tollward/contracts'
+import { bucketContract, callerKey, parseRange, rangeKey, writeCaller } from '@tollward/contracts'
 import { BlockSchema } from '@tollward/contracts/enforcement'
 import { blockTarget, LAYOUT_VERSION, openPinnedMap, removePins } from '@tollward/libbpf'
 import { type NetworkNamespace, requires } from '@tollward/testkit'
@@ -69,6 +69,13 @@ export function blocksOf(bus: Bus) {
         ...more,
       })
       await bucket.put(rangeKey(range), value, { expiresAtMs: nowMs + forMs })
+    },
+    addClient: async (clientId: string) => {
+      const caller = { kind: 'client', value: clientId } as const
+      const expiresAtMs = Date.now() + 600_000
+      const end = { expiresAt: timestampFromMs(expiresAtMs) }
+      const value = create(BlockSchema, { format: 2, caller: writeCaller(caller), reason: 'test', ...end })
+      await bucket.put(callerKey(caller), value, { expiresAtMs })
     },
     lift: (cidr: string) => bucket.remove(rangeKey(rangeOf(cidr))),
     liftAll: async () => {

@@ -1,5 +1,5 @@
 import type { Bus, Entry, Following } from '@tollward/bus'
-import { bucketContract, formatRange } from '@tollward/contracts'
+import { bucketContract, formatRange, parseCallerKey } from '@tollward/contracts'
 import { type Block, BlockSchema } from '@tollward/contracts/enforcement'
 import type { Logger } from 'pino'
 import { readBlock, type WantedBlock } from '../domain/block.ts'
@@ -16,6 +16,8 @@ interface BlocksOptions {
 /** Begins to keep the kernel's blocks as the bucket is. Resolves when the kernel has all of them. */
 export function followBlocks({ bus, table, metrics, log }: BlocksOptions): Promise<Following> {
   const read = (entry: Entry<Block>): WantedBlock | undefined => {
+    // A caller is known by its token, which no packet shows.
+    if (parseCallerKey(entry.key)) return undefined
     const block = readBlock(entry.key, entry.value, entry.revision)
     if (!block) {
       metrics.blocksIgnored.inc({ reason: 'unreadable' })

@@ -1,6 +1,6 @@
 import { create } from '@bufbuild/protobuf'
 import type { BucketChange, Bus, Outcome } from '@tollward/bus'
-import { bucketContract, contract, parseRangeKey } from '@tollward/contracts'
+import { bucketContract, contract, parseCallerKey, parseRangeKey, writeCaller } from '@tollward/contracts'
 import { AlertRaisedSchema } from '@tollward/contracts/detection'
 import {
   type Block,
@@ -23,8 +23,8 @@ const blockLifted = contract(BlockLiftedSchema)
  */
 export function auditBlocks(bus: Bus, metrics: Metrics): Promise<AsyncDisposable> {
   const onBlockChanged = async (change: BucketChange<Block>): Promise<Outcome> => {
-    const range = parseRangeKey(change.key)
-    if (range === undefined) return 'discard'
+    const blocked = blockedBy(change.key)
+    if (blocked === undefined) return 'discard'
     const { revision, value: block, ended } = change
     const id = `blocks:${change.key}:${revision}`
     if (block?.alert) {
@@ -34,10 +34,18 @@ export function auditBlocks(bus: Bus, metrics: Metrics): Promise<AsyncDisposable
       await bus.publish(blockDecided, create(BlockDecidedSchema, { block, revision: BigInt(revision) }), { id })
     } else {
       const cause = ended === 'expired' ? LiftCause.EXPIRED : LiftCause.REMOVED
-      await bus.publish(blockLifted, create(BlockLiftedSchema, { ...range, revision: BigInt(revision), cause }), { id })
+      await bus.publish(blockLifted, create(BlockLiftedSchema, { ...blocked, revision: BigInt(revision), cause }), {
+        id,
+      })
     }
     metrics.audited.inc({ change: ended ?? 'decided' })
     return 'done'
   }
   return bus.consumeBucket(DURABLE, bucketContract(BlockSchema), onBlockChanged, { waitsForOutages: true })
+}
+
+/** The range of addresses or the caller that a key of the bucket names. */
+function blockedBy(key: string) {
+  const caller = parseCallerKey(key)
+  return caller ? { caller: writeCaller(caller) } : parseRangeKey(key)
 }

@@ -1,6 +1,6 @@
 import { once } from 'node:events'
 import { readFile } from 'node:fs/promises'
-import { createServer, request as httpRequest, type IncomingMessage, type OutgoingHttpHeaders } from 'node:http'
+import { createServer, request as httpRequest, type IncomingMessage } from 'node:http'
 import { request as httpsRequest, type RequestOptions } from 'node:https'
 import type { AddressInfo } from 'node:net'
 import { resolve } from 'node:path'
@@ -136,7 +136,7 @@ export interface Ask {
   readonly method?: string
   readonly token?: string
   /** Over whatever the client's other headers say. Names are sent as they are spelt, lists as repeated fields. */
-  readonly headers?: OutgoingHttpHeaders
+  readonly headers?: Readonly<Record<string, string | string[]>>
   readonly body?: string | Uint8Array
   /** The source address, of 127.0.0.0/8. */
   readonly from?: string
@@ -171,7 +171,7 @@ export async function ask({
     ...(from !== undefined && { localAddress: from }),
     headers: { host: 'api.example', ...(token !== undefined && { authorization: `Bearer ${token}` }), ...headers },
   } as const
-  const sent = tls === undefined ? httpRequest(options) : httpsRequest({ ...options, ...tls })
+  const sent = tls === undefined ? httpRequest(options) : httpsRequest({ ...options, ...tls, servername: '' })
   sent.end(body)
   const [response] = (await once(sent, 'response')) as [IncomingMessage]
   let text = ''

@@ -38,6 +38,8 @@ import { calculateJwkThumbprint, exportJWK, generateKeyPair, SignJWT } from 'jos
 import { Registry } from 'prom-client'
 import { TestQuotas } from './testing-quotas.ts'
 
+export * from './testing-confusion.ts'
+
 /*
  * For tests of decision points: a real nats-server with everything provisioned, and the neighbours of a decision point as
  * peers on the bus that answer with real messages.

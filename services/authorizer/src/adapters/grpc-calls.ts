@@ -1,4 +1,4 @@
-import type { IncomingHttpHeaders, ServerHttp2Stream } from 'node:http2'
+import type { Http2Session, IncomingHttpHeaders, ServerHttp2Stream } from 'node:http2'
 import { constants } from 'node:http2'
 import { encodedMessage, type Failure, framed, MessageReader, Status, timeoutMs } from './grpc-messages.ts'
 
@@ -89,6 +89,10 @@ export class Call {
     if (asked === undefined) {
       this.end({ code: Status.internal, message: 'grpc-timeout is at most 8 digits and one of H, M, S, m, u, n.' })
     } else if ('open' in method) this.#listener = method.open(this)
+  }
+
+  get session(): Http2Session | undefined {
+    return this.#stream.session
   }
 
   /** Its time is up; false: it had ended before, and its client does not take the answer or goes on asking. */

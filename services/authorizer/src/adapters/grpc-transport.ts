@@ -7,6 +7,7 @@ import type {
 } from 'node:http2'
 import { constants, createSecureServer, createServer } from 'node:http2'
 import type { AddressInfo } from 'node:net'
+import { setTimeout as setTimeoutPromise } from 'node:timers/promises'
 import type { Logger } from 'pino'
 import type { Certificates } from './certificates.ts'
 import { Call, type CallOptions, type Method, refuse, stop } from './grpc-calls.ts'
@@ -51,13 +52,15 @@ const CONNECTION_WINDOW_BYTES = 4 * 1024 * 1024
  */
 const RESETS_PER_SECOND_MAX = 20_000
 /** A unary call, from its headers to the end of its answer. Proxies wait a second or less; this is for those who never finish. */
-const UNARY_MS_MAX = 10_000
+const UNARY_MS_MAX = 5000
 /** Between two looks for calls whose time is up: they end at most so much later. */
 const DEADLINE_TICK_MS = 20
 /** Between two pings; a connection that has not answered the last by then is dead. Who never says a word in HTTP/2, too. */
 const KEEPALIVE_MS = 20_000
 /** Calls that are under way at the end get this long. */
 const DRAIN_MS = 3000
+/** Of which it may take so long until clients know of the end. */
+const NOTICE_MS = 200
 
 const SHUTDOWN_NOTICE_STREAM = 2 ** 31 - 1
 
@@ -90,7 +93,7 @@ export async function startGrpcTransport(options: GrpcTransportOptions): Promise
   resources.defer(() => clearInterval(keepalive))
   if ('socket' in at) resources.use(await bindSocket(server, at.socket))
   else await bindPort(server, at.host, at.port)
-  resources.defer(() => drain(server, sessions))
+  resources.defer(() => drain(server, calls, sessions))
   const owned = resources.move()
   return {
     port: 'socket' in at ? 0 : (server.address() as AddressInfo).port,
@@ -186,20 +189,32 @@ function bindPort(server: Http2Server | Http2SecureServer, host: string, port: n
   return promise
 }
 
+/**
+ * Notice first, the end after it: a GOAWAY that names the last call that was heard of would lose those that are on their way. Answered,
+ * the ping behind the notice says that it was read, and that what came before the answer was sent before it. A connection without calls
+ * gets no notice: having sent one, node would not read from it any more.
+ */
 async function drain(
-  server: Http2Server | Http2SecureServer,
+  server: Http2Server,
+  calls: ReadonlySet<Call>,
   sessions: ReadonlySet<ServerHttp2Session>,
 ): Promise<void> {
+  const busy = new Set(Array.from(calls, ({ session }) => session))
+  await Promise.race([Promise.all(Array.from(busy, giveNotice)), setTimeoutPromise(NOTICE_MS)])
   const { promise, resolve } = Promise.withResolvers<void>()
-  server.close(() => resolve())
-  for (const session of sessions) {
-    session.goaway(constants.NGHTTP2_NO_ERROR, SHUTDOWN_NOTICE_STREAM)
-    // Answered, the notice was read: what comes now was sent before.
-    session.ping(() => session.close())
-  }
   const timer = setTimeout(() => {
     for (const session of sessions) session.destroy()
-  }, DRAIN_MS)
+  }, DRAIN_MS - NOTICE_MS)
+  // Takes no connections from now on, and says goodbye on those that there are.
+  server.close(() => resolve())
   await promise
   clearTimeout(timer)
+}
+
+function giveNotice(session: Http2Session | undefined): Promise<void> {
+  const { promise, resolve } = Promise.withResolvers<void>()
+  if (!session || session.closed || session.destroyed) return Promise.resolve()
+  session.goaway(constants.NGHTTP2_NO_ERROR, SHUTDOWN_NOTICE_STREAM)
+  session.ping(() => resolve())
+  return promise
 }

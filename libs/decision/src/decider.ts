@@ -67,10 +67,10 @@ export async function createDecider({ bus, log, registry, config, onProgress }: 
   await using resources = new AsyncDisposableStack()
   const recorder = resources.use(new Recorder(bus, config.source, log, metrics))
   resources.defer(() => passes.giveBack())
+  resources.use(rates).listen()
   const documentsFeed = resources.use(await documents.follow(bus))
   const progress = (read: number, total: number) => onProgress?.(`${read} of ${total} blocks are read`)
   const blocksFeed = resources.use(await followBlocks(bus, { blocks, callerBlocks, log, metrics, progress }))
-  resources.use(rates).listen()
   const passesFeed = resources.use(await passes.follow(bus))
   resources.use(await tokens.follow(bus, Date.now()))
 
@@ -131,7 +131,7 @@ function deciding(world: World, paymentUrl: string, recorder: Recorder, metrics:
     if (refusal || admitted++ % ADMISSION_SAMPLE === 0) {
       recorder.record(sourceKey(facts.address), callRecord(id, facts, verdict, outcome, seconds))
     }
-    if (target && (!refusal || observed)) return admission(id, { ...verdict, target })
+    if (target && (!refusal || observed)) return admission(id, { ...verdict, target }, facts.headers)
     return rejection(id, refusal ?? { reason: 'unavailable' }, paymentUrl)
   }
   return (facts) => {
@@ -141,7 +141,7 @@ function deciding(world: World, paymentUrl: string, recorder: Recorder, metrics:
       return conclude(facts, verdict, beganMs)
     }
     try {
-      const verdict = judge(facts, world, Date.now())
+      const verdict = judge(facts, world, Date.now(), CLOCK)
       if (!(verdict instanceof Promise)) return conclude(facts, verdict, beganMs)
       return verdict.then((judged) => conclude(facts, judged, beganMs)).catch(failed)
     } catch (thrown) {
@@ -150,11 +150,14 @@ function deciding(world: World, paymentUrl: string, recorder: Recorder, metrics:
   }
 }
 
+const CLOCK = () => performance.now()
+
 const FEEDS = ['revocations', 'documents', 'passes', 'blocks'] as const
 
 const NOT_JUDGED: Verdict = {
   refusal: undefined,
   observed: false,
+  observes: false,
   target: undefined,
   fields: undefined,
   rule: undefined,
@@ -162,6 +165,7 @@ const NOT_JUDGED: Verdict = {
   unproven: false,
   tokenHash: undefined,
   passId: undefined,
+  stages: [],
 }
 
 const OUTCOMES = {
@@ -176,7 +180,7 @@ function outcomeOf({ refusal, observed }: Verdict): DecisionOutcome {
 }
 
 function callRecord(id: string, facts: RequestFacts, verdict: Verdict, outcome: DecisionOutcome, seconds: number) {
-  const { refusal, target, rule, token, tokenHash, fields, passId } = verdict
+  const { refusal, target, rule, token, tokenHash, fields, passId, stages } = verdict
   return {
     decisionId: id,
     decidedAt: timestampFromMs(Date.now()),
@@ -195,7 +199,10 @@ function callRecord(id: string, facts: RequestFacts, verdict: Verdict, outcome: 
     address: facts.address,
     durationMicros: Math.round(seconds * 1e6),
     count: 1,
-    limitedByAddress: rule?.limit?.by === 'source' && refusal?.limited?.limit === rule.limit,
+    limitedByAddress: rule !== undefined && refusal?.limited?.by === 'source',
+    stages: stages.map(({ name, ms, isAsked }) => ({ name, micros: Math.round(ms * 1000), asked: isAsked })),
+    principal: facts.principal ?? '',
+    limit: refusal?.limited?.name ?? '',
   }
 }
 

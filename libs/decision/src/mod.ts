@@ -19,5 +19,6 @@ export { HEADER_BYTES_MAX, HEADER_FIELDS_MAX, type HeaderList, readFields, TXID_
 export type { RequestFacts } from './domain/judge.ts'
 export { problemType, REASONS, type Reason } from './domain/reasons.ts'
 export { RevocableCache } from './domain/revocable-cache.ts'
+export { STAGES, type Stage } from './domain/stages.ts'
 export { canonicalUri } from './domain/target.ts'
 export { ADMISSION_SAMPLE, FEED_STALE_AFTER_MS, INTROSPECTOR_STALE_AFTER_MS } from './edges.ts'

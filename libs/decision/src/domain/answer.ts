@@ -1,7 +1,8 @@
 import { UNAVAILABLE_RETRY_SECONDS } from '../edges.ts'
-import { type Fields, IDENTITY_PREFIX, PROOF_HEADER, TXID_HEADER } from './fields.ts'
+import { type Fields, type HeaderList, IDENTITY_PREFIX, PROOF_HEADER, TXID_HEADER } from './fields.ts'
 import type { KnownToken, Refusal, Verdict } from './judge.ts'
 import { problemType, REASONS, type Reason } from './reasons.ts'
+import { rewrittenParts, rewrittenTarget, variantsOf } from './rewriting.ts'
 import type { Target } from './target.ts'
 
 export type HeaderField = readonly [name: string, value: string]
@@ -81,17 +82,38 @@ export function identityHeaders(token: {
   ]
 }
 
-/** The answer to a request that may go on: judged so, or refused by a policy that only observes. */
-export function admission(id: string, verdict: Verdict & { readonly target: Target }): Admission {
-  const { token, fields, passId } = verdict
+/**
+ * The answer to a request that may go on: judged so, or refused by a policy that only observes. `sent`: the request's headers.
+ * What is admitted goes on as its rule says; a policy that only observes rewrites nothing.
+ */
+export function admission(id: string, verdict: Verdict & { readonly target: Target }, sent: HeaderList): Admission {
+  const { token, fields, passId, target, observes } = verdict
+  const rewriting = observes ? undefined : verdict.rule?.rewriting
   const set = identity(token, passId)
+  const remove = removals(set, verdict, fields)
+  if (!rewriting) {
+    return {
+      admitted: true,
+      id,
+      target,
+      rewritten: NOT_REWRITTEN,
+      upstream: { set, remove },
+      headers: [[DECISION_HEADER, id]],
+      metadata: metadata(id, verdict),
+    }
+  }
+  const rewritten = rewrittenTarget(target, rewriting)
+  // What only we may say of a caller wins over whatever a rule says.
+  const ours = new Set([...set.map(([name]) => name), ...remove])
+  const others = rewriting.headers.set.filter(([name]) => !ours.has(name))
+  const gone = [...rewriting.headers.remove, ...variantsOf(rewriting, sent)].filter((name) => !ours.has(name))
   return {
     admitted: true,
     id,
-    target: verdict.target,
-    rewritten: NOT_REWRITTEN,
-    upstream: { set, remove: removals(set, verdict, fields) },
-    headers: [[DECISION_HEADER, id]],
+    target: rewritten,
+    rewritten: rewrittenParts(target, rewritten, rewriting),
+    upstream: { set: [...set, ...others], remove: [...remove, ...gone] },
+    headers: [[DECISION_HEADER, id], ...rewriting.responseHeaders],
     metadata: metadata(id, verdict),
   }
 }

@@ -175,14 +175,16 @@ function worded({ kind, winner, loser, why, remedy, hosts }: Found): Conflict {
   return { kind, winner, loser, detail: `At ${named}${more}: ${why}. ${remedy}` }
 }
 
-/** The rules of one host that have the same path, prefix or glob: each list as the engine goes through it. */
+/** The rules of one host that match the same paths: each list as the engine goes through it. */
 function* sharingPath({ root }: HostPolicies): Generator<readonly Rule[]> {
   const nodes = [root]
   for (let node = nodes.pop(); node; node = nodes.pop()) {
-    yield node.exact
-    yield node.prefix
-    nodes.push(...node.literals.values())
-    if (node.parameter) nodes.push(node.parameter)
+    yield node.here.map(({ rule }) => rule)
+    yield node.anywhere.map(({ rule }) => rule)
+    const gapped = Map.groupBy(node.gapped, ({ pattern }) => JSON.stringify([pattern.gaps, pattern.isOpen]))
+    for (const group of gapped.values()) yield group.map(({ rule }) => rule.rule)
+    nodes.push(...node.literals.values(), ...node.globs.map((glob) => glob.node))
+    if (node.any) nodes.push(node.any)
   }
 }
 

@@ -68,15 +68,34 @@ export function readFields(headers: HeaderList): Fields | Fault | 'too-large' {
   return credential === 'too-large' ? credential : { ...credential, txid, proof, strays: strays ?? NONE }
 }
 
-/** The one value of a header that rules compare; undefined where it is absent, false where it came more than once. */
+/**
+ * The one value of a header that rules compare, its name in lower case; undefined where it is absent, false where it came more than
+ * once, or under a name that some servers take for the same (CGI variables: "_" for "-").
+ */
 export function singleValue(headers: HeaderList, name: string): string | undefined | false {
   let found: string | undefined
   for (let index = 0; index < headers.length; index += 2) {
-    if ((headers[index] ?? '').toLowerCase() !== name) continue
+    const sent = headers[index] ?? ''
+    if (sent.length !== name.length) continue
+    const lower = sent.toLowerCase()
+    if (lower !== name) {
+      if (sameVariable(lower, name)) return false
+      continue
+    }
     if (found !== undefined) return false
     found = headers[index + 1] ?? ''
   }
   return found
+}
+
+/** Whether servers that make variables of header names, both in lower case, take these two for one. */
+export function sameVariable(one: string, other: string): boolean {
+  return one.length === other.length && one.replaceAll('_', '-') === other.replaceAll('_', '-')
+}
+
+/** Whether one of several values that a proxy may have joined by commas is as wanted. */
+export function joinedHas(value: string, isAsWanted: (text: string) => boolean): boolean {
+  return value.includes(',') && value.split(',').some((element) => isAsWanted(element.trim()))
 }
 
 /** A proxy may have joined two fields with a comma; other schemes than ours have commas of their own (RFC 9110, 11.4). */

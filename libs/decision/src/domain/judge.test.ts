@@ -85,7 +85,7 @@ function scene(
   const [sourceRates, callerRates, blocks] = [table(), table(), new BlockList([])]
   const source = { requests: 1, perSeconds: 60 }
   if (wrong.has('source-limit')) sourceRates.take(`p ${sourceKey(address(ADDRESS))}`, source, NOW)
-  if (wrong.has('client-limit')) callerRates.take('p/r c', source, NOW)
+  if (wrong.has('client-limit')) callerRates.take('p/r client c', source, NOW)
   if (wrong.has('blocked'))
     blocks.set({ range: { address: address(ADDRESS), prefixLength: 128 }, expiresAtMs: NOW + 1 })
   const known: KnownToken = {

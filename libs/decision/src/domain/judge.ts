@@ -1,12 +1,23 @@
 import type { BlockList } from './block-list.ts'
 import { maskedKey } from './block-list.ts'
 import type { CallerBlocks } from './caller-blocks.ts'
+import { RequestView } from './conditions.ts'
 import { type Fields, type HeaderList, readFields } from './fields.ts'
-import { type HostPolicies, matchRule, type PolicyIndex, policiesFor, type Rule } from './policy.ts'
+import {
+  type HostPolicies,
+  type LimitedBy,
+  matchRule,
+  type PolicyIndex,
+  policiesFor,
+  type Rule,
+  type RuleLimit,
+  TOKEN_NEEDED,
+} from './policy.ts'
 import type { Binding, PossessionFault, Presented } from './possession.ts'
-import type { Limit, RateTable } from './rate.ts'
+import type { Charge, Limit, Rate, RateTable } from './rate.ts'
 import { REASONS, type Reason } from './reasons.ts'
-import { canonicalTarget, canonicalUri, FAULTS, type Fault, type Target } from './target.ts'
+import { type StageTime, StageTimes } from './stages.ts'
+import { canonicalTarget, canonicalUri, FAULTS, type Fault, methodFault, type Target } from './target.ts'
 
 /** A request as an enforcement point saw it. */
 export interface RequestFacts {
@@ -20,6 +31,8 @@ export interface RequestFacts {
   /** The client's address, 16 bytes. */
   readonly address: Uint8Array
   readonly headers: HeaderList
+  /** True where whoever asks had to join headers of one name by commas, and can't tell any more. */
+  readonly headersAreJoined?: boolean | undefined
   /** The DER of the certificate whose key the client's TLS connection proved; absent where the enforcement point can't tell. */
   readonly certificate?: () => Uint8Array | undefined
   /** Who the client is in the mesh (SPIFFE id, DNS name or subject of its certificate), as far as the enforcement point verified it. */
@@ -80,8 +93,8 @@ export interface Refusal {
   readonly retryAfterSeconds?: number
   /** With 401 of a token that is bound to a key: to which kind. */
   readonly binding?: Binding['to']
-  /** With 429: whose limit, and which. */
-  readonly limited?: { readonly name: string; readonly limit: Limit }
+  /** With 429: which limit, by whom it counts, and how much it is. */
+  readonly limited?: { readonly name: string; readonly by?: LimitedBy; readonly limit: Limit }
   readonly scopes?: readonly string[]
   readonly plan?: string
   /** With 402, where it is known. */
@@ -122,6 +135,8 @@ export interface Verdict {
   refusal: Refusal | undefined
   /** The refusal is one of a policy that only observes. */
   observed: boolean
+  /** The policies of this host only observe. */
+  observes: boolean
   target: Target | undefined
   fields: Fields | undefined
   rule: Rule | undefined
@@ -130,6 +145,8 @@ export interface Verdict {
   unproven: boolean
   tokenHash: string | undefined
   passId: string | undefined
+  /** In the order in which they ran. */
+  stages: readonly StageTime[]
 }
 
 export type MaybePromise<T> = T | Promise<T>
@@ -147,12 +164,19 @@ export function sourceKey(address: Uint8Array): string {
 /**
  * Judges a request: malformed (400, 431), blocked (403), source limit (429), unknown (401), what no payment cures (403), client
  * limit (429), payment (402). The first that applies decides, so nobody is asked to pay for what would still be refused.
- * Returns at once where memory suffices.
+ * Returns at once where memory suffices. `clock`, in milliseconds since whenever, is for what the stages took.
  */
-export function judge(request: RequestFacts, world: World, nowMs: number): MaybePromise<Verdict> {
+export function judge(
+  request: RequestFacts,
+  world: World,
+  nowMs: number,
+  clock: () => number = () => nowMs,
+): MaybePromise<Verdict> {
+  const stages = new StageTimes(clock)
   const verdict: Verdict = {
     refusal: { reason: 'unavailable' },
     observed: false,
+    observes: false,
     target: undefined,
     fields: undefined,
     rule: undefined,
@@ -160,64 +184,100 @@ export function judge(request: RequestFacts, world: World, nowMs: number): Maybe
     unproven: false,
     tokenHash: undefined,
     passId: undefined,
+    stages: stages.ended,
   }
-  const target = canonicalTarget(request.host, request.target)
+  const target = methodFault(request.method) ?? canonicalTarget(request.host, request.target)
   if (typeof target === 'string') return refuse(verdict, malformed(target))
   verdict.target = target
   const fields = readFields(request.headers)
+  stages.end('canonical')
   if (fields === 'too-large') return refuse(verdict, { reason: 'headers-too-large' })
   if (typeof fields === 'string') return refuse(verdict, malformed(fields))
   verdict.fields = fields
 
-  if (world.blocks.isBlocked(request.address, nowMs)) return refuse(verdict, { reason: 'blocked' })
+  const isBlocked = world.blocks.isBlocked(request.address, nowMs)
+  stages.end('blocks')
+  if (isBlocked) return refuse(verdict, { reason: 'blocked' })
   const host = policiesFor(world.policies, target.host)
+  verdict.observes = host?.observes === true
   const over = host && overSourceLimit(host, request.address, world, nowMs)
+  stages.end('source-limits')
   if (over) return refuse(verdict, over, host)
-
-  const rule = host && matchRule(host, request.method, target, request.headers)
-  if (rule === 'ambiguous') return refuse(verdict, malformed('header-duplicated'))
-  verdict.rule = rule
-  if (rule?.anonymous) return judgeAnonymous(verdict, rule, host, request, world, nowMs)
-  return judgeCaller(verdict, host, fields, request, world, nowMs)
+  const view = new RequestView(request, target)
+  return chooseRule({ verdict, stages, request, target, fields, host, view, world, nowMs, caller: undefined })
 }
 
-function judgeAnonymous(
-  verdict: Verdict,
-  { id, limit }: Rule,
-  host: HostPolicies | undefined,
-  request: RequestFacts,
-  world: World,
-  nowMs: number,
-): Verdict {
-  const over = limit && limited(world.sourceRates, `${id} ${sourceKey(request.address)}`, limit, nowMs)
+/** A judgement that is past blocks and source limits. */
+interface Hearing {
+  readonly verdict: Verdict
+  readonly stages: StageTimes
+  readonly request: RequestFacts
+  readonly target: Target
+  readonly fields: Fields
+  readonly host: HostPolicies | undefined
+  readonly view: RequestView
+  readonly world: World
+  readonly nowMs: number
+  /** Who calls, once somebody asked. */
+  caller: Caller | undefined
+}
+
+/** Who presents the request: a token that is worth something in their hands, or why there is none. */
+type Caller = { readonly known: KnownToken } | { readonly known: undefined; readonly refusal: Refusal }
+
+/** Goes back to the rules once claims are known, if it depends on them which rule decides. */
+function chooseRule(hearing: Hearing): MaybePromise<Verdict> {
+  const { verdict, stages, target, host, view } = hearing
+  const rule = host && matchRule(host, target.segments, view)
+  stages.end('policy')
+  if (rule === TOKEN_NEEDED) {
+    return identified(hearing, ({ known }) => {
+      view.claims = known ? known.claims() : false
+      return chooseRule(hearing)
+    })
+  }
+  if (typeof rule === 'string') return refuse(verdict, malformed(rule), host)
+  verdict.rule = rule
+  if (rule?.anonymous) return judgeAnonymous(hearing, rule)
+  return identified(hearing, (caller) =>
+    caller.known ? judgeKnown(hearing, caller.known) : refuse(verdict, caller.refusal, host),
+  )
+}
+
+function judgeAnonymous({ verdict, stages, host, request, world, nowMs }: Hearing, rule: Rule): Verdict {
+  const over = rule.limits.length > 0 ? overLimits('take', rule, undefined, request, world, nowMs) : undefined
+  stages.end('limits')
   return over ? refuse(verdict, over, host) : admit(verdict)
 }
 
-function judgeCaller(
-  verdict: Verdict,
-  host: HostPolicies | undefined,
-  fields: Fields,
-  request: RequestFacts,
-  world: World,
-  nowMs: number,
-): MaybePromise<Verdict> {
+/** Finds out who calls, once, and goes on unless that cannot be told now or a block covers them. */
+function identified(hearing: Hearing, next: (caller: Caller) => MaybePromise<Verdict>): MaybePromise<Verdict> {
+  const { verdict, stages, fields, host, world, request, nowMs, caller } = hearing
+  if (caller) return next(caller)
   const { token } = fields
-  if (token === undefined) return refuse(verdict, { reason: 'token-missing' }, host)
-  if (token === '') return refuse(verdict, { reason: 'token-invalid' }, host)
+  const conclude = (found: Caller): MaybePromise<Verdict> => {
+    hearing.caller = found
+    if (!found.known) return next(found)
+    verdict.token = found.known
+    if (world.callerBlocks.covering(found.known, nowMs)) return refuse(verdict, { reason: 'caller-blocked' })
+    return next(found)
+  }
+  if (token === undefined) return conclude({ known: undefined, refusal: { reason: 'token-missing' } })
+  if (token === '') return conclude({ known: undefined, refusal: { reason: 'token-invalid' } })
   const hash = world.hashToken(token)
   verdict.tokenHash = hash
   const failed = (thrown: unknown) => refuse(verdict, world.failed(thrown), host)
   return ask(
     () => world.findToken(token, hash, nowMs),
-    (known) => {
-      if (!known) return refuse(verdict, { reason: 'token-invalid' }, host)
-      const presented = presentedBy(request, fields, hash)
+    (known, isAsked) => {
+      stages.end('token', isAsked)
+      if (!known) return conclude({ known: undefined, refusal: { reason: 'token-invalid' } })
       return ask(
-        () => world.prove(known.binding, presented),
-        (fault) => {
-          if (!fault) return judgeKnown(verdict, known, host, request, world, nowMs)
-          verdict.unproven = true
-          return refuse(verdict, fault, host)
+        () => world.prove(known.binding, presentedBy(request, fields, hash)),
+        (fault, isAsked) => {
+          stages.end('proof', isAsked)
+          verdict.unproven = fault !== undefined
+          return conclude(fault ? { known: undefined, refusal: fault } : { known })
         },
         failed,
       )
@@ -238,21 +298,14 @@ function presentedBy(request: RequestFacts, { scheme, proof }: Fields, tokenHash
   }
 }
 
-function judgeKnown(
-  verdict: Verdict,
-  known: KnownToken,
-  host: HostPolicies | undefined,
-  request: RequestFacts,
-  world: World,
-  nowMs: number,
-): MaybePromise<Verdict> {
-  verdict.token = known
+function judgeKnown(hearing: Hearing, known: KnownToken): MaybePromise<Verdict> {
+  const { verdict, stages, host } = hearing
   const { rule } = verdict
-  if (world.callerBlocks.covering(known, nowMs)) return refuse(verdict, { reason: 'caller-blocked' })
   if (!host || !rule) return refuse(verdict, { reason: 'no-rule' }, host)
   const hopeless = incurable(rule, known)
+  stages.end('rights')
   if (hopeless) return refuse(verdict, hopeless, host)
-  return judgePayment(verdict, rule, known, host, request, world, nowMs)
+  return judgePayment(hearing, rule, known, host)
 }
 
 /** What no payment cures. */
@@ -262,40 +315,62 @@ function incurable(rule: Rule, token: KnownToken): Refusal | undefined {
   for (const scope of rule.scopes) {
     if (!token.scopes.has(scope)) return { reason: 'scope-missing', scopes: rule.scopes }
   }
+  if (rule.claims.length > 0) {
+    const claims = token.claims()
+    if (!rule.claims.every((holds) => holds(claims))) return { reason: 'claim-missing' }
+  }
+  if (rule.boundTo !== undefined && !isBound(token, rule.boundTo)) return { reason: 'binding-missing' }
   if (rule.audience !== undefined && !token.audience.includes(rule.audience)) return { reason: 'audience-mismatch' }
   return undefined
 }
 
-function judgePayment(
-  verdict: Verdict,
-  rule: Rule,
-  token: KnownToken,
-  host: HostPolicies,
-  request: RequestFacts,
-  world: World,
-  nowMs: number,
-): MaybePromise<Verdict> {
-  const overLimit = () => callerLimit(rule, token, request, world, nowMs)
+/** That the key was proved, `identified` has seen to. */
+function isBound({ binding }: KnownToken, boundTo: NonNullable<Rule['boundTo']>): boolean {
+  return binding !== undefined && (boundTo === 'any' || binding.to === boundTo)
+}
+
+function judgePayment(hearing: Hearing, rule: Rule, token: KnownToken, host: HostPolicies): MaybePromise<Verdict> {
+  const { verdict, stages, request, world, nowMs } = hearing
+  const overLimit = (how: 'take' | 'check') => {
+    const over = rule.limits.length > 0 ? overLimits(how, rule, token, request, world, nowMs) : undefined
+    stages.end('limits')
+    return over
+  }
   const failed = (thrown: unknown) => refuse(verdict, world.failed(thrown), host)
   if (rule.plan === undefined) {
-    const over = overLimit()
+    const over = overLimit('take')
     return over ? refuse(verdict, over, host) : admit(verdict)
   }
   // Policies that observe neither redeem nor spend: trying them out must cost nobody anything.
   const txid = host.observes ? undefined : verdict.fields?.txid
   const call = { clientId: token.clientId, plan: rule.plan, txid }
   const settle = (standing: PaymentStanding): MaybePromise<Verdict> => {
-    if (!standing.paid) return priced(verdict, standing.refusal, host, () => world.quote(call, nowMs))
+    if (!standing.paid) return priced(hearing, standing.refusal, host, () => world.quote(call, nowMs))
     verdict.passId = standing.passId
     return admit(verdict)
   }
+  const spend = () =>
+    ask(
+      () => world.spend(call, nowMs),
+      (standing, isAsked) => {
+        stages.end('payment', isAsked)
+        if (!standing.paid) giveBackLimits(rule, token, request, world, nowMs)
+        return settle(standing)
+      },
+      (thrown) => {
+        giveBackLimits(rule, token, request, world, nowMs)
+        return failed(thrown)
+      },
+    )
   return ask(
     () => world.standing(call, nowMs),
-    (standing) => {
+    (standing, isAsked) => {
+      stages.end('payment', isAsked)
       if (!standing.paid && standing.refusal.reason === 'nothing-to-redeem') return settle(standing)
-      const over = overLimit()
+      // Who has not paid is told of the limit first, but is not counted under it.
+      const over = overLimit(standing.paid ? 'take' : 'check')
       if (over) return refuse(verdict, over, host)
-      return standing.paid && !host.observes ? ask(() => world.spend(call, nowMs), settle, failed) : settle(standing)
+      return standing.paid && !host.observes ? spend() : settle(standing)
     },
     failed,
   )
@@ -303,7 +378,7 @@ function judgePayment(
 
 /** Refuses, and where paying would help, with the price. */
 function priced(
-  verdict: Verdict,
+  { verdict, stages }: Hearing,
   refusal: Refusal,
   host: HostPolicies,
   quote: () => MaybePromise<Quote | undefined>,
@@ -312,37 +387,102 @@ function priced(
   if (host.observes || REASONS[refusal.reason].status !== 402) return refuse(verdict, refusal, host)
   return ask(
     quote,
-    (known) => refuse(verdict, known ? { ...refusal, quote: known } : refusal, host),
+    (known, isAsked) => {
+      stages.end('quote', isAsked)
+      return refuse(verdict, known ? { ...refusal, quote: known } : refusal, host)
+    },
     () => refuse(verdict, refusal, host),
   )
 }
 
 function overSourceLimit(host: HostPolicies, address: Uint8Array, world: World, nowMs: number): Refusal | undefined {
   for (const { name, sourceLimit } of host.policies) {
-    const over = sourceLimit && limited(world.sourceRates, `${name} ${sourceKey(address)}`, sourceLimit, nowMs)
-    if (over) return over
+    if (!sourceLimit) continue
+    const rate = world.sourceRates.take(`${name} ${sourceKey(address)}`, sourceLimit, nowMs)
+    if (!rate.conforms) return limited('source-limit', 'source', 'source', sourceLimit, rate.retryAfterSeconds)
   }
   return undefined
 }
 
-function callerLimit({ id, limit }: Rule, token: KnownToken, request: RequestFacts, world: World, nowMs: number) {
-  if (!limit) return undefined
-  return limit.by === 'client'
-    ? limited(world.callerRates, `${id} ${token.clientId}`, limit, nowMs, 'client-limit')
-    : limited(world.sourceRates, `${id} ${sourceKey(request.address)}`, limit, nowMs, 'client-limit')
+/**
+ * Counts a request under all limits of its rule, or under none, or only looks. Sources that nobody knows are counted apart, so that
+ * a flood of them pushes out nobody else's count.
+ */
+function overLimits(
+  how: 'take' | 'check',
+  rule: Rule,
+  token: KnownToken | undefined,
+  request: RequestFacts,
+  world: World,
+  nowMs: number,
+): Refusal | undefined {
+  const [sources, callers] = chargesOf(rule, token, request)
+  let rate = sources.length === 0 ? CONFORMS : world.sourceRates.check(sources, nowMs)
+  if (rate.conforms && callers.length > 0) {
+    rate = how === 'take' ? world.callerRates.takeAll(callers, nowMs) : world.callerRates.check(callers, nowMs)
+  }
+  if (rate.conforms) {
+    if (how === 'take' && sources.length > 0) world.sourceRates.takeAll(sources, nowMs)
+    return undefined
+  }
+  const { limit } = rate.charge as LimitCharge
+  const reason = !token && limit.by === 'source' ? 'source-limit' : 'client-limit'
+  return limited(reason, limit.name, limit.by, limit, rate.retryAfterSeconds)
 }
 
-function limited(
-  rates: RateTable,
-  key: string,
-  limit: Limit,
+/** Undoes what overLimits took, for a request that was not admitted after all. */
+function giveBackLimits(
+  rule: Rule,
+  token: KnownToken | undefined,
+  request: RequestFacts,
+  world: World,
   nowMs: number,
-  reason: Reason = 'source-limit',
-): Refusal | undefined {
-  const rate = rates.take(key, limit, nowMs)
-  if (rate.conforms) return undefined
-  const name = reason === 'client-limit' ? 'client' : 'source'
-  return { reason, retryAfterSeconds: rate.retryAfterSeconds, limited: { name, limit } }
+): void {
+  const [sources, callers] = chargesOf(rule, token, request)
+  world.sourceRates.giveBack(sources, nowMs)
+  world.callerRates.giveBack(callers, nowMs)
+}
+
+const CONFORMS: Rate = { conforms: true }
+
+interface LimitCharge extends Charge {
+  readonly limit: RuleLimit
+}
+
+/** Those of the table of sources, and those of the table of callers. */
+function chargesOf(
+  { id, limits }: Rule,
+  token: KnownToken | undefined,
+  request: RequestFacts,
+): readonly [sources: LimitCharge[], callers: LimitCharge[]] {
+  const sources: LimitCharge[] = []
+  const callers: LimitCharge[] = []
+  for (const limit of limits) {
+    const charge = { key: `${id} ${limit.name} ${countedAs(limit.by, token, request)}`, limit }
+    if (limit.by === 'source' && !token) sources.push(charge)
+    else callers.push(charge)
+  }
+  return [sources, callers]
+}
+
+/** Empty for what counts everybody together. */
+function countedAs(by: LimitedBy, token: KnownToken | undefined, { address }: RequestFacts): string {
+  switch (by) {
+    case 'client':
+      return token?.clientId ?? ''
+    case 'subject':
+      return token?.subject ?? ''
+    case 'token':
+      return token?.hash ?? ''
+    case 'source':
+      return sourceKey(address)
+    case 'route':
+      return ''
+  }
+}
+
+function limited(reason: Reason, name: string, by: LimitedBy, limit: Limit, retryAfterSeconds: number): Refusal {
+  return { reason, retryAfterSeconds, limited: { name, by, limit } }
 }
 
 function malformed(fault: Fault): Refusal {
@@ -364,7 +504,7 @@ function admit(verdict: Verdict): Verdict {
 /** Goes on with an answer, at once or when it comes; what was thrown on the way to the answer goes to `failed`. */
 function ask<A>(
   question: () => MaybePromise<A>,
-  next: (answer: A) => MaybePromise<Verdict>,
+  next: (answer: A, isAsked: boolean) => MaybePromise<Verdict>,
   failed: (thrown: unknown) => Verdict,
 ): MaybePromise<Verdict> {
   let answer: MaybePromise<A>
@@ -373,5 +513,5 @@ function ask<A>(
   } catch (thrown) {
     return failed(thrown)
   }
-  return answer instanceof Promise ? answer.then(next, failed) : next(answer)
+  return answer instanceof Promise ? answer.then((given) => next(given, true), failed) : next(answer, false)
 }

@@ -1,9 +1,12 @@
-import type { ApiPolicy } from '@tollward/documents'
-import { type HeaderList, singleValue } from './fields.ts'
+import { type ApiPolicy, limitsOf } from '@tollward/documents'
+import { type ClaimCheck, type Conditions, compileClaim, compileConditions, type RequestView } from './conditions.ts'
+import { collect, compilePath, emptyNode, type PathNode, plant } from './path-pattern.ts'
 import type { Limit } from './rate.ts'
-import type { Target } from './target.ts'
+import { compileRewriting, type Rewriting } from './rewriting.ts'
+import type { Fault } from './target.ts'
 
 type RuleDocument = ApiPolicy['spec']['rules'][number]
+type TokenDocument = NonNullable<RuleDocument['require']>['token']
 
 /** One ApiPolicy document, as far as it isn't rules. */
 interface Policy {
@@ -11,20 +14,37 @@ interface Policy {
   readonly sourceLimit: Limit | undefined
 }
 
-type LimitedBy = NonNullable<RuleDocument['limit']>['by']
+export type LimitedBy = NonNullable<RuleDocument['limit']>['by']
+
+/** One of a rule's limits. */
+export interface RuleLimit extends Limit {
+  readonly by: LimitedBy
+  /** By whom it counts; several that count by the same are told apart by their seconds. */
+  readonly name: string
+}
 
 /** One compiled rule. */
 export interface Rule {
   /** policy/rule */
   readonly id: string
   readonly methods: ReadonlySet<string> | undefined
-  readonly headers: readonly (readonly [name: string, value: string])[]
+  readonly conditions: Conditions
   readonly anonymous: boolean
   readonly denyReason: string | undefined
   readonly scopes: readonly string[]
   readonly audience: string | undefined
+  /** Each must hold of the caller's token. */
+  readonly claims: readonly ClaimCheck[]
+  readonly boundTo: NonNullable<TokenDocument['boundTo']> | undefined
   readonly plan: string | undefined
-  readonly limit: (Limit & { readonly by: LimitedBy }) | undefined
+  readonly limits: readonly RuleLimit[]
+  readonly rewriting: Rewriting | undefined
+}
+
+/** A rule, and how early it comes among those of its host: 0 is the most specific. */
+interface RankedRule {
+  readonly rank: number
+  readonly rule: Rule
 }
 
 /** Everything that the policies say about one host pattern. */
@@ -33,18 +53,7 @@ export interface HostPolicies {
   readonly policies: readonly Policy[]
   /** These policies only observe: what they would refuse is recorded and let through. */
   readonly observes: boolean
-  readonly root: Node
-  /** Lower-case names of the headers that rules of this host compare. */
-  readonly headerNames: readonly string[]
-}
-
-interface Node {
-  readonly literals: Map<string, Node>
-  parameter: Node | undefined
-  /** Rules whose path ends here, best first. */
-  readonly exact: Rule[]
-  /** Rules whose prefix ends here, best first. */
-  readonly prefix: Rule[]
+  readonly root: PathNode<RankedRule>
 }
 
 /** All policies, ready to be asked. Immutable: a change of documents makes another one. */
@@ -92,114 +101,112 @@ export function policiesFor(index: PolicyIndex, host: string): HostPolicies | un
   return index.anyHost
 }
 
+/** Which rule decides depends on what the caller's token says. */
+export const TOKEN_NEEDED = 'token-needed'
+
 /**
- * The rule that decides: of those that match, the most specific. Segment by segment from the left a literal comes before a
- * {parameter} and that before the end of a prefix; where the paths are the same, a path before a prefix, then more header
- * conditions, then rules that name methods, then deny rules, then the policy's name and the order in it. 'ambiguous' if a
- * header that rules of this host compare came more than once.
+ * The rule that decides: the first of those that match, in the order of `compareRules`; undefined where none does. A fault where
+ * it cannot be told whether a rule matches that comes before all that do. TOKEN_NEEDED where that depends on claims and
+ * `request.claims` are not known yet.
  */
 export function matchRule(
   host: HostPolicies,
-  method: string,
-  { segments }: Target,
-  headers: HeaderList,
-): Rule | undefined | 'ambiguous' {
-  const values = new Map<string, string | undefined>()
-  for (const name of host.headerNames) {
-    const value = singleValue(headers, name)
-    if (value === false) return 'ambiguous'
-    values.set(name, value)
-  }
-  return search(host.root, segments, 0, method, values)
-}
-
-function search(
-  node: Node,
   segments: readonly string[],
-  depth: number,
-  method: string,
-  headers: ReadonlyMap<string, string | undefined>,
-): Rule | undefined {
-  const segment = segments[depth]
-  const literal = segment !== undefined && node.literals.get(segment)
-  const parameter = segment !== undefined && segment !== '' && node.parameter
-  return (
-    (literal && search(literal, segments, depth + 1, method, headers)) ||
-    (parameter && search(parameter, segments, depth + 1, method, headers)) ||
-    (segment === undefined && node.exact.find((rule) => conditionsHold(rule, method, headers))) ||
-    node.prefix.find((rule) => conditionsHold(rule, method, headers))
-  )
+  request: RequestView,
+): Rule | undefined | Fault | typeof TOKEN_NEEDED {
+  const found: RankedRule[][] = []
+  collect(host.root, segments, 0, found)
+  for (const { rule } of inOrder(found)) {
+    const answer = ruleHolds(rule, request)
+    if (answer !== false) return answer === true ? rule : answer
+  }
+  return undefined
 }
 
-function conditionsHold(rule: Rule, method: string, headers: ReadonlyMap<string, string | undefined>): boolean {
-  if (rule.methods && !rule.methods.has(method)) return false
-  return rule.headers.every(([name, value]) => headers.get(name) === value)
+/** Each list is in order by itself; mostly they are so one after the other too. */
+function inOrder(lists: readonly (readonly RankedRule[])[]): readonly RankedRule[] {
+  const [only] = lists
+  if (lists.length <= 1) return only ?? []
+  const rules = lists.flat()
+  for (let index = 1; index < rules.length; index++) {
+    if (rankAt(rules, index) < rankAt(rules, index - 1)) return rules.sort((a, b) => a.rank - b.rank)
+  }
+  return rules
+}
+
+function rankAt(rules: readonly RankedRule[], index: number): number {
+  return rules[index]?.rank ?? 0
+}
+
+/** What clearly fails decides, whatever else cannot be told; claims come last, since asking for them may take a while. */
+function ruleHolds({ methods, conditions }: Rule, request: RequestView): boolean | Fault | typeof TOKEN_NEEDED {
+  if (methods && !methods.has(request.facts.method)) return false
+  let fault: Fault | undefined
+  for (const check of conditions.checks) {
+    const answer = check(request)
+    if (answer === false) return false
+    if (answer !== true) fault ??= answer
+  }
+  if (conditions.claims.length > 0) {
+    const { claims } = request
+    if (claims === undefined) return TOKEN_NEEDED
+    if (!claims || !conditions.claims.every((holds) => holds(claims))) return false
+  }
+  return fault ?? true
 }
 
 function compileHost(documents: readonly ApiPolicy[]): HostPolicies {
-  const root = emptyNode()
-  const headerNames = new Set<string>()
-  const policies: Policy[] = []
-  const nodes = new Set<Node>()
   const enforcing = documents.filter(({ spec }) => spec.mode === 'enforce')
   const observes = enforcing.length === 0
-  for (const { metadata, spec } of observes ? documents : enforcing) {
-    policies.push({ name: metadata.name, sourceLimit: spec.sourceLimit })
-    for (const document of spec.rules) {
-      const node = nodeAt(root, pathSegments(document.match))
+  const counting = observes ? documents : enforcing
+  const rules = counting.flatMap(({ metadata, spec }) =>
+    spec.rules.map((document) => {
       const rule = compileRule(metadata.name, document)
-      const rules = document.match.path === undefined ? node.prefix : node.exact
-      rules.push(rule)
-      nodes.add(node)
-      for (const [name] of rule.headers) headerNames.add(name)
-    }
-  }
-  for (const { exact, prefix } of nodes) {
-    // Sorting is stable: what compares equal stays in the order of policies and of rules in them.
-    exact.sort(compareConditions)
-    prefix.sort(compareConditions)
-  }
-  return { policies, observes, root, headerNames: [...headerNames] }
+      return { pattern: compilePath(document.match), rule }
+    }),
+  )
+  // Sorting is stable: what compares equal stays in the order of policies and of rules in them.
+  rules.sort((a, b) => compareText(a.pattern.rank, b.pattern.rank) || compareRules(a.rule, b.rule))
+  const root = emptyNode<RankedRule>()
+  for (const [rank, { pattern, rule }] of rules.entries()) plant(root, pattern, { rank, rule })
+  const policies = counting.map(({ metadata, spec }) => ({ name: metadata.name, sourceLimit: spec.sourceLimit }))
+  return { policies, observes, root }
 }
 
-/** "/" as a path is one empty segment, as a request's path is; as a prefix it is none and covers everything. */
-function pathSegments({ path, prefix = '/' }: RuleDocument['match']): string[] {
-  if (path !== undefined) return path.slice(1).split('/')
-  return prefix === '/' ? [] : prefix.slice(1).split('/')
-}
-
-function nodeAt(root: Node, segments: readonly string[]): Node {
-  let node = root
-  for (const segment of segments) {
-    if (segment.startsWith('{')) {
-      node.parameter ??= emptyNode()
-      node = node.parameter
-    } else {
-      const next = node.literals.get(segment) ?? emptyNode()
-      node.literals.set(segment, next)
-      node = next
-    }
-  }
-  return node
-}
-
-function compileRule(policy: string, { name, match, require, ...rule }: RuleDocument): Rule {
+function compileRule(policy: string, document: RuleDocument): Rule {
+  const { name, match, require, anonymous, deny } = document
+  const token = require?.token
   return {
     id: `${policy}/${name}`,
     methods: match.methods && new Set(match.methods),
-    headers: Object.entries(match.headers ?? {}).map(([header, value]) => [header.toLowerCase(), value]),
-    anonymous: rule.anonymous === true,
-    denyReason: rule.deny?.reason,
-    scopes: require?.token.scopes ?? [],
-    audience: require?.token.audience,
+    conditions: compileConditions(match),
+    anonymous: anonymous === true,
+    denyReason: deny?.reason,
+    scopes: token?.scopes ?? [],
+    audience: token?.audience,
+    claims: (token?.claims ?? []).map(({ claim, ...comparison }) => compileClaim(claim, comparison)),
+    boundTo: token?.boundTo,
     plan: require?.payment?.plan,
-    limit: rule.limit,
+    limits: compileLimits(limitsOf(document)),
+    rewriting: compileRewriting(document),
   }
 }
 
-function compareConditions(a: Rule, b: Rule): number {
+function compileLimits(limits: readonly (Limit & { readonly by: LimitedBy })[]): RuleLimit[] {
+  return limits.map(({ requests, perSeconds, by }) => {
+    const isOnly = limits.filter((other) => other.by === by).length === 1
+    return { requests, perSeconds, by, name: isOnly ? by : `${by}-${perSeconds}s` }
+  })
+}
+
+/**
+ * Of rules whose paths are equally specific: more conditions first, then those that name methods, then deny. A path is the more
+ * specific the earlier it is so, segment by segment from the left: a literal, then text with *, of which more is literal first, then
+ * a {parameter} or *, then the end of the path, then **, then the end of a prefix.
+ */
+function compareRules(a: Rule, b: Rule): number {
   return (
-    b.headers.length - a.headers.length ||
+    b.conditions.count - a.conditions.count ||
     Number(b.methods !== undefined) - Number(a.methods !== undefined) ||
     Number(b.denyReason !== undefined) - Number(a.denyReason !== undefined)
   )
@@ -207,8 +214,4 @@ function compareConditions(a: Rule, b: Rule): number {
 
 function compareText(a: string, b: string): number {
   return a < b ? -1 : Number(a > b)
-}
-
-function emptyNode(): Node {
-  return { literals: new Map(), parameter: undefined, exact: [], prefix: [] }
 }

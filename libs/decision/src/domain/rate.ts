@@ -102,6 +102,14 @@ export class RateTable {
     return { requests: Math.max(0, Math.floor(limit.requests - (fullInMs - ROUNDING_MS) / intervalMs)), fullInMs }
   }
 
+  /** Takes back what takeAll counted, for a request that was not admitted after all. Other replicas go on counting it. */
+  giveBack(charges: readonly Charge[], nowMs: number): void {
+    for (const charge of charges) {
+      const counted = this.#arrivals.has(charge.key)
+      if (counted) this.#set(charge.key, this.#arrivalMs({ ...charge, hits: -(charge.hits ?? 1) }, nowMs), nowMs)
+    }
+  }
+
   #count(charge: Charge, nowMs: number): void {
     this.#set(charge.key, this.#arrivalMs(charge, nowMs), nowMs)
     this.#onCounted?.(charge)

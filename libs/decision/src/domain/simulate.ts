@@ -6,10 +6,10 @@ import { admission, type Decision, identityHeaders, rejection } from './answer.t
 import { BlockList } from './block-list.ts'
 import { CallerBlocks } from './caller-blocks.ts'
 import { PROOF_HEADER } from './fields.ts'
-import { judge, type KnownToken, type RequestFacts, type Verdict, type World } from './judge.ts'
+import { judge, type KnownToken, type RequestFacts, sourceKey, type Verdict, type World } from './judge.ts'
 import { compilePolicies, type PolicyIndex, policiesFor } from './policy.ts'
 import { provePossession } from './possession.ts'
-import { type Charge, type Rate, RateTable } from './rate.ts'
+import { type Charge, type Limit, type Rate, RateTable } from './rate.ts'
 import { REASONS, type Reason } from './reasons.ts'
 
 export type SimulatedRequest = PolicyExample['request']
@@ -41,8 +41,8 @@ export interface Simulation {
   readonly candidates: readonly Candidate[]
   /** Rules of the host whose path is another. */
   readonly otherPaths: number
-  /** Limits that the request is counted under: each as "policy/rule by whom". */
-  readonly charges: readonly Charge[]
+  /** Limits that the request is counted under, and as whom. */
+  readonly charges: readonly (Limit & { readonly name: string })[]
   /** What the simulation could not know. */
   readonly notes: readonly string[]
 }
@@ -78,14 +78,14 @@ export function simulate(
     decision:
       isRefused || !target
         ? rejection(PLACEHOLDER.id, refusal ?? { reason: 'unavailable' }, PAYMENT_URL)
-        : admission(PLACEHOLDER.id, { ...verdict, target }),
+        : admission(PLACEHOLDER.id, { ...verdict, target }, facts.headers),
     reason: refusal?.reason,
     detail: refusal && (refusal.detail ?? REASONS[refusal.reason].detail),
     rule: rule?.id,
     policies: names,
     observes: host?.observes === true,
     ...(fields ? otherRules(policies, new Set(names), facts, caller, rule?.id) : { candidates: [], otherPaths: 0 }),
-    charges: world.charged,
+    charges: chargesOf(world.charged, facts.address, request.from),
     notes: notesOn(verdict, caller),
   }
 }
@@ -122,7 +122,6 @@ class SimulatedWorld implements World {
   readonly charged: Charge[] = []
   readonly sourceRates = new ChargedRates(this.charged)
   readonly callerRates = new ChargedRates(this.charged)
-  readonly clientRates = this.callerRates
   readonly findToken: World['findToken']
   readonly standing: World['standing']
   readonly spend: World['spend']
@@ -149,6 +148,8 @@ class SimulatedWorld implements World {
   }
 
   readonly quote = () => undefined
+
+  readonly clock = () => NOW_MS
 
   readonly failed: World['failed'] = (thrown) => {
     throw thrown
@@ -251,6 +252,15 @@ function firstFailed(
     return { failed: subject, wanted }
   }
   return undefined
+}
+
+/** Sources are counted by the bytes of their address, which nobody can read. */
+function chargesOf(charged: readonly Charge[], address: Uint8Array, from: string): Simulation['charges'] {
+  const source = sourceKey(address)
+  return charged.map(({ key, limit: { requests, perSeconds } }) => {
+    const name = key.endsWith(source) ? `${key.slice(0, -source.length)}${from}` : key
+    return { name, requests, perSeconds }
+  })
 }
 
 function notesOn({ refusal, fields }: Verdict, caller: SimulatedCaller | undefined): string[] {

@@ -9,12 +9,16 @@ export interface Target {
   readonly path: string
   /** With its "?", as it came; empty where there was none. */
   readonly query: string
-  /** The path's segments; a trailing slash makes the last one empty. */
+  /**
+   * The path's segments as rules compare them: also what a path may hold as it is (RFC 3986, 3.3) is decoded, as servers do. A
+   * trailing slash makes the last one empty.
+   */
   readonly segments: readonly string[]
 }
 
 /** Ways in which a request can mean two things to two readers, each with the sentence that its sender gets. */
 export const FAULTS = {
+  'method-case': 'Methods are written in capital letters.',
   'host-missing': 'Send exactly one Host.',
   'host-invalid': 'The host is not a name or address with an optional port.',
   'target-too-long': 'The request target is too long.',
@@ -29,6 +33,14 @@ export const FAULTS = {
   'path-dot-segment': 'The path has a segment of one or two dots.',
   'header-duplicated': 'A header that decides about this request was sent more than once.',
   'header-connection': 'Connection names a header that Tollward sets or reads.',
+  'query-ambiguous':
+    'A query parameter that decides about this request was sent more than once, or its percent-encoding is malformed.',
+  'body-missing': 'A rule looks into the body of this request, which did not come whole: send a shorter one.',
+  'body-unreadable':
+    'A rule looks into the body of this request: send JSON in UTF-8 as application/json, no name twice in an object.',
+  'batch-mixed': 'A rule means some calls of this batch and not the others: send them apart.',
+  'graphql-unclear':
+    'Which GraphQL operation this would execute cannot be told: send its query once, and operationName if it has several.',
   'authorization-ambiguous': 'Send exactly one credential in exactly one Authorization header.',
   'txid-malformed': 'X-Bitcoin-Txid is one transaction id of 64 hexadecimal digits.',
 } as const
@@ -58,6 +70,13 @@ PATH_CLASS['/'.charCodeAt(0)] = SLASH
 PATH_CLASS['%'.charCodeAt(0)] = PERCENT
 PATH_CLASS['?'.charCodeAt(0)] = QUESTION_MARK
 
+/** Methods differ by case (RFC 9110, 9.1), and some servers take them for the same. */
+export function methodFault(method: string): Fault | undefined {
+  return /[a-z]/.test(method) && METHODS.has(method.toUpperCase()) ? 'method-case' : undefined
+}
+
+const METHODS: ReadonlySet<string> = new Set(['GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS'])
+
 /**
  * Brings host and request target into canonical form, or says what is ambiguous about them. Nothing is repaired: what two
  * readers could take for two things is refused (RFC 3986 without dot-segment removal, paths compared byte by byte).
@@ -73,7 +92,7 @@ export function canonicalTarget(host: string, target: string): Target | Fault {
   if (query !== '' && !isQuery(query)) return 'target-characters'
   const decoded = decodeUnreserved(target.slice(0, end).replace(/[[\]|^]/g, encodeURIComponent))
   if ('fault' in decoded) return decoded.fault
-  const segments = decoded.path.slice(1).split('/')
+  const segments = decodePlain(decoded.path).slice(1).split('/')
   const fault = segmentFault(segments)
   return fault ?? { host: name, path: decoded.path, query, segments }
 }
@@ -151,6 +170,12 @@ function decodeUnreserved(path: string): { path: string } | { fault: Fault } {
   // Whoever decodes once more would read another path.
   if (/%25[0-9A-Fa-f]{2}/.test(decoded)) return { fault: 'path-double-encoding' }
   return isAscii || !hasLookalike(decoded) ? { path: decoded } : { fault: 'path-lookalike' }
+}
+
+/** RFC 3986 tells ":" and "%3A" apart, hardly any server does; clients send either. */
+function decodePlain(path: string): string {
+  if (!path.includes('%')) return path
+  return path.replace(/%(?:2[146-9A-C]|3[AD]|40)/g, (encoded) => decodeURIComponent(encoded))
 }
 
 /** What best fit to a smaller character set, or NFKC, makes a slash, a backslash, or segments of one or two dots. */

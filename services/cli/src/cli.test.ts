@@ -30,6 +30,14 @@ metadata: { name: shop }
 spec: { grants: [client_credentials], scopes: [orders] }
 `
 
+const POLICY = `apiVersion: tollward.dev/v1
+kind: ApiPolicy
+metadata: { name: NAME }
+spec:
+  hosts: [api.example]
+  rules: RULES
+`
+
 let stack: TestStack
 
 before(async () => {
@@ -378,6 +386,39 @@ test('a caller is blocked by what its tokens say, a token by its hash however it
   assert.match((await tollward(['blocks', 'add', 'client:operator', '--ttl', '90s'])).err, /nobody blocks themselves/)
 })
 
+test('conflicts are warnings of an apply, rows of its JSON, and with --strict a reason to apply nothing', {
+  skip,
+}, async () => {
+  const open = POLICY.replace('NAME', 'open').replace('RULES', '[{ name: a, match: { path: /c }, anonymous: true }]')
+  const shut = POLICY.replace('NAME', 'shut').replace(
+    'RULES',
+    '[{ name: a, match: { path: /c }, deny: { reason: No. } }]',
+  )
+  assert.deepEqual(await tollward(['apply', '-f', '-', '--strict'], { stdin: open }), {
+    ...{ code: 0, out: 'ApiPolicy/open created\n', err: '' },
+  })
+  const dry = await tollward(['apply', '-f', '-', '--dry-run'], { stdin: shut })
+  assert.deepEqual([dry.code, dry.out], [0, 'ApiPolicy/shut would be created\n'])
+  assert.match(dry.err, /^warning: At api\.example: Rules shut\/a and open\/a match the same requests.*\n$/)
+  const strict = await tollward(['apply', '-f', '-', '--strict'], { stdin: shut })
+  assert.equal(strict.code, 1)
+  assert.match(
+    strict.err,
+    /^warning: .*\ntollward: nothing is applied, because policies would speak against each other\n$/,
+  )
+  assert.equal(
+    (await jsonOf(['get', 'ApiPolicy'])).some(({ name }: { name: string }) => name === 'shut'),
+    false,
+  )
+  const [applied, conflict] = await jsonOf(['apply', '-f', '-'], { stdin: shut })
+  assert.deepEqual([applied.change, conflict.kind, conflict.winner], ['created', 'PolicyConflict', 'shut/a'])
+  const row = await jsonOf(['simulate', '--request', 'GET http://api.example/c'])
+  assert.deepEqual([row.reason, row.rule, row.candidates[0].rule], ['token-missing', 'shut/a', 'open/a'])
+  for (const name of ['open', 'shut']) await tollward(['delete', 'ApiPolicy', name])
+  const missing = await jsonOf(['simulate', '--request', 'GET http://api.example/c', '--client', 'shop'])
+  assert.deepEqual([missing.reason, missing.rule], ['no-rule', undefined])
+})
+
 test('alerts are shown without what a terminal would act on, and whole as JSON', { skip }, async () => {
   const finding = {
     finding_info: { title: 'flood \u001b[31mfrom\u009b 127.0.0.66' },
@@ -402,11 +443,34 @@ test('a decision is explained field by field', { skip }, async () => {
     outcome: Outcome.REFUSED,
     reason: 'payment-required',
     address,
+    ...{ method: 'GET', host: 'api.example', path: "/it's", clientId: 'shop', rule: 'explained/paid' },
+    ...{ principal: 'spiffe://example.org/ns/a/sa/b', limit: 'client', count: 3 },
+    stages: [
+      { name: 'policy', micros: 12 },
+      { name: 'payment', micros: 1500, asked: true },
+    ],
   }
+  await tollward(['apply', '-f', '-'], {
+    stdin: POLICY.replace('NAME', 'explained').replace(
+      'RULES',
+      '[{ name: paid, match: { path: /a }, anonymous: true }]',
+    ),
+  })
   await stack.bus.publish(contract(CallObservedSchema), create(CallObservedSchema, call), { key: 'gateway' })
   const row = await jsonOf(['explain', decisionId])
   assert.deepEqual([row.outcome, row.status, row.address], ['refused', 402, '127.0.0.66'])
-  assert.match((await tollward(['explain', decisionId])).out, /^reason +payment-required$/m)
+  assert.deepEqual([row.stages[1], row.count], [{ name: 'payment', micros: 1500, asked: true }, 3])
+  assert.equal(row.ruleNow.match.path, '/a')
+  const { out } = await tollward(['explain', decisionId])
+  assert.match(out, /^reason +payment-required$/m)
+  assert.match(out, /^principal +spiffe:/m)
+  assert.match(out, /^standsFor +this one and 2 more like it of the same source$/m)
+  assert.match(out, /^ {2}policy +12 µs\n {2}payment +1500 µs, asked somebody else$/m)
+  assert.match(out, /^next +The client has no pass that is good: tollward passes --client shop\.$/m)
+  assert.match(
+    out,
+    /^tryAgain +npx --no tollward simulate --request 'GET https:\/\/api\.example\/it'\\''s' --from 127\.0\.0\.66 --client 'shop'$/m,
+  )
   assert.match((await tollward(['explain', 'x'])).err, /^tollward: A decision id is .*\n$/)
 })
 
@@ -470,6 +534,8 @@ test('npx runs the command of the clone, and its exit code and words come throug
     'alerts',
     'flows',
     'explain',
+    'simulate',
+    'policy',
     'regtest',
   ]) {
     assert.match(help.stdout, new RegExp(`^  ${command}\\b`, 'm'))

@@ -8,6 +8,7 @@ import { addDocumentCommands } from './commands/documents.ts'
 import { addObservationCommands } from './commands/observations.ts'
 import { addPaymentCommands } from './commands/payments.ts'
 import { addPeopleCommands } from './commands/people.ts'
+import { addPolicyCommands } from './commands/policies.ts'
 import { addStatusCommand } from './commands/status.ts'
 import { addTokenCommands } from './commands/tokens.ts'
 import { addTreasuryCommands } from './commands/treasury.ts'
@@ -27,6 +28,7 @@ export async function runCommand(argv: readonly string[], surroundings: Surround
     .showHelpAfterError('("npx --no tollward help" shows what there is)')
   addStatusCommand(program, surroundings)
   addDocumentCommands(program, surroundings)
+  addPolicyCommands(program, surroundings)
   addClientCommands(program, surroundings)
   addTokenCommands(program, surroundings)
   addPeopleCommands(program, surroundings)

@@ -3,6 +3,7 @@ import { formatAddress, formatCaller, formatRange, readCaller } from '@tollward/
 import {
   type AppliedDocument,
   Change,
+  type PolicyConflict,
   type PublishedFinding,
   ServiceState,
   type ServiceStatus,
@@ -27,6 +28,11 @@ export function statusRow({ name, state, detail }: ServiceStatus) {
 
 export function appliedRow({ kind, name, change, clientSecret }: AppliedDocument) {
   return { kind, name, change: word(Change, change), ...(clientSecret === '' ? {} : { clientSecret }) }
+}
+
+/** Stands after the rows of what was applied. */
+export function conflictRow({ winner, loser, detail }: PolicyConflict) {
+  return { kind: 'PolicyConflict', winner, loser, detail }
 }
 
 export function documentRow({ kind, name, yaml, appliedBy, appliedAt }: StoredDocument) {
@@ -149,10 +155,14 @@ export function decisionRow(call: CallObserved) {
       reason,
       detail,
     },
-    ...{ rule, method, host, path, clientId, tokenHash: call.tokenHash, txidHash: call.txidHash, passId },
+    ...{ rule, limit: call.limit, method, host, path, clientId, principal: call.principal },
+    ...{ tokenHash: call.tokenHash, txidHash: call.txidHash, passId },
     ...{ address: address(call.address), durationMicros: call.durationMicros, count },
+    stages: call.stages.map(({ name, micros, asked }) => ({ name, micros, asked })),
   }
 }
+
+export type DecisionRow = ReturnType<typeof decisionRow>
 
 /** RFC 3339. */
 export function timeText(timestamp: Timestamp | undefined): string | undefined {

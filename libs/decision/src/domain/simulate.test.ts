@@ -65,8 +65,8 @@ describe('a simulation', () => {
     assert.deepEqual([set['x-tollward-client'], set['x-tollward-subject']], ['shop', 'ada'])
     assert.equal(decision.target.path, '/orders/7')
     assert.equal(charges.length, 1)
-    assert.match(charges[0]?.key ?? '', /^orders\/read .*shop$/)
-    assert.equal(charges[0]?.limit.requests, 5)
+    assert.match(charges[0]?.name ?? '', /^orders\/read .*shop$/)
+    assert.equal(charges[0]?.requests, 5)
   })
 
   test('follows what is said of the caller: blocked, registered by itself, without a pass, with a key', () => {

@@ -1,4 +1,3 @@
-import { readFile } from 'node:fs/promises'
 import { text as textOf } from 'node:stream/consumers'
 import { status } from '@grpc/grpc-js'
 import { type Kind, TEXT_BYTES_MAX } from '@tollward/documents'
@@ -6,15 +5,24 @@ import { AppError } from '@tollward/errors'
 import type { Command } from 'commander'
 import { AnswerIsNo } from '../answer.ts'
 import { answering, kind, type OutputOptions, written } from '../arguments.ts'
-import { json } from '../output.ts'
-import { appliedRow, documentRow } from '../rows.ts'
+import { readText } from '../examples.ts'
+import { json, printable } from '../output.ts'
+import { appliedRow, conflictRow, documentRow } from '../rows.ts'
 import { type Surroundings, withSession } from '../session.ts'
+
+interface ApplyOptions extends OutputOptions {
+  readonly file: string
+  readonly dryRun?: true
+  readonly strict?: true
+}
 
 /** `apply`, `get`, `delete`. */
 export function addDocumentCommands(program: Command, surroundings: Surroundings): void {
   answering(program, 'apply', 'put the documents of a YAML file in force, all or none')
     .requiredOption('-f, --file <file>', 'the file; - is the standard input')
-    .action((options: OutputOptions & { file: string }) => apply(options, surroundings))
+    .option('--dry-run', 'say what would come of it, and change nothing')
+    .option('--strict', 'apply nothing while policies would speak against each other')
+    .action((options: ApplyOptions) => apply(options, surroundings))
 
   answering(program, 'get', 'show the documents of a kind, or one as it was applied')
     .argument('<kind>', 'such as Plan', kind)
@@ -42,17 +50,29 @@ export function addDocumentCommands(program: Command, surroundings: Surroundings
     )
 }
 
-async function apply({ file, output }: OutputOptions & { file: string }, surroundings: Surroundings): Promise<void> {
-  const yaml = file === '-' ? await textOf(surroundings.stdin) : await readDocumentFile(file)
+async function apply({ file, output, dryRun, strict }: ApplyOptions, surroundings: Surroundings): Promise<void> {
+  const yaml = file === '-' ? await textOf(surroundings.stdin) : await readText(file)
   if (Buffer.byteLength(yaml) > TEXT_BYTES_MAX) {
     throw new AppError('too_large', `${file} is larger than ${TEXT_BYTES_MAX} bytes; apply it in parts.`)
   }
   const fileName = file === '-' ? 'stdin' : file
   try {
     await withSession(surroundings, 'tollward.admin', async ({ admin, call }) => {
-      const { applied } = await admin.apply({ yaml, fileName }, call)
-      const rows = applied.map(appliedRow)
-      surroundings.out(output === 'json' ? json(rows) : rows.map(appliedLine).join(''))
+      const applying = (isDryRun: boolean) => admin.apply({ yaml, fileName, dryRun: isDryRun }, call)
+      let answer = await applying(dryRun === true || strict === true)
+      const isRefused = strict === true && answer.conflicts.length > 0
+      if (strict && !dryRun && !isRefused) answer = await applying(false)
+      const changesNothing = dryRun === true || isRefused
+      const rows = answer.applied.map(appliedRow)
+      const conflicts = answer.conflicts.map(conflictRow)
+      if (output === 'json') surroundings.out(json([...rows, ...conflicts]))
+      else {
+        surroundings.out(rows.map((row) => appliedLine(row, changesNothing)).join(''))
+        surroundings.err(conflicts.map(({ detail }) => `warning: ${printable(detail)}\n`).join(''))
+      }
+      if (!isRefused) return
+      surroundings.err('tollward: nothing is applied, because policies would speak against each other\n')
+      throw new AnswerIsNo()
     })
   } catch (error) {
     const faults = faultsOf(error, fileName)
@@ -62,15 +82,9 @@ async function apply({ file, output }: OutputOptions & { file: string }, surroun
   }
 }
 
-async function readDocumentFile(file: string): Promise<string> {
-  try {
-    return await readFile(file, 'utf8')
-  } catch (error) {
-    throw new AppError('invalid_argument', `${file} cannot be read.`, { cause: error })
-  }
-}
-
-function appliedLine({ kind: of, name, change, clientSecret }: ReturnType<typeof appliedRow>): string {
+function appliedLine(row: ReturnType<typeof appliedRow>, changesNothing: boolean): string {
+  const { kind: of, name, change, clientSecret } = row
+  if (changesNothing) return `${of}/${name} would be ${change}\n`
   const secret = clientSecret === undefined ? '' : `  client secret, shown this once: ${clientSecret}\n`
   return `${of}/${name} ${change}\n${secret}`
 }

@@ -2,7 +2,8 @@ import { timestampFromMs } from '@bufbuild/protobuf/wkt'
 import { AppError } from '@tollward/errors'
 import { type Command, Option } from 'commander'
 import { answering, count, duration, type OutputOptions, written } from '../arguments.ts'
-import { fields, json, printable } from '../output.ts'
+import { explanation, explanationText } from '../explaining.ts'
+import { json, printable } from '../output.ts'
 import { alertRow, decisionRow, flowRow } from '../rows.ts'
 import { mayResume, type Surroundings, withSession } from '../session.ts'
 
@@ -30,14 +31,14 @@ export function addObservationCommands(program: Command, surroundings: Surroundi
     .option('--node <name>', 'of this node only')
     .action((options: FlowOptions) => followFlows(options, surroundings))
 
-  answering(program, 'explain', 'show what a decision id stands for')
+  answering(program, 'explain', 'show what a decision id stands for, and what to do next')
     .argument('<decision>', 'the value of x-tollward-decision')
     .action((decisionId: string, { output }: OutputOptions) =>
-      withSession(surroundings, 'tollward.read', async ({ admin, call: options }) => {
-        const { call } = await admin.explainDecision({ decisionId }, options)
+      withSession(surroundings, 'tollward.read', async (session) => {
+        const { call } = await session.admin.explainDecision({ decisionId }, session.call)
         if (!call) throw new AppError('internal', 'admin-api answered without the decision.')
-        const row = decisionRow(call)
-        surroundings.out(output === 'json' ? json(row) : fields(row))
+        const told = await explanation(decisionRow(call), session)
+        surroundings.out(output === 'json' ? json(told) : explanationText(told))
       }),
     )
 }

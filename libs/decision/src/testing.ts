@@ -103,6 +103,8 @@ export interface Neighbours extends AsyncDisposable {
   readonly givenBack: ReadonlyMap<string, number>
   /** Runs before the introspector answers; a test holds an answer back with it. */
   beforeIntrospection: () => Promise<void>
+  /** Runs before the verifier answers. */
+  beforeVerification: () => Promise<void>
   apply(yaml: string): Promise<void>
   issue(clientId: string, scopes: readonly string[], answer?: TokenAnswer): string
   revoke(token: string): Promise<void>
@@ -121,6 +123,9 @@ export interface Neighbours extends AsyncDisposable {
   lease(passId: string, holder: string, requests: number): Promise<void>
   stopIntrospector(): Promise<void>
   stopVerifier(): Promise<void>
+  /** Lets them answer again. */
+  startIntrospector(): void
+  startVerifier(): void
 }
 
 /** Starts them. */
@@ -136,37 +141,45 @@ export async function startNeighbours(): Promise<Neighbours> {
   const asked: Neighbours['asked'] = { introspect: [], redeem: [], lease: [], record: [], quote: [] }
   const passes = bus.bucket(PASSES)
   const quotas = new TestQuotas(passes)
-  const introspector = bus.serve(IntrospectorService, {
-    introspect: async ({ token, pastCache }) => {
-      asked.introspect.push(token)
-      const info = (pastCache ? undefined : remembered.get(token)) ?? tokens.get(token) ?? { active: false }
-      await neighbours.beforeIntrospection()
-      return { info: info.active ? withInternalToken(info) : info }
-    },
-  })
-  const verifier = bus.serve(VerifierService, {
-    redeem: async ({ txid }) => {
-      asked.redeem.push(txid)
-      return redemptions.get(txid) ?? { outcome: RedeemOutcome.NOTHING_OPEN }
-    },
-    lease: ({ passId, holder, wantedRequests }) => {
-      asked.lease.push(passId)
-      return quotas.lease(passId, holder, wantedRequests)
-    },
-    record: ({ passId, holder, servedRequests, ends }) => {
-      asked.record.push(passId)
-      return quotas.record(passId, holder, servedRequests, ends)
-    },
-    quote: async ({ clientId, plan }) => {
-      asked.quote.push(`${clientId} ${plan}`)
-      return quotes.get(plan) ?? { isSold: false }
-    },
-    listInvoices: async () => ({ invoices: [] }),
-  })
-  const stopIntrospector = once(() => introspector[Symbol.asyncDispose]())
-  const stopVerifier = once(() => verifier[Symbol.asyncDispose]())
-  resources.defer(stopIntrospector)
-  resources.defer(stopVerifier)
+  const introspector = stoppable(() =>
+    bus.serve(IntrospectorService, {
+      introspect: async ({ token, pastCache }) => {
+        asked.introspect.push(token)
+        const info = (pastCache ? undefined : remembered.get(token)) ?? tokens.get(token) ?? { active: false }
+        await neighbours.beforeIntrospection()
+        return { info: info.active ? withInternalToken(info) : info }
+      },
+    }),
+  )
+  const verifier = stoppable(() =>
+    bus.serve(VerifierService, {
+      redeem: async ({ txid }) => {
+        asked.redeem.push(txid)
+        await neighbours.beforeVerification()
+        return redemptions.get(txid) ?? { outcome: RedeemOutcome.NOTHING_OPEN }
+      },
+      lease: async ({ passId, holder, wantedRequests }) => {
+        asked.lease.push(passId)
+        await neighbours.beforeVerification()
+        return quotas.lease(passId, holder, wantedRequests)
+      },
+      record: async ({ passId, holder, servedRequests, ends }) => {
+        asked.record.push(passId)
+        await neighbours.beforeVerification()
+        return quotas.record(passId, holder, servedRequests, ends)
+      },
+      quote: async ({ clientId, plan }) => {
+        asked.quote.push(`${clientId} ${plan}`)
+        await neighbours.beforeVerification()
+        return quotes.get(plan) ?? { isSold: false }
+      },
+      listInvoices: async () => ({ invoices: [] }),
+    }),
+  )
+  for (const responder of [introspector, verifier]) {
+    responder.start()
+    resources.defer(responder.stop)
+  }
   const owned = resources.move()
   const range = (cidr: string) => {
     const parsed = parseRange(cidr)
@@ -183,6 +196,7 @@ export async function startNeighbours(): Promise<Neighbours> {
     asked,
     givenBack: quotas.givenBack,
     beforeIntrospection: async () => {},
+    beforeVerification: async () => {},
     apply: async (yaml) => {
       for (const { document, yaml: text } of parseSources(yaml, 'test')) {
         const { kind, metadata } = document
@@ -247,8 +261,10 @@ export async function startNeighbours(): Promise<Neighbours> {
       await passes.update(passId, { ...entry.value, state: PassState.SUSPENDED }, entry.revision)
     },
     lease: async (passId, holder, requests) => void (await quotas.lease(passId, holder, requests)),
-    stopIntrospector,
-    stopVerifier,
+    stopIntrospector: introspector.stop,
+    stopVerifier: verifier.stop,
+    startIntrospector: introspector.start,
+    startVerifier: verifier.start,
     [Symbol.asyncDispose]: () => owned.disposeAsync(),
   }
   return neighbours
@@ -293,11 +309,18 @@ function withInternalToken(info: TokenAnswer): TokenAnswer {
   return { internalToken: `internal.${info.clientId}.jwt`, internalTokenExpiresAt, ...info }
 }
 
-function once(action: () => PromiseLike<void>): () => Promise<void> {
-  let done: Promise<void> | undefined
-  return () => {
-    done ??= Promise.resolve(action())
-    return done
+/** A responder that can be stopped, once or again, and started. */
+function stoppable(serve: () => AsyncDisposable) {
+  let running: AsyncDisposable | undefined
+  return {
+    start: () => {
+      running ??= serve()
+    },
+    stop: async () => {
+      const stopping = running
+      running = undefined
+      await stopping?.[Symbol.asyncDispose]()
+    },
   }
 }
 

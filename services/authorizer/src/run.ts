@@ -1,8 +1,12 @@
 import { connectBus } from '@tollward/bus'
 import { createDecider } from '@tollward/decision'
+import { AppError } from '@tollward/errors'
 import { aborted, readSecretFile, type ServiceContext } from '@tollward/runtime'
+import type { Logger } from 'pino'
+import { openCertificates } from './adapters/certificates.ts'
 import { startForwardAuthServer } from './adapters/forward-auth-server.ts'
 import { startGrpcServer } from './adapters/grpc-server.ts'
+import type { GrpcAddress } from './adapters/grpc-transport.ts'
 import type { Config } from './config.ts'
 import { authorizerMetrics } from './metrics.ts'
 
@@ -25,8 +29,7 @@ export async function run({ name, config, log, registry, health, signal }: Servi
   const grpc = resources.use(
     await startGrpcServer({
       ...shared,
-      host: config.grpcHost,
-      port: config.grpcPort,
+      at: grpcAddress(config, log),
       trustedProxies,
       notReady: () => health.reasons()[0],
     }),
@@ -42,4 +45,25 @@ export async function run({ name, config, log, registry, health, signal }: Servi
   health.ready()
   log.info({ grpcPort: grpc.port, httpPort: http.port }, 'ready')
   await aborted(signal)
+}
+
+function grpcAddress(config: Config, log: Logger): GrpcAddress {
+  const { grpcHost: host, grpcPort: port, grpcSocket: socket } = config
+  const { grpcTlsCertFile: certFile, grpcTlsKeyFile: keyFile, grpcClientCaFile: clientCaFile } = config
+  if (socket !== undefined) {
+    if (certFile ?? keyFile ?? clientCaFile) {
+      throw new AppError('invalid_argument', 'GRPC_SOCKET is without TLS: leave out GRPC_TLS_* and GRPC_CLIENT_CA_FILE')
+    }
+    return { socket }
+  }
+  if (certFile !== undefined && keyFile !== undefined) {
+    return { host, port, certificates: openCertificates({ certFile, keyFile, clientCaFile }, log) }
+  }
+  if (certFile ?? keyFile ?? clientCaFile) {
+    throw new AppError(
+      'invalid_argument',
+      'GRPC_TLS_CERT_FILE and GRPC_TLS_KEY_FILE belong together; GRPC_CLIENT_CA_FILE needs both',
+    )
+  }
+  return { host, port, certificates: undefined }
 }

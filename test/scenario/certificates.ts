@@ -22,8 +22,11 @@ export interface Identification {
 /** An authority for one test, and what it vouches for. */
 export interface Authority {
   readonly cert: string
-  /** For a client, or for a server on 127.0.0.1. The subject's parts are in the order of its DER, which RFC 4514 turns around. */
-  issue(subject: string, usage: 'client' | 'server'): Promise<Identification>
+  /**
+   * For a client, or for a server on 127.0.0.1. The subject's parts are in the order of its DER, which RFC 4514 turns around. `uri` is
+   * the workload's name, as a SPIFFE id.
+   */
+  issue(subject: string, usage: 'client' | 'server', uri?: string): Promise<Identification>
 }
 
 /** Makes one. */
@@ -41,7 +44,7 @@ export async function makeAuthority(name = 'CN=Test CA'): Promise<Authority> {
   })
   return {
     cert: ca.toString('pem'),
-    issue: async (subject, usage) => {
+    issue: async (subject, usage, uri) => {
       const own = await webcrypto.subtle.generateKey(CURVE, true, ['sign', 'verify'])
       const certificate = await x509.X509CertificateGenerator.create({
         ...validity(),
@@ -56,6 +59,7 @@ export async function makeAuthority(name = 'CN=Test CA'): Promise<Authority> {
           ...(usage === 'server'
             ? [new x509.SubjectAlternativeNameExtension([{ type: 'ip', value: '127.0.0.1' }])]
             : []),
+          ...(uri === undefined ? [] : [new x509.SubjectAlternativeNameExtension([{ type: 'url', value: uri }])]),
         ],
       })
       return await identification(certificate, own)

@@ -12,6 +12,13 @@ const limit = z.strictObject({
 
 /** More of them would make matching slow: each may end anywhere. */
 const GLOBSTARS_MAX = 2
+/** Segments of a glob: between two ** they are looked for at every place of a path. */
+const GLOB_SEGMENTS_MAX = 32
+
+const DOT_SEGMENTS = {
+  fits: (path: string) => !path.split('/').some((segment) => segment === '.' || segment === '..'),
+  error: 'has a segment of one or two dots, which no request has',
+} as const
 
 /** Literal segments and {parameters}; a parameter is one segment. */
 const pathTemplate = z
@@ -23,6 +30,7 @@ const pathTemplate = z
       error: 'a path starts with / and has segments of plain characters or {name}, none of them empty',
     },
   )
+  .refine(DOT_SEGMENTS.fits, { error: DOT_SEGMENTS.error })
 
 /** Literal segments in which * stands for any characters but /, and segments ** that stand for any number of segments. */
 const pathGlob = z
@@ -37,6 +45,10 @@ const pathGlob = z
   .refine((glob) => glob.split('/').filter((segment) => segment === '**').length <= GLOBSTARS_MAX, {
     error: `a glob has at most ${GLOBSTARS_MAX} segments **`,
   })
+  .refine((glob) => glob.split('/').length <= GLOB_SEGMENTS_MAX + 1, {
+    error: `a glob has at most ${GLOB_SEGMENTS_MAX} segments`,
+  })
+  .refine(DOT_SEGMENTS.fits, { error: DOT_SEGMENTS.error })
 
 export const headerName = z
   .string()
@@ -184,14 +196,17 @@ const headerText = z
   .max(4096)
   .regex(/^[\x20-\x7e]*$/, { error: 'has characters that no header may have' })
 
-const queryText = z.string().max(1024)
+const queryText = z
+  .string()
+  .max(1024)
+  .refine((text) => text.isWellFormed(), { error: 'is not well-formed Unicode' })
 
 /** How an admitted request goes on to the API. */
 const rewrite = z
   .strictObject({
     /** In the place of the whole path; {parameters} are those of match.path. */
     path: pathTemplate.optional(),
-    /** In the place of match.prefix. */
+    /** In the place of match.prefix; {parameters} are those of match.prefix. */
     prefix: pathTemplate.optional(),
     query: z
       .strictObject({
@@ -204,6 +219,13 @@ const rewrite = z
         set: z.record(rewrittenHeader, headerText).optional(),
         remove: z.array(rewrittenHeader).optional(),
       })
+      .refine(
+        ({ set = {}, remove = [] }) => {
+          const isSet = new Set(Object.keys(set).map((header) => header.toLowerCase()))
+          return remove.every((header) => !isSet.has(header.toLowerCase()))
+        },
+        { error: 'a header is either set or removed' },
+      )
       .optional(),
     /** Set on the API's answer. */
     responseHeaders: z.strictObject({ set: z.record(rewrittenHeader, headerText) }).optional(),
@@ -219,6 +241,12 @@ export function limitsOf<L>({
   readonly limits?: readonly L[] | undefined
 }) {
   return limits ?? (limit === undefined ? [] : [limit])
+}
+
+/** Whether all {parameters} of a rewritten path are those of the path that is matched. */
+function hasParameters(matched = '', rewritten = ''): boolean {
+  const known = new Set(matched.split('/'))
+  return rewritten.split('/').every((segment) => !segment.startsWith('{') || known.has(segment))
 }
 
 const rule = z
@@ -242,17 +270,25 @@ const rule = z
     deny: z.strictObject({ reason: z.string().min(1).max(300) }).optional(),
     limit: ruleLimit.optional(),
     /** Several, all of which hold. */
-    limits: z.array(ruleLimit).min(1).max(8).optional(),
+    limits: z
+      .array(ruleLimit)
+      .min(1)
+      .max(8)
+      .refine((limits) => new Set(limits.map(({ by, perSeconds }) => `${by} ${perSeconds}`)).size === limits.length, {
+        error: 'two of them count by the same in the same time',
+      })
+      .optional(),
     rewrite: rewrite.optional(),
   })
   .refine((value) => value.limit === undefined || value.limits === undefined, { error: 'give either limit or limits' })
-  .refine(
-    ({ match: { path = '' }, rewrite: { path: rewritten = '' } = {} }) => {
-      const known = path.split('/')
-      return rewritten.split('/').every((segment) => !segment.startsWith('{') || known.includes(segment))
-    },
-    { path: ['rewrite', 'path'], error: 'has a {parameter} that match.path does not have' },
-  )
+  .refine(({ match, rewrite }) => hasParameters(match.path, rewrite?.path), {
+    path: ['rewrite', 'path'],
+    error: 'has a {parameter} that match.path does not have',
+  })
+  .refine(({ match, rewrite }) => hasParameters(match.prefix, rewrite?.prefix), {
+    path: ['rewrite', 'prefix'],
+    error: 'has a {parameter} that match.prefix does not have',
+  })
   .refine((value) => value.rewrite?.prefix === undefined || value.match.prefix !== undefined, {
     path: ['rewrite', 'prefix'],
     error: 'is for rules that match a prefix',
@@ -263,6 +299,16 @@ const rule = z
       error: 'nobody is known here: limit by source or route',
     },
   )
+  .refine(
+    (value) => value.anonymous === undefined || !value.match.conditions?.some(({ claim }) => claim !== undefined),
+    {
+      path: ['match', 'conditions'],
+      error: 'compare a claim, but nobody is known where a rule is anonymous: give require',
+    },
+  )
+  .refine((value) => value.deny === undefined || (value.limits ?? value.rewrite) === undefined, {
+    error: 'a rule that denies admits nothing that could be limited or rewritten',
+  })
   .refine((value) => [value.anonymous, value.require, value.deny].filter((way) => way !== undefined).length === 1, {
     error: 'give exactly one of anonymous, require and deny',
   })

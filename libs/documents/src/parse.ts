@@ -230,6 +230,8 @@ function reasonOf(issue: z.core.$ZodIssue): string {
       const choice = values.length === 1 ? values.join() : `one of ${values.join(', ')}`
       return `must be ${choice}${suggestion(issue.input, values)}`
     }
+    case 'invalid_key':
+      return plain(issue.issues[0]?.message ?? issue.message)
     case 'too_small':
       return `must ${sizeOf(issue.origin, 'at least', issue.minimum)}`
     case 'too_big':

@@ -9,8 +9,6 @@ export interface AllowAnswer {
   readonly remove: readonly string[]
   /** To the client, in the place of what the API says under these names. */
   readonly responseHeaders: readonly HeaderField[]
-  /** Percent-encoded. */
-  readonly query: { readonly set: readonly HeaderField[]; readonly remove: readonly string[] } | undefined
   readonly metadata: Metadata
 }
 
@@ -51,12 +49,8 @@ export function writeCheckResponse(answer: CheckAnswer): Uint8Array {
   return Buffer.from(writer.bytes.subarray(writer.at))
 }
 
-function allow({ set, remove, responseHeaders, query }: AllowAnswer): void {
+function allow({ set, remove, responseHeaders }: AllowAnswer): void {
   const end = mark()
-  if (query) {
-    for (let index = query.remove.length - 1; index >= 0; index--) string(8, query.remove[index] ?? '')
-    for (let index = query.set.length - 1; index >= 0; index--) pair(7, query.set[index])
-  }
   headers(6, responseHeaders)
   for (let index = remove.length - 1; index >= 0; index--) string(5, remove[index] ?? '')
   headers(2, set)
@@ -105,14 +99,6 @@ function headers(field: number, list: readonly HeaderField[]): void {
     close(1, header)
     close(field, option)
   }
-}
-
-/** envoy.config.core.v3.QueryParameter. */
-function pair(field: number, [key, value]: HeaderField = ['', '']): void {
-  const end = mark()
-  string(2, value)
-  string(1, key)
-  close(field, end)
 }
 
 /** Field values are visible ASCII; anything else would have Envoy refuse the whole answer. */

@@ -3,6 +3,7 @@ import { AssertionError } from 'node:assert/strict'
 import { identify } from './identity.ts'
 import { accountForMoney } from './money.ts'
 import { payAndCall } from './pay.ts'
+import { explainAndBlock } from './policy.ts'
 import { attackAndBlock } from './protect.ts'
 import { Tour } from './tour.ts'
 import { getKnown } from './who.ts'
@@ -14,6 +15,7 @@ try {
   const stranger = await payAndCall(tour, customer)
   await accountForMoney(tour)
   await identify(tour, customer)
+  await explainAndBlock(tour, customer)
   await attackAndBlock(tour, { customer, stranger, isSensorOn })
   process.stdout.write(
     `\nThe loop is closed: known, paid, within policy, not blocked. ${((performance.now() - startMs) / 1000).toFixed(1)} s\n`,

@@ -1,4 +1,3 @@
-import { readFile } from 'node:fs/promises'
 import { dirname, resolve } from 'node:path'
 import type { Readable } from 'node:stream'
 import { text as textOf } from 'node:stream/consumers'
@@ -14,6 +13,7 @@ import {
   parseExamples,
 } from '@tollward/documents'
 import { AppError } from '@tollward/errors'
+import { readText } from './text-file.ts'
 
 /** What came of one example. */
 export interface ExampleRow {
@@ -23,15 +23,6 @@ export interface ExampleRow {
   readonly passed: boolean
   /** What is not as expected, a sentence each. */
   readonly faults: readonly string[]
-}
-
-/** Text of a file. AppError `invalid_argument` if there is none. */
-export async function readText(file: string): Promise<string> {
-  try {
-    return await readFile(file, 'utf8')
-  } catch (error) {
-    throw new AppError('invalid_argument', `${file} cannot be read.`, { cause: error })
-  }
 }
 
 /** The policies of files, of which - is `stdin`; other documents in them do not matter here. DocumentError if one of them is wrong. */

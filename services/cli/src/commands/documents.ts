@@ -5,10 +5,10 @@ import { AppError } from '@tollward/errors'
 import type { Command } from 'commander'
 import { AnswerIsNo } from '../answer.ts'
 import { answering, kind, type OutputOptions, written } from '../arguments.ts'
-import { readText } from '../examples.ts'
 import { json, printable } from '../output.ts'
 import { appliedRow, conflictRow, documentRow } from '../rows.ts'
 import { type Surroundings, withSession } from '../session.ts'
+import { readText } from '../text-file.ts'
 
 interface ApplyOptions extends OutputOptions {
   readonly file: string

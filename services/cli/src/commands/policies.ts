@@ -1,13 +1,13 @@
-import { simulate } from '@tollward/decision/policies'
 import { type ApiPolicy, DocumentError, type PolicyExample, parseDocuments, parseExamples } from '@tollward/documents'
 import { AppError } from '@tollward/errors'
 import { type Command, InvalidArgumentError, Option } from 'commander'
 import { AnswerIsNo } from '../answer.ts'
 import { answering, type OutputOptions, several } from '../arguments.ts'
-import { type ExampleRow, policiesOf, readText, runExamples } from '../examples.ts'
+import type { ExampleRow } from '../examples.ts'
 import { json, printable } from '../output.ts'
 import { type Surroundings, withSession } from '../session.ts'
 import { simulationRow, simulationText } from '../simulating.ts'
+import { readText } from '../text-file.ts'
 
 type Caller = NonNullable<PolicyExample['caller']>
 type Claim = readonly [name: string, value: unknown]
@@ -29,6 +29,10 @@ interface SimulateOptions extends OutputOptions {
   readonly blocked?: 'source' | 'caller'
   readonly body?: string
 }
+
+/** What decides is loaded only by these commands: it takes a tenth of a second. */
+const loadExamples = () => import('../examples.ts')
+const loadDecision = () => import('@tollward/decision/policies')
 
 /** `simulate` and `policy test`: nothing is sent, and nothing is spent. */
 export function addPolicyCommands(program: Command, surroundings: Surroundings): void {
@@ -65,10 +69,12 @@ export function addPolicyCommands(program: Command, surroundings: Surroundings):
 
 async function simulateOne(options: SimulateOptions, surroundings: Surroundings): Promise<void> {
   const body = options.body === undefined ? undefined : await readText(options.body)
+  const { policiesOf } = await loadExamples()
   const policies = await tellingFaults(surroundings, () =>
     options.file.length > 0 ? policiesOf(options.file, surroundings.stdin) : policiesInForce(surroundings),
   )
   const { request, caller } = checked(options, body)
+  const { simulate } = await loadDecision()
   const row = simulationRow(simulate(policies, request, caller))
   surroundings.out(options.output === 'json' ? json(row) : simulationText(row))
 }
@@ -128,6 +134,7 @@ async function testPolicies(
   { output }: OutputOptions,
   surroundings: Surroundings,
 ): Promise<void> {
+  const { runExamples } = await loadExamples()
   const rows = await tellingFaults(surroundings, async () => (await Promise.all(files.map(runExamples))).flat())
   const failed = rows.filter(({ passed }) => !passed).length
   const summary = `${rows.length - failed} passed, ${failed} failed\n`

@@ -1,209 +1,254 @@
-import { IncomingMessage, METHODS, STATUS_CODES } from 'node:http'
-import type { AddressInfo, Socket } from 'node:net'
-import { Transform } from 'node:stream'
-import { TLSSocket } from 'node:tls'
-import replyFrom from '@fastify/reply-from'
+import { type Readable, Transform } from 'node:stream'
 import type { AddressRange } from '@tollward/contracts'
-import { type Admission, type Decider, HEADER_BYTES_MAX, type Reason, type Rejection } from '@tollward/decision'
-import { type FastifyInstance, type FastifyReply, type FastifyRequest, fastify } from 'fastify'
+import type { Admission, Decider, Decision, Reason, Rejection, RequestFacts } from '@tollward/decision'
 import type { Logger } from 'pino'
-import { downstreamHeaders, requestFacts, upstreamHeaders } from '../domain/forwarding.ts'
+import type { Access } from '../domain/access-line.ts'
+import {
+  downstreamFields,
+  downstreamTrailers,
+  type FieldList,
+  hostOf,
+  requestFacts,
+  upstreamFields,
+  valuesOf,
+} from '../domain/forwarding.ts'
+import { grpcRefusal, isGrpc } from '../domain/grpc.ts'
 import type { GatewayMetrics } from '../metrics.ts'
+import type { AccessLog } from './access-log.ts'
+import type { Exchange } from './exchange.ts'
+import { type Upstream, type UpstreamCall, type UpstreamListener, UpstreamTimeout } from './upstream.ts'
 
-export interface ProxyOptions {
-  readonly host: string
-  readonly port: number
-  /** PEM; without it plain HTTP is served. */
-  readonly tls?: { readonly cert: string; readonly key: string }
-  readonly upstreamUrl: string
-  readonly upstreamTimeoutMs: number
+/** What every request needs. */
+export interface ProxyContext {
+  readonly upstream: Upstream
   readonly bodyBytesMax: number
   readonly trustedProxies: readonly AddressRange[]
   readonly decider: Decider
   readonly metrics: GatewayMetrics
+  readonly accessLog: AccessLog
   readonly log: Logger
 }
 
-export interface Proxy extends AsyncDisposable {
-  readonly port: number
-}
-
-/** For all headers of a request: a client that sends them byte by byte holds a connection no longer. */
-const HEADERS_TIMEOUT_MS = 10_000
 /** For the whole request with its body. */
-const REQUEST_TIMEOUT_MS = 300_000
-/** An idle connection is kept this long, longer than most load balancers keep theirs. */
-const KEEP_ALIVE_MS = 65_000
-const CONNECTIONS_MAX = 10_000
-/** Connections to the API. */
-const UPSTREAM_CONNECTIONS_MAX = 256
-/** Requests that are under way at the end get this long. */
-const DRAIN_MS = 5000
-
-/**
- * Any client certificate will do for the connection: the handshake proves its key, and a token that is bound to it names it by
- * its hash (RFC 8705). Clients without one are served as well.
- */
-const TLS = { minVersion: 'TLSv1.2', requestCert: true, rejectUnauthorized: false } as const
+export const REQUEST_TIMEOUT_MS = 300_000
+/** A client that takes nothing of its answer for so long is given up. */
+const STALLED_AFTER_MS = 60_000
 
 class BodyTooLarge extends Error {
   override readonly name = 'BodyTooLarge'
 }
 
-/** Serves the API's clients: decides about each request in process, and forwards what is admitted. */
-export async function startProxy(options: ProxyOptions): Promise<Proxy> {
-  const { host, port, tls } = options
-  // A request without Host is refused by the decision, with a reason, and not by Node.
-  const http = { maxHeaderSize: HEADER_BYTES_MAX, headersTimeout: HEADERS_TIMEOUT_MS, requireHostHeader: false }
-  const shared = {
-    logger: false,
-    requestTimeout: REQUEST_TIMEOUT_MS,
-    keepAliveTimeout: KEEP_ALIVE_MS,
-    bodyLimit: options.bodyBytesMax,
-    forceCloseConnections: 'idle',
-    return503OnClosing: false,
-    exposeHeadRoutes: false,
-    // Routes are the decision's business: the router sees one path, and so can't read the request in its own way.
-    rewriteUrl: () => '/',
-    clientErrorHandler: (error: NodeJS.ErrnoException, socket: Socket) => unreadable(options, error, socket),
-  } as const
-  const server = (
-    tls ? fastify({ ...shared, https: { ...http, ...tls, ...TLS } }) : fastify({ ...shared, http })
-  ) as FastifyInstance
-  await server.register(replyFrom, {
-    base: options.upstreamUrl,
-    undici: {
-      connections: UPSTREAM_CONNECTIONS_MAX,
-      headersTimeout: options.upstreamTimeoutMs,
-      bodyTimeout: options.upstreamTimeoutMs,
-      connect: { timeout: options.upstreamTimeoutMs, rejectUnauthorized: true },
-    },
-    destroyAgent: true,
-    disableRequestLogging: true,
-  })
-  route(server, options)
-  server.server.maxConnections = CONNECTIONS_MAX
-  await server.listen({ host, port })
-  return {
-    port: (server.server.address() as AddressInfo).port,
-    [Symbol.asyncDispose]: () => drain(server),
+/** Decides about a request in process, and forwards it if it is admitted. */
+export function pass(context: ProxyContext, exchange: Exchange): void {
+  new Passage(context, exchange).decide()
+}
+
+/** One request on its way to the API, and the answer on its way back. */
+class Passage implements UpstreamListener {
+  readonly #context: ProxyContext
+  readonly #exchange: Exchange
+  readonly #isGrpc: boolean
+  readonly #beganMs = performance.now()
+  readonly #timers: { body?: NodeJS.Timeout; stalled?: NodeJS.Timeout } = {}
+  #decision: Decision | undefined
+  #call: UpstreamCall | undefined
+  #body: Transform | undefined
+  #ended = false
+  #closed = false
+  #status = 0
+  #bytesSent = 0
+  #bytesReceived = 0
+  #decidedMs = 0
+  #upstreamMs: number | undefined
+
+  constructor(context: ProxyContext, exchange: Exchange) {
+    this.#context = context
+    this.#exchange = exchange
+    this.#isGrpc = exchange.version === '2.0' && isGrpc(exchange.request.fields)
+    exchange.onClose((complete) => this.#close(complete))
   }
-}
 
-function route(server: FastifyInstance, options: ProxyOptions): void {
-  const { decider, metrics, log } = options
-  for (const method of METHODS) {
-    if (method !== 'CONNECT' && !server.supportedMethods.includes(method))
-      server.addHttpMethod(method, { hasBody: true })
+  decide(): void {
+    const { decider, trustedProxies } = this.#context
+    const { request, body, version } = this.#exchange
+    // HTTP/1.1 has a limit of Node's own. Calls of gRPC may last.
+    if (body && version === '2.0' && !this.#isGrpc) {
+      this.#timers.body = setTimeout(() => this.#fail('request-timeout'), REQUEST_TIMEOUT_MS)
+      body.once('end', () => clearTimeout(this.#timers.body))
+    }
+    const facts = requestFacts(request, trustedProxies)
+    const decision = facts ? decider.decide(facts) : decider.refuse('malformed-request')
+    if (decision instanceof Promise) void decision.then((made) => this.#conclude(made, facts))
+    else this.#conclude(decision, facts)
   }
-  server.removeAllContentTypeParsers()
-  server.addContentTypeParser('*', (_request, body, done) => done(null, body))
-  server.addHook('onResponse', async (_request, reply) => {
-    metrics.seconds.observe({ status: `${Math.floor(reply.statusCode / 100)}xx` }, reply.elapsedTime / 1000)
-  })
-  server.all('/', (request, reply) => answer(options, request, reply))
-  server.setNotFoundHandler((_request, reply) => refuse(reply, decider.refuse('method-unsupported')))
-  server.setErrorHandler<Error & { statusCode?: number }>((error, _request, reply) => {
-    const isTheirs = error.statusCode !== undefined && error.statusCode < 500
-    log.warn({ err: error }, 'request failed')
-    return refuse(reply, decider.refuse(isTheirs ? 'malformed-request' : 'unavailable'))
-  })
-}
 
-async function answer(options: ProxyOptions, request: FastifyRequest, reply: FastifyReply): Promise<FastifyReply> {
-  const { decider, trustedProxies, bodyBytesMax, tls } = options
-  const { method, rawHeaders, socket } = request.raw
-  const peer = socket.remoteAddress ?? ''
-  const scheme = tls ? 'https' : 'http'
-  const certificate = () => (socket instanceof TLSSocket ? socket.getPeerX509Certificate()?.raw : undefined)
-  const received = { method: method ?? '', target: request.originalUrl, peer, scheme, rawHeaders, certificate } as const
-  const facts = requestFacts(received, trustedProxies)
-  if (!facts) return refuse(reply, decider.refuse('malformed-request'))
-  const decision = await decider.decide(facts)
-  if (!decision.admitted) return refuse(reply, decision)
-  if (Number(request.headers['content-length'] ?? 0) > bodyBytesMax)
-    return refuse(reply, decider.refuse('body-too-large'))
-  if (request.body instanceof IncomingMessage) request.body = bounded(request.body, bodyBytesMax)
-  return forward(options, request, reply, decision, peer)
-}
+  #conclude(decision: Decision, _facts: RequestFacts | undefined): void {
+    this.#decidedMs = performance.now() - this.#beganMs
+    if (this.#closed) this.#decision = decision
+    else if (decision.admitted) this.#forward(decision)
+    else this.#refuse(decision)
+  }
 
-function forward(
-  { tls, decider, upstreamUrl, trustedProxies, log }: ProxyOptions,
-  request: FastifyRequest,
-  reply: FastifyReply,
-  admission: Admission,
-  peer: string,
-): FastifyReply {
-  const { path, query } = admission.target
-  const scheme = tls ? 'https' : 'http'
-  const forwarded = { peer, scheme, host: request.headers.host ?? '', keepFor: trustedProxies.length > 0 }
-  return reply.from(path, {
-    getUpstream: () => upstreamUrl,
-    queryString: () => query.slice(1),
-    // A repeated request would be decided once and done twice.
-    retryDelay: () => null,
-    rewriteRequestHeaders: (_request, headers) => upstreamHeaders(headers, request.method, admission, forwarded),
-    rewriteHeaders: (headers) => downstreamHeaders(headers, admission),
-    onError: (_reply, { error }) => {
-      const reason = failureOf(error)
-      log.warn({ err: error, decision: admission.id }, 'request not forwarded')
-      refuse(reply, decider.refuse(reason))
-    },
-  })
+  #forward(admission: Admission): void {
+    this.#decision = admission
+    const { upstream, bodyBytesMax, trustedProxies } = this.#context
+    const { request, body, expectsContinue } = this.#exchange
+    if (body && Number(valuesOf(request.fields, 'content-length')[0] ?? 0) > bodyBytesMax) {
+      this.#fail('body-too-large')
+      return
+    }
+    const { method, peer, scheme, fields } = request
+    const forwarded = { peer, scheme, host: hostOf(request) ?? '', keepFor: trustedProxies.length > 0, bodiless: !body }
+    if (expectsContinue && body) this.#exchange.goOn()
+    this.#body = body && this.#bounded(body, bodyBytesMax)
+    const { path, query } = admission.target
+    this.#call = upstream.send(
+      {
+        method,
+        path: path + query,
+        fields: upstreamFields(fields, admission, forwarded),
+        body: this.#body,
+        patient: this.#isGrpc,
+      },
+      this,
+    )
+    this.#exchange.onDrain(() => {
+      clearTimeout(this.#timers.stalled)
+      this.#call?.resume()
+    })
+  }
+
+  onHint(fields: FieldList): void {
+    if (!this.#exchange.begun) this.#exchange.hint(fields)
+  }
+
+  onHead(status: number, fields: FieldList, ends: boolean): void {
+    this.#upstreamMs = performance.now() - this.#beganMs - this.#decidedMs
+    this.#status = status
+    const ours = this.#decision?.admitted ? this.#decision : { headers: [] }
+    if (!this.#closed) this.#exchange.begin(status, downstreamFields(fields, ours), ends)
+  }
+
+  onPart(chunk: Uint8Array): void {
+    this.#bytesSent += chunk.length
+    if (this.#closed || this.#exchange.write(chunk)) return
+    this.#call?.pause()
+    this.#timers.stalled ??= setTimeout(() => this.#exchange.fail(), STALLED_AFTER_MS)
+    this.#timers.stalled.refresh()
+  }
+
+  onEnd(trailers: FieldList): void {
+    this.#ended = true
+    if (this.#closed) return
+    this.#exchange.end(downstreamTrailers(trailers))
+    if (this.#exchange.body && !this.#exchange.body.readableEnded) this.#exchange.discard()
+  }
+
+  onFailure(error: Error): void {
+    this.#ended = true
+    if (this.#closed) return
+    this.#context.log.warn({ err: error, decision: this.#decision?.id }, 'request not forwarded')
+    this.#fail(failureOf(error))
+  }
+
+  /** Answers with a refusal of the gateway's own, or where an answer has begun already, breaks it off. */
+  #fail(reason: Reason): void {
+    this.#call?.abort()
+    if (!this.#exchange.begun) {
+      this.#refuse(this.#context.decider.refuse(reason))
+      return
+    }
+    this.#context.metrics.brokenAnswers.inc({ by: 'api' })
+    this.#exchange.fail()
+  }
+
+  #refuse(rejection: Rejection): void {
+    this.#decision = rejection
+    this.#ended = true
+    const { body } = this.#exchange
+    if (this.#isGrpc) {
+      this.#status = 200
+      this.#exchange.begin(200, grpcRefusal(rejection), true)
+    } else {
+      const { status, headers, body: text } = rejection
+      const bytes = Buffer.from(text)
+      this.#status = status
+      const isHead = this.#exchange.request.method === 'HEAD'
+      this.#exchange.begin(status, [...headers.flat(), 'content-length', String(bytes.length)], isHead)
+      if (!isHead) {
+        this.#bytesSent = bytes.length
+        this.#exchange.write(bytes)
+      }
+      this.#exchange.end()
+    }
+    if (body && !body.readableEnded) this.#exchange.discard()
+  }
+
+  #close(complete: boolean): void {
+    this.#closed = true
+    clearTimeout(this.#timers.body)
+    clearTimeout(this.#timers.stalled)
+    if (!this.#ended) {
+      if (this.#call) this.#context.metrics.brokenAnswers.inc({ by: 'client' })
+      this.#call?.abort()
+    }
+    this.#body?.destroy()
+    const { metrics, accessLog } = this.#context
+    const durationMs = performance.now() - this.#beganMs
+    metrics.seconds.observe({ status: `${Math.floor(this.#status / 100)}xx` }, durationMs / 1000)
+    accessLog.write(() => this.#access(complete && this.#ended, durationMs))
+  }
+
+  #access(complete: boolean, durationMs: number): Access {
+    const { request, version } = this.#exchange
+    const { fields, method, target, peer } = request
+    const decision = this.#decision
+    const {
+      rule = '',
+      client = '',
+      subject = '',
+      'would-refuse': observed = '',
+    } = decision?.admitted ? decision.metadata : {}
+    const first = (name: string) => valuesOf(fields, name)[0] ?? ''
+    return {
+      atMs: Date.now() - durationMs,
+      address: peer,
+      method,
+      target,
+      version,
+      host: hostOf(request) ?? '',
+      referer: first('referer'),
+      userAgent: first('user-agent'),
+      status: this.#status,
+      bytesSent: this.#bytesSent,
+      bytesReceived: this.#bytesReceived,
+      durationMs,
+      decisionMs: this.#decidedMs,
+      upstreamMs: this.#upstreamMs,
+      decision: decision?.id ?? '',
+      reason: decision && !decision.admitted ? decision.reason : observed,
+      rule,
+      client,
+      subject,
+      complete,
+    }
+  }
+
+  /** Passes a body on as it comes, and fails as soon as it is too large. */
+  #bounded(body: Readable, bytesMax: number): Transform {
+    const counting = new Transform({
+      transform: (chunk: Buffer, _encoding, done) => {
+        this.#bytesReceived += chunk.length
+        done(this.#bytesReceived > bytesMax ? new BodyTooLarge() : null, chunk)
+      },
+    })
+    counting.on('error', () => body.unpipe(counting))
+    body.on('error', (error) => counting.destroy(error))
+    return body.pipe(counting)
+  }
 }
 
 function failureOf(error: Error): Reason {
-  if (error.cause instanceof BodyTooLarge) return 'body-too-large'
-  const { statusCode } = error as { statusCode?: number }
-  return statusCode === 504 ? 'upstream-timeout' : 'upstream-failed'
-}
-
-function refuse(reply: FastifyReply, { status, headers, body }: Rejection): FastifyReply {
-  reply.code(status)
-  for (const [name, value] of headers) reply.header(name, value)
-  // As bytes: to a text Fastify would add a charset, which JSON has not.
-  return reply.send(Buffer.from(body))
-}
-
-/** Passes a body on as it comes, and fails as soon as it is too large; the rest is read and thrown away. */
-function bounded(body: IncomingMessage, bytesMax: number): Transform {
-  let bytes = 0
-  const counting = new Transform({
-    transform(chunk: Buffer, _encoding, done) {
-      bytes += chunk.length
-      done(bytes > bytesMax ? new BodyTooLarge() : null, chunk)
-    },
-  })
-  counting.on('error', () => {
-    body.unpipe(counting)
-    body.resume()
-  })
-  body.on('error', (error) => counting.destroy(error))
-  return body.pipe(counting)
-}
-
-/** Answers what Node's parser could not read as a request, and closes the connection. */
-function unreadable({ decider, metrics }: ProxyOptions, error: NodeJS.ErrnoException, socket: Socket): void {
-  const reason = UNREADABLE[error.code ?? ''] ?? 'malformed-request'
-  metrics.unreadable.inc({ reason })
-  if (error.code === 'ECONNRESET' || !socket.writable) {
-    socket.destroy()
-    return
-  }
-  const { status, headers, body } = decider.refuse(reason)
-  const fields = [...headers, ['content-length', String(Buffer.byteLength(body))], ['connection', 'close']]
-  const head = fields.map(([name, value]) => `${name}: ${value}\r\n`).join('')
-  socket.end(`HTTP/1.1 ${status} ${STATUS_CODES[status]}\r\n${head}\r\n${body}`)
-}
-
-const UNREADABLE: Readonly<Record<string, Reason>> = {
-  HPE_HEADER_OVERFLOW: 'headers-too-large',
-  ERR_HTTP_REQUEST_TIMEOUT: 'request-timeout',
-}
-
-/** Takes no more, finishes what is under way, and ends what takes too long. */
-async function drain(server: FastifyInstance): Promise<void> {
-  const timer = setTimeout(() => server.server.closeAllConnections(), DRAIN_MS)
-  await server.close()
-  clearTimeout(timer)
+  if (error instanceof BodyTooLarge || error.cause instanceof BodyTooLarge) return 'body-too-large'
+  return error instanceof UpstreamTimeout ? 'upstream-timeout' : 'upstream-failed'
 }

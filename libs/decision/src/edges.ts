@@ -33,11 +33,6 @@ export const EDGES = {
     fails: 'open',
     because: 'the oldest source begins anew; refusing new ones would shut out honest ones',
   },
-  'proof table full': {
-    fails: 'closed',
-    because:
-      'a proof that is not remembered could be replayed; the table holds more than one process can verify in its window',
-  },
   'rates of others': {
     fails: 'open',
     because:
@@ -47,6 +42,11 @@ export const EDGES = {
     fails: 'open',
     because:
       'a flood of keys must not flood the bus; the ones near their limit are told first, what is lost is counted',
+  },
+  'proof table full': {
+    fails: 'closed',
+    because:
+      'a proof that is not remembered could be replayed; the table holds more than one process can verify in its window',
   },
   'call record': { fails: 'open', because: 'a request must not wait for its record; what is lost is counted' },
 } as const satisfies Record<string, Edge>
@@ -61,7 +61,7 @@ export const CALL_TIMEOUT_MS = 800
 export const UNAVAILABLE_RETRY_SECONDS = 2
 
 /** Tokens kept; some 3 KiB each with the internal token. */
-export const TOKENS_MAX = 50_000
+export const TOKENS_MAX = 150_000
 /** Tokens known to be worth nothing; a table of their own, so that a flood of them pushes out no good one. */
 export const WORTHLESS_TOKENS_MAX = 50_000
 /** A random string does not become a token later; a short time suffices against one that is sent again and again. */
@@ -107,11 +107,6 @@ export const PROOFS_MAX = 500_000
 
 /** Sources and clients whose rate is known, each table. */
 export const RATE_KEYS_MAX = 200_000
-
-/** A lease is this part of a pass's quota: what others cannot serve meanwhile. */
-export const LEASE_SHARE = 1 / 20
-/** Of a large quota, enough for a second or so at full load. */
-export const LEASE_REQUESTS_MAX = 5000
 /** Between two tellings of what was admitted; what is a twentieth of its limit doesn't wait for it. */
 export const RATES_TOLD_EVERY_MS = 20
 /** Keys, each table, of which the others have not been told yet; more are never told. */
@@ -124,6 +119,11 @@ export const RATES_PER_MESSAGE_MAX = 250
 export const RATE_KEY_LENGTH_MAX = 1024
 /** Other replicas of which we know which message comes next. */
 export const RATE_DECIDERS_MAX = 1000
+
+/** A lease is this part of a pass's quota: what others cannot serve meanwhile. */
+export const LEASE_SHARE = 1 / 20
+/** Of a large quota, enough for a second or so at full load. */
+export const LEASE_REQUESTS_MAX = 5000
 /** When less than this part of a chunk is left, the next one is asked for. */
 export const LEASE_LOW_WATER = 1 / 4
 /** A pass from which nothing could be leased is asked about again after this time: another holder may have given back. */

@@ -55,13 +55,13 @@ describe('a real Envoy that asks clients for certificates, and the authorizer ov
     const [authority, strangers] = [await makeAuthority(), await makeAuthority()]
     ca = authority.cert
     const server = await authority.issue('CN=127.0.0.1', 'server')
-    const workload = (path: string) => authority.issue('CN=workload', 'client', `spiffe://example.org/${path}`)
+    const workload = (path: string) => authority.issue('CN=workload', 'client', { url: `spiffe://example.org/${path}` })
     clients = {
       web: await workload('ns/shop/sa/web'),
       cart: await workload('ns/shop/sa/cart'),
       other: await workload('ns/shopping/sa/web'),
       named: await authority.issue('CN=spiffe://example.org/ns/shop/sa/web', 'client'),
-      stranger: await strangers.issue('CN=workload', 'client', 'spiffe://example.org/ns/shop/sa/web'),
+      stranger: await strangers.issue('CN=workload', 'client', { url: 'spiffe://example.org/ns/shop/sa/web' }),
     }
     await writeFile(file('server.pem'), server.cert)
     await writeFile(file('server-key.pem'), server.key, { mode: 0o600 })

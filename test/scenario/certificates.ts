@@ -23,10 +23,10 @@ export interface Identification {
 export interface Authority {
   readonly cert: string
   /**
-   * For a client, or for a server on 127.0.0.1. The subject's parts are in the order of its DER, which RFC 4514 turns around. `uri` is
-   * the workload's name, as a SPIFFE id.
+   * For a client, or for a server on 127.0.0.1. The subject's parts are in the order of its DER, which RFC 4514 turns around.
+   * `names`: a workload's as a URI (SPIFFE id), a host's.
    */
-  issue(subject: string, usage: 'client' | 'server', uri?: string): Promise<Identification>
+  issue(subject: string, usage: 'client' | 'server', names?: { url?: string; dns?: string }): Promise<Identification>
 }
 
 /** Makes one. */
@@ -44,7 +44,7 @@ export async function makeAuthority(name = 'CN=Test CA'): Promise<Authority> {
   })
   return {
     cert: ca.toString('pem'),
-    issue: async (subject, usage, uri) => {
+    issue: async (subject, usage, names = {}) => {
       const own = await webcrypto.subtle.generateKey(CURVE, true, ['sign', 'verify'])
       const certificate = await x509.X509CertificateGenerator.create({
         ...validity(),
@@ -56,15 +56,17 @@ export async function makeAuthority(name = 'CN=Test CA'): Promise<Authority> {
         extensions: [
           new x509.KeyUsagesExtension(x509.KeyUsageFlags.digitalSignature, true),
           new x509.ExtendedKeyUsageExtension([x509.ExtendedKeyUsage[`${usage}Auth`]]),
-          ...(usage === 'server'
-            ? [new x509.SubjectAlternativeNameExtension([{ type: 'ip', value: '127.0.0.1' }])]
-            : []),
-          ...(uri === undefined ? [] : [new x509.SubjectAlternativeNameExtension([{ type: 'url', value: uri }])]),
+          ...alternatives({ ...(usage === 'server' && { ip: '127.0.0.1' }), ...names }),
         ],
       })
       return await identification(certificate, own)
     },
   }
+}
+
+function alternatives(names: Partial<Record<'ip' | 'url' | 'dns', string>>): x509.Extension[] {
+  const list = Object.entries(names).map(([type, value]) => ({ type: type as 'ip' | 'url' | 'dns', value }))
+  return list.length === 0 ? [] : [new x509.SubjectAlternativeNameExtension(list)]
 }
 
 /** A certificate that nobody vouches for (RFC 8705, section 2.2). */

@@ -648,7 +648,7 @@ export const CONFUSING: Readonly<Record<string, readonly WireRequest[]>> = {
     { method: 'GETX', target: '/items' },
     { method: 'TRACE', target: '/items' },
     { method: 'PROPFIND', target: '/items' },
-    { method: 'GET ', target: '/items' },
+    { method: 'GET ', target: '/admin' },
     { method: 'GET\t/public', target: '/admin' },
     { method: 'OPTIONS', target: '/admin' },
     { method: 'HEAD', target: '/admin' },
@@ -879,7 +879,7 @@ export const ORDINARY: readonly WireRequest[] = [
   ),
   ...withHeader(
     ['connection', 'close'],
-    ['connection', 'keep-alive, x-own'],
+    ['connection', 'close, x-own'],
     ['x-forwarded-for', '1.2.3.4, 5.6.7.8'],
     ['x-forwarded-proto', 'http'],
     ['via', '1.1 a, 1.1 b'],

@@ -1,0 +1,24 @@
+import { readFile, writeFile } from 'node:fs/promises'
+import { join, resolve } from 'node:path'
+import { describe } from 'node:test'
+import { acquireNginx } from '@tollward/acquire'
+import { requires, temporaryDirectory } from '@tollward/testkit'
+import { type Places, proxyTests, startProxyProcess } from './proxies.ts'
+
+const skip = await requires({ tools: ['nats-server', 'nginx'] })
+const CONFIG = resolve(import.meta.dirname, '../../deploy/nginx/nginx.conf')
+
+describe('the same API behind a real nginx and behind the gateway', { skip }, () => {
+  proxyTests({ start, webSocket: true, setsAnyHeader: false })
+})
+
+async function start({ proxyPort, apiPort, authorizerPort }: Places, resources: AsyncDisposableStack) {
+  const { path } = resources.use(await temporaryDirectory('tollward-nginx-'))
+  const config = (await readFile(CONFIG, 'utf8'))
+    .replaceAll('127.0.0.1:10001', `127.0.0.1:${proxyPort}`)
+    .replaceAll('127.0.0.1:8081', `127.0.0.1:${apiPort}`)
+    .replaceAll('127.0.0.1:9192', `127.0.0.1:${authorizerPort}`)
+  const file = join(path, 'nginx.conf')
+  await writeFile(file, config)
+  return await startProxyProcess(await acquireNginx(), ['-p', path, '-c', file, '-e', 'stderr'], resources)
+}

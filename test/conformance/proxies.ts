@@ -1,0 +1,551 @@
+import assert from 'node:assert/strict'
+import { once } from 'node:events'
+import { request as httpRequest, type IncomingMessage } from 'node:http'
+import { connect } from 'node:net'
+import { after, before, test } from 'node:test'
+import { type Neighbours, startNeighbours } from '@tollward/decision/testing'
+import { createApi } from '@tollward/example-api'
+import { eventually, freePort, type RunningProcess, type Service, startProcess, startService } from '@tollward/testkit'
+
+/** What guards the API in these tests: the example's rules, and one for each way in which a body or an answer goes through. */
+const DOCUMENTS = `
+apiVersion: tollward.dev/v1
+kind: ApiPolicy
+metadata: { name: example }
+spec:
+  hosts: ["*"]
+  rules:
+    - { name: public, match: { methods: [GET, HEAD], path: /public }, anonymous: true }
+    - name: orders
+      match: { methods: [GET, POST], path: /orders }
+      require: { token: { scopes: [orders] }, payment: { plan: orders } }
+    - { name: echo, match: { methods: [GET], path: /echo }, require: { token: { scopes: [orders] } } }
+    - name: limited
+      match: { methods: [GET], path: /limited }
+      require: { token: { scopes: [orders] } }
+      limit: { requests: 1, perSeconds: 3600, by: client }
+    - { name: internal, match: { prefix: /internal }, deny: { reason: Internal paths are not served here. } }
+    - { name: uploads, match: { methods: [POST], path: /uploads }, anonymous: true }
+    - { name: stream, match: { methods: [GET], path: /stream }, anonymous: true }
+    - { name: socket, match: { methods: [GET], path: /socket }, require: { token: { scopes: [orders] } } }
+    - { name: error, match: { methods: [GET], prefix: /status }, anonymous: true }
+    - name: moved
+      match: { methods: [GET], path: /moved }
+      require: { token: { scopes: [orders] } }
+      rewrite:
+        path: /echo
+        query: { set: { from: moved }, remove: [secret] }
+        headers: { set: { x-tenant: gold }, remove: [x-debug] }
+        responseHeaders: { set: { x-plan: gold } }
+---
+apiVersion: tollward.dev/v1
+kind: Plan
+metadata: { name: orders }
+spec: { priceSats: 10000, requests: 1000, duration: 24h, confirmations: 1, payWithin: 15m, confirmWithin: 2h }
+`
+
+export interface Ask {
+  path?: string
+  method?: string
+  token?: string
+  from?: string
+  headers?: Record<string, string | string[]>
+  body?: string | Buffer
+}
+
+export interface Answer {
+  status: number
+  headers: IncomingMessage['headers']
+  body: string
+}
+
+/** Where the proxy finds the others, and where it is to listen. */
+export interface Places {
+  readonly proxyPort: number
+  readonly apiPort: number
+  readonly authorizerPort: number
+}
+
+/** A proxy with Tollward's own configuration of it. */
+export interface ProxyUnderTest {
+  /** Starts it, with nothing but the addresses of that configuration replaced. */
+  readonly start: (places: Places, resources: AsyncDisposableStack) => Promise<RunningProcess>
+  readonly webSocket: boolean
+  /** Whether it sets and removes headers under names that only a rule knows. */
+  readonly setsAnyHeader: boolean
+}
+
+interface Stack {
+  readonly neighbours: Neighbours
+  readonly authorizer: Service
+  readonly proxyPort: number
+  readonly gatewayPort: number
+  /** Requests that reached the API, as "METHOD url". */
+  readonly arrived: string[]
+  readonly resources: AsyncDisposableStack
+}
+
+const ANSWER_TIMEOUT_MS = 5000
+const UPLOAD_BYTES_MAX = 10 * 1024 * 1024
+const SOCKET_ANSWER = ['HTTP/1.1 101 Switching Protocols', 'Upgrade: websocket', 'Connection: Upgrade']
+
+/** The example API with what it lacks to show how bodies go through a proxy. */
+async function startApi(arrived: string[], resources: AsyncDisposableStack): Promise<number> {
+  const api = createApi()
+  api.addHook('onRequest', async ({ method, url }) => void arrived.push(`${method} ${url}`))
+  api.addContentTypeParser('application/octet-stream', { parseAs: 'buffer' }, (_request, body, done) =>
+    done(null, body),
+  )
+  api.post<{ Body: Buffer }>('/uploads', { bodyLimit: UPLOAD_BYTES_MAX }, ({ body }) => ({ bytes: body.length }))
+  api.get<{ Params: { code: string } }>('/status/:code', ({ params }, reply) =>
+    reply.code(Number(params.code)).header('x-of-the-api', 'yes').send({ code: params.code }),
+  )
+  const open: { destroy: () => unknown }[] = []
+  // The rest of this answer never comes.
+  api.get('/stream', (_request, reply) => {
+    reply.hijack()
+    open.push(reply.raw)
+    reply.raw.writeHead(200, { 'content-type': 'text/event-stream' }).write('data: first\n\n')
+  })
+  api.server.on('upgrade', (request, socket) => {
+    arrived.push(`${request.method} ${request.url}`)
+    const client = request.headers['x-tollward-client'] ?? ''
+    socket.write([...SOCKET_ANSWER, `X-Seen-Client: ${client}`, '', ''].join('\r\n'))
+    socket.on('data', (bytes: Buffer) => socket.write(bytes))
+    socket.on('error', () => socket.destroy())
+    open.push(socket)
+  })
+  resources.defer(() => api.close())
+  resources.defer(() => {
+    for (const each of open) each.destroy()
+  })
+  return Number(new URL(await api.listen({ host: '127.0.0.1', port: 0 })).port)
+}
+
+async function startStack({ start }: ProxyUnderTest): Promise<Stack> {
+  await using resources = new AsyncDisposableStack()
+  const neighbours = resources.use(await startNeighbours())
+  await neighbours.apply(DOCUMENTS)
+  const arrived: string[] = []
+  const apiPort = await startApi(arrived, resources)
+  const [authorizerPort, gatewayPort, proxyPort] = [await freePort(), await freePort(), await freePort()]
+  const shared = { TOLLWARD_NATS_URL: neighbours.nats.url, TOLLWARD_PAYMENT_URL: 'http://pay.example' }
+  const authorizer = resources.use(
+    await startService('authorizer', {
+      ...shared,
+      TOLLWARD_HEALTH_PORT: String(await freePort()),
+      TOLLWARD_GRPC_PORT: String(await freePort()),
+      TOLLWARD_HTTP_PORT: String(authorizerPort),
+    }),
+  )
+  resources.use(
+    await startService('gateway', {
+      ...shared,
+      TOLLWARD_HEALTH_PORT: String(await freePort()),
+      TOLLWARD_HTTP_PORT: String(gatewayPort),
+      TOLLWARD_UPSTREAM_URL: `http://127.0.0.1:${apiPort}`,
+    }),
+  )
+  const { lines } = await start({ proxyPort, apiPort, authorizerPort }, resources)
+  await eventually(async () => (await ask(proxyPort, {})).status === 200, { what: 'the proxy serves' }).catch(
+    (cause) => {
+      throw new Error(`the proxy does not serve:\n${lines.join('\n')}`, { cause })
+    },
+  )
+  return { neighbours, authorizer, proxyPort, gatewayPort, arrived, resources: resources.move() }
+}
+
+/** One request on a connection of its own. */
+async function ask(
+  port: number,
+  { path = '/public', method = 'GET', token, from = '127.0.0.1', headers = {}, body }: Ask,
+): Promise<Answer> {
+  const sent = httpRequest({
+    ...{ host: '127.0.0.1', port, localAddress: from, path, method, agent: false },
+    headers: { host: 'api.example', ...(token && { authorization: `Bearer ${token}` }), ...headers },
+    signal: AbortSignal.timeout(ANSWER_TIMEOUT_MS),
+  })
+  sent.end(body)
+  const [response] = (await once(sent, 'response')) as [IncomingMessage]
+  let text = ''
+  for await (const chunk of response) text += chunk
+  return { status: response.statusCode ?? 0, headers: response.headers, body: text }
+}
+
+/** What a client sends byte by byte, on a connection that stays open, and the first answer's status line. */
+async function askRaw(port: number, text: string): Promise<{ status: number; text: string }> {
+  const socket = connect(port, '127.0.0.1')
+  let answer = ''
+  socket.setEncoding('latin1').on('data', (chunk) => {
+    answer += chunk
+  })
+  socket.setTimeout(ANSWER_TIMEOUT_MS, () => socket.destroy(new Error(`no answer to ${text}`)))
+  socket.write(text)
+  await once(socket, 'close')
+  return { status: Number(/^HTTP\/1\.[01] (\d{3})/.exec(answer)?.[1] ?? 0), text: answer }
+}
+
+/** What of an answer must be the same on both ways: all but what is of the moment. */
+function comparable({ status, headers, body }: Answer) {
+  const names = ['content-type', 'cache-control', 'www-authenticate', 'ratelimit-policy', 'location', 'x-of-the-api']
+  const problem = headers['content-type'] === 'application/problem+json' && body ? JSON.parse(body) : undefined
+  const said = problem ? { ...problem, decision: typeof problem.decision } : body.length > 0
+  return {
+    ...{ status, said, waits: headers['retry-after'] !== undefined, limits: headers.ratelimit !== undefined },
+    headers: Object.fromEntries(names.map((name) => [name, headers[name]])),
+  }
+}
+
+/** Declares the tests that every proxy that asks over HTTP must pass, with the gateway beside it. */
+export function proxyTests(under: ProxyUnderTest): void {
+  let stack: Stack
+  before(async () => {
+    stack = await startStack(under)
+  })
+  after(() => stack?.resources.disposeAsync())
+
+  const throughProxy = (asked: Ask) => ask(stack.proxyPort, asked)
+  const throughGateway = (asked: Ask) => ask(stack.gatewayPort, asked)
+
+  /** Asks on both ways; the answers must not differ. */
+  async function same(asked: Ask, status: number): Promise<void> {
+    const [proxied, gatewayed] = [await throughProxy(asked), await throughGateway(asked)]
+    const what = `${asked.method ?? 'GET'} ${asked.path ?? '/public'}`
+    assert.deepEqual(comparable(proxied), comparable(gatewayed), what)
+    assert.equal(proxied.status, status, what)
+    assert.match(String(proxied.headers['x-tollward-decision']), /^[0-9a-f-]{36}$/, what)
+    const isProblem = proxied.headers['content-type'] === 'application/problem+json' && proxied.body !== ''
+    if (isProblem) assert.equal(JSON.parse(proxied.body).decision, proxied.headers['x-tollward-decision'], what)
+  }
+
+  test('the walk from public over 401, 402 and 403 to 200 is the same as through the gateway', async () => {
+    const { neighbours } = stack
+    await same({ path: '/public' }, 200)
+    await same({ path: '/public', method: 'HEAD' }, 200)
+    await same({ path: '/orders' }, 401)
+    await same({ path: '/orders', method: 'HEAD' }, 401)
+    await same({ path: '/orders', token: 'nonsense' }, 401)
+    await same({ path: '/nowhere' }, 401)
+    const token = neighbours.issue('walker', ['orders'])
+    await same({ path: '/nowhere', token }, 403)
+    await same({ path: '/internal/x', token }, 403)
+    await same({ path: '/orders', token: neighbours.issue('walker', []) }, 403)
+    await same({ path: '/orders', token }, 402)
+    await same({ path: '/orders', token, headers: { 'x-bitcoin-txid': 'ab'.repeat(32) } }, 403)
+    await same({ path: '/orders', token, headers: { 'x-bitcoin-txid': 'short' } }, 400)
+    const body = '{"item":"tea"}'
+    const headers = { 'content-type': 'application/json' }
+    await same({ path: '/orders', token, method: 'POST', body, headers }, 402)
+    await neighbours.activatePass('walker', 'orders', 1000)
+    for (const through of [throughProxy, throughGateway]) {
+      await eventually(async () => (await through({ path: '/orders', token })).status === 200, {
+        what: 'the pass admits',
+      })
+    }
+    await same({ path: '/orders', token }, 200)
+    const [proxied, gatewayed] = [throughProxy, throughGateway].map((through) =>
+      through({ path: '/orders', token, method: 'POST', body, headers }),
+    )
+    assert.deepEqual([(await proxied)?.status, (await gatewayed)?.status], [201, 201])
+  })
+
+  test('a refusal for being too often says how long to wait, as through the gateway', async () => {
+    const token = stack.neighbours.issue('hasty-client', ['orders'])
+    // Each has a limit of its own to use up.
+    for (const through of [throughProxy, throughGateway]) await through({ path: '/limited', token })
+    await same({ path: '/limited', token }, 429)
+  })
+
+  test("the API's own refusals and errors come as they are", async () => {
+    for (const status of [401, 403, 404, 500, 503]) await same({ path: `/status/${status}` }, status)
+  })
+
+  test('whatever a client says of itself or of the request does not arrive, and what the token says does', async () => {
+    const token = stack.neighbours.issue('echo-client', ['orders'])
+    const spoofed = {
+      'x-tollward-client': 'admin',
+      'X-Tollward-Subject': ['root', 'admin'],
+      'x-tollward-pass': 'free',
+      'x-tollward-decision': 'mine',
+      'x-bitcoin-txid': 'ab'.repeat(32),
+      dpop: 'proof',
+      'x-forwarded-for': '203.0.113.66',
+      'x-forwarded-host': 'evil.example',
+      'x-forwarded-proto': 'gopher',
+      'x-forwarded-method': 'TRACE',
+      'x-forwarded-uri': '/public',
+      'x-forwarded-prefix': '/evil',
+      'x-forwarded-port': '666',
+      forwarded: 'for=203.0.113.66;host=evil.example',
+      'x-original-url': '/internal',
+      'x-original-uri': '/internal',
+      'x-rewrite-url': '/internal',
+      'x-http-method-override': 'DELETE',
+      'x-real-ip': '203.0.113.66',
+      'x-client-certificate': ':QQ==:',
+    }
+    const seen = await throughProxy({ path: '/echo?x=1', token, headers: spoofed })
+    assert.equal(seen.status, 200, seen.body)
+    const { url, headers } = JSON.parse(seen.body)
+    assert.equal(url, '/echo?x=1')
+    const interesting =
+      /tollward|bitcoin|authorization|forwarded|original|rewrite|override|real-ip|certificate|dpop|host/
+    const arrived = Object.entries(headers).filter(([name]) => interesting.test(name))
+    const { 'x-tollward-decision': decision, ...rest } = Object.fromEntries(arrived)
+    assert.equal(decision, seen.headers['x-tollward-decision'])
+    assert.deepEqual(rest, {
+      host: 'api.example',
+      authorization: 'Bearer internal.echo-client.jwt',
+      'x-tollward-client': 'echo-client',
+      'x-tollward-subject': 'echo-client',
+      'x-tollward-scopes': 'orders',
+      'x-forwarded-for': '127.0.0.1',
+      'x-forwarded-host': 'api.example',
+      'x-forwarded-proto': 'http',
+    })
+  })
+
+  test('a header that some servers would read as ours is refused or does not arrive', async () => {
+    const token = stack.neighbours.issue('under-client', ['orders'])
+    for (const name of [
+      'x_tollward_client',
+      'X-Tollward_Pass',
+      'x-tollward-future',
+      'x_bitcoin_txid',
+      'x-tollward-path',
+    ]) {
+      const { status, body } = await throughProxy({ path: '/echo', token, headers: { [name]: 'admin' } })
+      if (status === 400) continue
+      assert.equal(status, 200, name)
+      assert.ok(!Object.values(JSON.parse(body).headers).includes('admin'), name)
+    }
+  })
+
+  test('Connection takes none of our headers away', async () => {
+    const token = stack.neighbours.issue('nominating-client', ['orders'])
+    for (const name of ['x-tollward-client', 'Authorization', 'X-Tollward-Scopes, keep-alive']) {
+      const headers = { connection: `close, ${name}` }
+      const { status, body } = await throughProxy({ path: '/echo', token, headers })
+      if (status !== 200) {
+        assert.ok(status === 400 || status === 401, `${name}: ${status}`)
+        continue
+      }
+      const { authorization, 'x-tollward-client': client, 'x-tollward-scopes': scopes } = JSON.parse(body).headers
+      assert.deepEqual(
+        [authorization, client, scopes],
+        ['Bearer internal.nominating-client.jwt', 'nominating-client', 'orders'],
+        name,
+      )
+    }
+  })
+
+  test('the API is asked for the path and query that a rule wants', async () => {
+    const token = stack.neighbours.issue('moved-client', ['orders'])
+    const asked = { path: '/moved?x=1&secret=2', token, headers: { 'x-debug': '1', 'x-tenant': 'mine' } }
+    const [proxied, gatewayed] = [await throughProxy(asked), await throughGateway(asked)]
+    assert.deepEqual([proxied.status, gatewayed.status], [200, 200])
+    const [seen, wanted] = [JSON.parse(proxied.body), JSON.parse(gatewayed.body)]
+    assert.equal(seen.url, '/echo?x=1&from=moved')
+    assert.equal(seen.url, wanted.url)
+    if (!under.setsAnyHeader) return
+    assert.deepEqual([seen.headers['x-tenant'], seen.headers['x-debug']], ['gold', undefined])
+    assert.equal(proxied.headers['x-plan'], 'gold')
+  })
+
+  test('every request is decided about once, those that are refused too', async () => {
+    const asked = async () => {
+      const metrics = await (await fetch(`${stack.authorizer.healthUrl}/metrics`)).text()
+      return Number(/^tollward_authorizer_requests_total\{protocol="http"\} (\d+)$/m.exec(metrics)?.[1])
+    }
+    const before = await asked()
+    for (const path of ['/public', '/orders', '/internal', '//']) await throughProxy({ path })
+    assert.equal(await asked(), before + 4)
+  })
+
+  test('a client without a token is nobody to the API', async () => {
+    const headers = { 'x-tollward-client': 'admin', authorization: 'Basic eA==' }
+    await same({ path: '/public', headers }, 200)
+    const asked = await throughProxy({ path: '/echo', headers: { 'x-tollward-client': 'admin' } })
+    assert.equal(asked.status, 401)
+  })
+
+  test('a credential that is sent twice is refused', async () => {
+    const token = stack.neighbours.issue('double-client', ['orders'])
+    for (const authorization of [[`Bearer ${token}`, 'Bearer other'], `Bearer ${token}, Bearer other`]) {
+      const { status } = await throughProxy({ path: '/echo', headers: { authorization } })
+      assert.equal(status, 400)
+    }
+  })
+
+  test('an odd path is refused, or gets to the API only in the spelling that was decided about', async () => {
+    const token = stack.neighbours.issue('path-client', ['orders'])
+    const odd = [
+      ...[
+        '//echo',
+        '/echo//',
+        '/public/../echo',
+        '/public/..;/echo',
+        '/public%2fecho',
+        '/public%5cecho',
+        '/public\\echo',
+      ],
+      ...[
+        '/public%00',
+        '/echo;x=1',
+        '/echo%',
+        '/echo%zz',
+        '/%c0%afecho',
+        '/./echo',
+        '/echo/.',
+        '/echo%2f..%2finternal',
+      ],
+      ...[
+        '/echo/../internal',
+        '/echo/..;/internal',
+        '/public/%2e%2e/internal',
+        '/echo/%2e%2e/internal',
+        '/ECHO',
+        '/internal',
+      ],
+      ...['/%69nternal', '/internal%20', '/echo%3fx=1/../internal', '/echo%23/../../internal', '/public%3b/../echo'],
+    ]
+    for (const path of odd) {
+      stack.arrived.length = 0
+      const { status } = await askRaw(
+        stack.proxyPort,
+        `GET ${path} HTTP/1.1\r\nHost: api.example\r\nAuthorization: Bearer ${token}\r\nConnection: close\r\n\r\n`,
+      )
+      if (status === 200)
+        assert.ok(
+          stack.arrived.every((seen) => seen === 'GET /echo' || seen === 'GET /public'),
+          path,
+        )
+      else {
+        assert.ok([400, 403, 404].includes(status), `${path}: ${status}`)
+        assert.deepEqual(stack.arrived, [], `${path} got to the API`)
+      }
+    }
+    for (const path of ['/%65cho', '/ech%6F?a=%2f..%2f&b=;']) {
+      const { status, body } = await throughProxy({ path, token })
+      assert.deepEqual(
+        [status, JSON.parse(body).url],
+        [200, `/echo${path.includes('?') ? '?a=%2f..%2f&b=;' : ''}`],
+        path,
+      )
+    }
+  })
+
+  test('two hosts, no host or another host in the request line do not get past the decision', async () => {
+    for (const lines of [
+      ['GET /internal HTTP/1.1', 'Host: api.example', 'Host: evil.example'],
+      ['GET /internal HTTP/1.1'],
+      ['GET /internal HTTP/1.0'],
+      ['GET http://evil.example/internal HTTP/1.1', 'Host: api.example'],
+      ['GET /internal HTTP/1.1', 'Host: api.example', 'X-Forwarded-Uri: /public', 'X-Forwarded-Uri: /public'],
+      ['PUBLIC /internal HTTP/1.1', 'Host: api.example', 'X-HTTP-Method-Override: GET'],
+    ]) {
+      stack.arrived.length = 0
+      const { status } = await askRaw(stack.proxyPort, [...lines, 'Connection: close', '', ''].join('\r\n'))
+      assert.ok([400, 401, 403, 405].includes(status), `${lines}: ${status}`)
+      assert.deepEqual(stack.arrived, [], String(lines))
+    }
+  })
+
+  test('a blocked source is refused, whatever it says of its address, and another one is not', async () => {
+    await stack.neighbours.block('127.0.0.77')
+    for (const through of [throughProxy, throughGateway]) {
+      await eventually(async () => (await through({ from: '127.0.0.77' })).status === 403, { what: 'it is blocked' })
+    }
+    await same({ from: '127.0.0.77' }, 403)
+    await same({ from: '127.0.0.78' }, 200)
+    for (const name of ['x-forwarded-for', 'x-real-ip', 'forwarded']) {
+      await same({ from: '127.0.0.77', headers: { [name]: name === 'forwarded' ? 'for=127.0.0.1' : '127.0.0.1' } }, 403)
+    }
+  })
+
+  test('a body of megabytes goes through whole, and a refused one gets its refusal', async () => {
+    const body = Buffer.alloc(4 * 1024 * 1024, 'x')
+    const headers = { 'content-type': 'application/octet-stream', 'content-length': String(body.length) }
+    const answer = await throughProxy({ path: '/uploads', method: 'POST', body, headers })
+    assert.deepEqual([answer.status, answer.body], [200, `{"bytes":${body.length}}`])
+    const chunked = await throughProxy({
+      ...{ path: '/uploads', method: 'POST', body: body.subarray(0, 100_000) },
+      headers: { 'content-type': 'application/octet-stream', 'transfer-encoding': 'chunked' },
+    })
+    assert.equal(chunked.body, '{"bytes":100000}')
+    await same({ path: '/orders', method: 'POST', body: 'x'.repeat(10_000) }, 401)
+  })
+
+  test('an answer that comes in parts is passed on in parts', async () => {
+    const sent = httpRequest({ host: '127.0.0.1', port: stack.proxyPort, path: '/stream', agent: false })
+    sent.setHeader('host', 'api.example').end()
+    const [response] = (await once(sent, 'response')) as [IncomingMessage]
+    let text = ''
+    response.setEncoding('utf8').on('data', (chunk) => {
+      text += chunk
+    })
+    await eventually(() => text.includes('first'), { what: 'the beginning arrives without the end' })
+    response.destroy()
+  })
+
+  test('a WebSocket goes through to the API with its caller, and without a token does not', {
+    skip: under.webSocket ? false : 'not this proxy',
+  }, async () => {
+    const token = stack.neighbours.issue('socket-client', ['orders'])
+    const headers = { host: 'api.example', connection: 'Upgrade', upgrade: 'websocket', 'sec-websocket-version': '13' }
+    const open = (more: Record<string, string>) =>
+      httpRequest({
+        ...{ host: '127.0.0.1', port: stack.proxyPort, path: '/socket', agent: false },
+        headers: { ...headers, 'sec-websocket-key': 'dGhlIHNhbXBsZSBub25jZQ==', ...more },
+      }).end()
+    const [response, socket] = await once(open({ authorization: `Bearer ${token}` }), 'upgrade')
+    assert.equal(response.headers['x-seen-client'], 'socket-client')
+    socket.write('hello')
+    const [echoed] = await once(socket, 'data')
+    assert.equal(String(echoed), 'hello')
+    socket.destroy()
+    const [refused] = (await once(open({}), 'response')) as [IncomingMessage]
+    assert.equal(refused.statusCode, 401)
+    refused.resume()
+  })
+
+  test('while the authorizer hangs or is gone everything is refused with 503, and served again when it is back', async () => {
+    const { authorizer, neighbours, arrived } = stack
+    const token = neighbours.issue('lonely-client', ['orders'])
+    assert.equal((await throughProxy({ path: '/echo', token })).status, 200)
+    const refusesAll = async (paths: readonly string[]) => {
+      arrived.length = 0
+      for (const answer of await Promise.all(paths.map((path) => throughProxy({ path, token })))) {
+        assert.equal(answer.status, 503)
+        assert.equal(answer.headers['content-type'], 'application/problem+json')
+        assert.equal(JSON.parse(answer.body).type, 'https://tollward.dev/problems/unavailable')
+        assert.ok(answer.headers['retry-after'])
+      }
+      assert.deepEqual(arrived, [])
+    }
+    process.kill(authorizer.pid, 'SIGSTOP')
+    try {
+      await refusesAll(['/public', '/echo', '/nowhere'])
+    } finally {
+      process.kill(authorizer.pid, 'SIGCONT')
+    }
+    await eventually(async () => (await throughProxy({ path: '/echo', token })).status === 200, {
+      what: 'it is asked again',
+    })
+    await authorizer.kill()
+    await refusesAll(['/public', '/echo', '/orders', '/nowhere'])
+    await authorizer.start()
+    await eventually(async () => (await throughProxy({ path: '/echo', token })).status === 200, { what: 'it is back' })
+  })
+}
+
+/** Starts a proxy's program, and gives the process. */
+export async function startProxyProcess(
+  tool: { readonly command: string; readonly args: readonly string[] },
+  args: readonly string[],
+  resources: AsyncDisposableStack,
+  env: NodeJS.ProcessEnv = {},
+): Promise<RunningProcess> {
+  const options = { env: { ...process.env, ...env } }
+  return resources.use(await startProcess(tool.command, [...tool.args, ...args], options))
+}

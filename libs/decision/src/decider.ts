@@ -15,11 +15,14 @@ import { Quotes } from './adapters/quotes.ts'
 import { Rates } from './adapters/rates.ts'
 import { Recorder } from './adapters/recorder.ts'
 import { Tokens } from './adapters/tokens.ts'
+import { type Watched, Watches } from './adapters/watches.ts'
 import { admission, type Decision, type Rejection, rejection } from './domain/answer.ts'
 import { BlockList, GUARDED_ADDRESSES } from './domain/block-list.ts'
 import { CallerBlocks } from './domain/caller-blocks.ts'
 import { judge, type Refusal, type RequestFacts, sourceKey, type Verdict, type World } from './domain/judge.ts'
+import { mayReadBody, policiesFor } from './domain/policy.ts'
 import { REASONS, type Reason } from './domain/reasons.ts'
+import { canonicalTarget } from './domain/target.ts'
 import { ADMISSION_SAMPLE, EDGES, FEED_STALE_AFTER_MS } from './edges.ts'
 import { type DecisionMetrics, type DecisionOutcome, decisionMetrics, gaugeSizes } from './metrics.ts'
 
@@ -47,6 +50,13 @@ export interface Decider extends AsyncDisposable {
   decide(facts: RequestFacts): Decision | Promise<Decision>
   /** A refusal that is not the decision's, such as a body that is too large; with an id, and counted. */
   refuse(reason: Reason): Rejection
+  /** Whether the decision needs the request's body: a rule for its host, path and method asks what it says. */
+  needsBody(facts: RequestFacts): boolean
+  /**
+   * Watches over an admitted request that goes on for long, such as a WebSocket: `ended` is called once, within WATCH_EVERY_MS, when
+   * its source or caller is blocked, its token is revoked or over, or revocations can't be heard any more. Dispose of it at its end.
+   */
+  watch(admitted: Watched, ended: (reason: Reason) => void): Disposable
   /** Why decisions can't be relied on; undefined: they can. */
   notReady(): string | undefined
 }
@@ -101,6 +111,7 @@ export async function createDecider({ bus, log, registry, config, onProgress }: 
     quote: (call, nowMs) => quotes.of(call, nowMs),
     failed: (thrown) => failure(thrown, log, metrics),
   }
+  const watches = resources.use(new Watches({ blocks, callerBlocks, tokens, hashToken: sha256 }))
   const feeds = { documents: documentsFeed, blocks: blocksFeed, passes: passesFeed, revocations: tokens }
   const owned = resources.move()
   return {
@@ -109,6 +120,13 @@ export async function createDecider({ bus, log, registry, config, onProgress }: 
       metrics.count('refused', reason)
       return rejection(newDecisionId(), { reason }, config.paymentUrl)
     },
+    needsBody: ({ host, target, method }) => {
+      const asked = canonicalTarget(host, target)
+      if (typeof asked === 'string') return false
+      const policies = policiesFor(documents.policies, asked.host)
+      return policies !== undefined && mayReadBody(policies, asked.segments, method)
+    },
+    watch: (admitted, ended) => watches.add(admitted, ended),
     notReady: () => {
       const silent = FEEDS.find((name) => feeds[name].silentForMs > FEED_STALE_AFTER_MS)
       return (

@@ -166,3 +166,6 @@ export const RECORD_QUEUE_MAX = 10_000
 export const RECORDS_AT_ONCE_MAX = 64
 /** At the end, records that still wait get this long. */
 export const RECORD_DRAIN_MS = 2000
+
+/** Requests that go on for long are looked at this often: whether their callers may still be served. */
+export const WATCH_EVERY_MS = 25

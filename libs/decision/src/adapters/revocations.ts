@@ -16,7 +16,11 @@ export type RevocationKind = 'token' | 'grant' | 'client' | 'client change' | 's
  * What an answer about a token depends on besides the token itself, as tags of a RevocableCache whose keys are SHA-256 of tokens
  * (lower-case hexadecimal, so that no tag is a key).
  */
-export function tagsOf({ clientId, grantHash, subject }: TokenInfo): readonly string[] {
+export function tagsOf({
+  clientId,
+  grantHash,
+  subject,
+}: Pick<TokenInfo, 'clientId' | 'grantHash' | 'subject'>): readonly string[] {
   const tags = [clientTag(clientId)]
   if (subject !== clientId) tags.push(subjectTag(subject))
   if (grantHash !== '') tags.push(grantTag(grantHash))

@@ -118,6 +118,16 @@ export class Tokens {
     return this.#ask(token, hash)
   }
 
+  /** What is known of a token now, without asking anybody. */
+  peek(hash: string, nowMs: number): (KnownToken & { readonly expiresAtMs: number }) | undefined {
+    return this.#known.get(hash, nowMs)
+  }
+
+  /** Whether a token was revoked or its client, grant or person was ended or changed since then, or that could not be heard. */
+  endedSince(token: Pick<KnownToken, 'hash' | 'clientId' | 'subject' | 'grantHash'>, sinceMs: number): boolean {
+    return this.#known.wasForgotten(token.hash) || this.#known.wasForgottenSince(tagsOf(token), sinceMs)
+  }
+
   #ask(token: string, hash: string): Promise<KnownToken | undefined> {
     const asked = this.#asked.get(hash)
     if (asked !== undefined) return asked

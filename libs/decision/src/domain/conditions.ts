@@ -53,6 +53,8 @@ export interface Conditions {
   readonly claims: readonly ClaimCheck[]
   /** More of them make a rule more specific. */
   readonly count: number
+  /** Whether one of them asks what the body says. */
+  readonly readsBody: boolean
 }
 
 /** Makes everything ready that can be before the first request. */
@@ -73,7 +75,8 @@ export function compileConditions(match: RuleMatch): Conditions {
   if (graphqlOperations) checks.push(graphqlCheck(new Set(graphqlOperations)))
   if (rpcMethods) checks.push(callsCheck(rpcMethods, ({ method }) => method))
   if (tools) checks.push(callsCheck(tools, ({ tool }) => tool))
-  return { checks, claims, count: checks.length + claims.length }
+  const readsBody = (graphqlOperations ?? rpcMethods ?? tools) !== undefined
+  return { checks, claims, count: checks.length + claims.length, readsBody }
 }
 
 /** A claim by its name, or nested by dots; of a list it is enough that one element compares. */

@@ -53,6 +53,8 @@ export interface HostPolicies {
   readonly policies: readonly Policy[]
   /** These policies only observe: what they would refuse is recorded and let through. */
   readonly observes: boolean
+  /** Some rule asks what a body says. */
+  readonly readsBodies: boolean
   readonly root: PathNode<RankedRule>
 }
 
@@ -123,6 +125,16 @@ export function matchRule(
   return undefined
 }
 
+/** Whether a rule for this path and method asks what the body says. */
+export function mayReadBody(host: HostPolicies, segments: readonly string[], method: string): boolean {
+  if (!host.readsBodies) return false
+  const found: RankedRule[][] = []
+  collect(host.root, segments, 0, found)
+  return found
+    .flat()
+    .some(({ rule: { conditions, methods } }) => conditions.readsBody && methods?.has(method) !== false)
+}
+
 /** Each list is in order by itself; mostly they are so one after the other too. */
 function inOrder(lists: readonly (readonly RankedRule[])[]): readonly RankedRule[] {
   const [only] = lists
@@ -170,7 +182,8 @@ function compileHost(documents: readonly ApiPolicy[]): HostPolicies {
   const root = emptyNode<RankedRule>()
   for (const [rank, { pattern, rule }] of rules.entries()) plant(root, pattern, { rank, rule })
   const policies = counting.map(({ metadata, spec }) => ({ name: metadata.name, sourceLimit: spec.sourceLimit }))
-  return { policies, observes, root }
+  const readsBodies = rules.some(({ rule }) => rule.conditions.readsBody)
+  return { policies, observes, readsBodies, root }
 }
 
 function compileRule(policy: string, document: RuleDocument): Rule {

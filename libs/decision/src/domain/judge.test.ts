@@ -26,10 +26,13 @@ const ORDER = [
   'token-missing',
   'token-invalid',
   'proof-invalid',
+  'caller-blocked',
   'no-rule',
   'rule-denied',
   'self-registered',
   'scope-missing',
+  'claim-missing',
+  'binding-missing',
   'audience-mismatch',
   'nothing-to-redeem',
   'client-limit',
@@ -62,6 +65,8 @@ function scene(
   const token = {
     scopes: ['orders'],
     audience: 'https://api.example',
+    claims: [{ claim: 'tenant', equals: 't' }],
+    boundTo: 'any',
   }
   const payment = { payment: { plan: 'orders' } }
   const rule = wrong.has('rule-denied')
@@ -88,16 +93,18 @@ function scene(
   if (wrong.has('client-limit')) callerRates.take('p/r client c', source, NOW)
   if (wrong.has('blocked'))
     blocks.set({ range: { address: address(ADDRESS), prefixLength: 128 }, expiresAtMs: NOW + 1 })
+  const callerBlocks = new CallerBlocks()
+  if (wrong.has('caller-blocked')) callerBlocks.set({ kind: 'client', value: 'c', expiresAtMs: NOW + 1 })
   const known: KnownToken = {
     hash: 'h',
     clientId: 'c',
     subject: 'c',
     grantHash: '',
-    claims: () => ({}),
+    claims: () => (wrong.has('claim-missing') ? {} : { tenant: 't' }),
     scopes: new Set(wrong.has('scope-missing') ? [] : ['orders']),
     audience: wrong.has('audience-mismatch') ? [] : ['https://api.example'],
     selfRegistered,
-    binding: undefined,
+    binding: wrong.has('binding-missing') ? undefined : { to: 'dpop', thumbprint: 'k' },
     identity: [],
   }
   const paid: PaymentStanding = { paid: true, passId: 'pass' }
@@ -111,7 +118,7 @@ function scene(
   const world: World = {
     policies: compilePolicies([policy]),
     blocks,
-    callerBlocks: new CallerBlocks(),
+    callerBlocks,
     sourceRates,
     callerRates,
     hashToken: (text) => `hash of ${text}`,
@@ -224,11 +231,11 @@ describe('judgement', () => {
     assert.equal((await judge(request, { ...world, policies }, NOW)).refusal, undefined)
   })
 
-  test('a policy that only observes lets through what it would refuse, but neither blocks nor malformed requests', async () => {
+  test('a policy that only observes lets through what it would refuse, but neither who is blocked nor malformed requests', async () => {
     for (const wrong of ORDER) {
       const verdict = await judged([wrong], { observe: true })
       assert.equal(verdict.refusal?.reason, wrong)
-      assert.equal(verdict.observed, wrong !== 'blocked' && wrong !== 'malformed-request', wrong)
+      assert.equal(verdict.observed, !['blocked', 'caller-blocked', 'malformed-request'].includes(wrong), wrong)
     }
   })
 

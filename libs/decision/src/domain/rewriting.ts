@@ -2,7 +2,7 @@ import type { ApiPolicy } from '@tollward/documents'
 import type { HeaderField, Rewritten } from './answer.ts'
 import { type HeaderList, sameVariable } from './fields.ts'
 import { changedQuery, type QueryChange } from './query.ts'
-import type { Target } from './target.ts'
+import { comparedSegments, type Target } from './target.ts'
 
 type RuleDocument = ApiPolicy['spec']['rules'][number]
 type RewriteDocument = NonNullable<RuleDocument['rewrite']>
@@ -66,7 +66,7 @@ export function rewrittenTarget(target: Target, { path, query }: Rewriting): Tar
     host: target.host,
     path: newPath,
     query: query ? changedQuery(target.query, query) : target.query,
-    segments: path ? newPath.slice(1).split('/') : target.segments,
+    segments: path ? comparedSegments(newPath) : target.segments,
   }
 }
 

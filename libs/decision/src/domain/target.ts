@@ -92,7 +92,7 @@ export function canonicalTarget(host: string, target: string): Target | Fault {
   if (query !== '' && !isQuery(query)) return 'target-characters'
   const decoded = decodeUnreserved(target.slice(0, end).replace(/[[\]|^]/g, encodeURIComponent))
   if ('fault' in decoded) return decoded.fault
-  const segments = decodePlain(decoded.path).slice(1).split('/')
+  const segments = comparedSegments(decoded.path)
   const fault = segmentFault(segments)
   return fault ?? { host: name, path: decoded.path, query, segments }
 }
@@ -172,11 +172,14 @@ function decodeUnreserved(path: string): { path: string } | { fault: Fault } {
   return isAscii || !hasLookalike(decoded) ? { path: decoded } : { fault: 'path-lookalike' }
 }
 
-/** RFC 3986 tells ":" and "%3A" apart, hardly any server does; clients send either. */
-function decodePlain(path: string): string {
-  if (!path.includes('%')) return path
-  return path.replace(/%(?:2[146-9A-C]|3[AD]|40)/g, (encoded) => decodeURIComponent(encoded))
+/** The segments of a canonical path as rules compare them: RFC 3986 tells ":" and "%3A" apart, hardly any server does. */
+export function comparedSegments(path: string): string[] {
+  const decoded = path.includes('%') ? path.replace(PLAIN_ENCODED, decodeURIComponent) : path
+  return decoded.slice(1).split('/')
 }
+
+/** The characters of PATH_CLASS that are plain and not unreserved. */
+const PLAIN_ENCODED = /%(?:2[146-9A-C]|3[AD]|40)/g
 
 /** What best fit to a smaller character set, or NFKC, makes a slash, a backslash, or segments of one or two dots. */
 const LOOKALIKE = /[／⁄∕⧸＼∖⧵﹨]|\/[.．․‥]{1,2}(?=\/|$)/u

@@ -8,6 +8,8 @@ export interface UnaryMethod {
   readonly path: string
   /** Takes and gives protobuf bytes; what it was given is only lent. What it throws ends the call with INTERNAL. */
   readonly handle: (message: Uint8Array) => Uint8Array | Promise<Uint8Array>
+  /** Answers a question that is longer than messages may be; without it the call ends with RESOURCE_EXHAUSTED. */
+  readonly tooLarge?: () => Uint8Array
 }
 
 /** A method of any other kind: what comes is handed on as it comes, until `end`. */
@@ -110,8 +112,14 @@ export class Call {
   #data(chunk: Buffer): void {
     if (this.#ended) return
     const messages = this.#reader.push(chunk)
-    if ('code' in messages) this.end(messages)
+    if ('code' in messages) this.#unreadable(messages)
     else for (const message of messages) this.#take(message)
+  }
+
+  #unreadable(failure: Failure): void {
+    const tooLarge = failure.code === Status.resourceExhausted && 'handle' in this.#method && this.#method.tooLarge
+    if (tooLarge) this.#reply(tooLarge())
+    else this.end(failure)
   }
 
   #take(message: Buffer): void {

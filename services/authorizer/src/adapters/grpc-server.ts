@@ -59,6 +59,12 @@ function checkMethod({ decider, trustedProxies, metrics, log }: GrpcServerOption
   }
   return {
     path: `/${Authorization.typeName}/${Authorization.method.check.name}`,
+    // As long as the client's body: it must not be the client's choice whether we fail.
+    tooLarge: () => {
+      asked.inc()
+      metrics.undecidable.inc({ protocol: 'grpc' })
+      return writeCheckResponse(checkAnswer(decider.refuse('body-too-large'), false))
+    },
     handle: (bytes) => {
       asked.inc()
       let isGrpc = false

@@ -46,7 +46,7 @@ const match = fc
   })
   .map(({ place, ...rest }) => ({ ...place, ...rest }))
 const rules = fc
-  .array(fc.tuple(match, fc.constantFrom(OPEN, CLOSED)), { minLength: 1, maxLength: 5 })
+  .array(fc.tuple(match, fc.constantFrom({ require: { token: {} } }, CLOSED)), { minLength: 1, maxLength: 5 })
   .map((made) => made.map(([match, says], index) => ({ name: `r${index}`, match, ...says })))
 const request = fc.record({
   method: fc.constantFrom('GET', 'POST', 'PUT'),

@@ -15,14 +15,15 @@ const CALLER_KINDS: readonly CallerKind[] = ['token', 'grant', 'client', 'subjec
 export function blockMethods(
   bus: Bus,
   guarded: readonly AddressRange[],
+  callerBlocksMax = CALLER_BLOCKS_MAX,
 ): Pick<AdminMethods, 'listBlocks' | 'addBlock' | 'removeBlock'> {
   const bucket = bus.bucket(bucketContract(BlockSchema))
 
   const refuseTooMany = async () => {
     const kinds = await Promise.all(CALLER_KINDS.map((kind) => bucket.entries(`${kind}.*`)))
-    if (kinds.flat().length < CALLER_BLOCKS_MAX) return
+    if (kinds.flat().length < callerBlocksMax) return
     const advice = 'lift some, or disable the client or person that they are of'
-    throw new AppError('resource_exhausted', `${CALLER_BLOCKS_MAX} callers are blocked, and no more can be: ${advice}.`)
+    throw new AppError('resource_exhausted', `${callerBlocksMax} callers are blocked, and no more can be: ${advice}.`)
   }
 
   return {

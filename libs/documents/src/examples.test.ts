@@ -63,7 +63,7 @@ test('what is wrong in examples is told with its line, and what is not known is 
 test('examples are no document that could be applied, and documents are no examples', () => {
   assert.deepEqual(
     faultsOf(() => parseDocuments(EXAMPLES, 'f.yaml')),
-    ['f.yaml:2: kind: are examples, which are not applied: run "tollward policy test" on this file'],
+    ['f.yaml:2: kind: are examples, which are not applied: run "npx --no tollward policy test" on this file'],
   )
   const policy = EXAMPLES.replace('PolicyExamples', 'ApiPolicy')
   assert.deepEqual(

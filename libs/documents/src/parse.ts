@@ -198,7 +198,8 @@ function readDocument<Read extends Named>(
 
 function kindFault(written: unknown, known: readonly string[]): string {
   if (written === undefined) return 'is required'
-  if (written === EXAMPLES_KIND) return 'are examples, which are not applied: run "tollward policy test" on this file'
+  if (written === EXAMPLES_KIND)
+    return 'are examples, which are not applied: run "npx --no tollward policy test" on this file'
   if (typeof written === 'string' && isKind(written))
     return `is no ${EXAMPLES_KIND}: keep it in a file of its own and name that in spec.policies`
   return `is no kind of document${suggestion(written, known)}`

@@ -9,9 +9,9 @@ export const ADVICE = {
     'The caller, or a proxy on the way, spelled the request in a way that servers read differently. Have it sent as detail says; no policy changes that.',
   'headers-too-large':
     'The caller sends more than 100 header fields or 32 KiB of them: often cookies that were never deleted.',
-  blocked: 'Why and until when: tollward blocks. To let it through: tollward blocks remove ADDRESS.',
+  blocked: 'Why and until when: npx --no tollward blocks. To let it through: npx --no tollward blocks remove ADDRESS.',
   'source-limit':
-    'One address asked too often; many people may share it. Compare with sourceLimit, and with limits by source, in: tollward get ApiPolicy POLICY.',
+    'One address asked too often; many people may share it. Compare with sourceLimit, and with limits by source, in: npx --no tollward get ApiPolicy POLICY.',
   'token-missing':
     'The request came without a token of ours, or a proxy removed it: look at Authorization where the request arrives.',
   'token-invalid':
@@ -21,34 +21,34 @@ export const ADVICE = {
   'proof-invalid':
     'The proof is for another URL, method or token, was used before, or a clock is wrong. Behind a proxy, check that scheme and host arrive as the client used them.',
   'caller-blocked':
-    'Why and until when: tollward blocks. To let it through: tollward blocks remove client:CLIENT, or as the list names it.',
+    'Why and until when: npx --no tollward blocks. To let it through: npx --no tollward blocks remove client:CLIENT, or as the list names it.',
   'no-rule':
-    'Nothing serves this method and path. What there is: tollward simulate with the same request; add a rule to a policy for HOST, or have the caller ask for another path.',
+    'Nothing serves this method and path. What there is: npx --no tollward simulate with the same request; add a rule to a policy for HOST, or have the caller ask for another path.',
   'rule-denied':
-    'A rule says so in words. If it should not have matched: tollward simulate shows which other rules came close.',
+    'A rule says so in words. If it should not have matched: npx --no tollward simulate shows which other rules came close.',
   'self-registered':
     'The client registered by itself, and the rule costs nothing. Give it a Client document, or the rule a plan.',
   'scope-missing':
-    'The token lacks a scope that the rule wants. What the client may ask for: tollward get Client CLIENT. It has to ask for it with its next token.',
+    'The token lacks a scope that the rule wants. What the client may ask for: npx --no tollward get Client CLIENT. It has to ask for it with its next token.',
   'claim-missing':
     'The token does not say what the rule wants in require.token.claims. Compare the rule with the claims of the internal token that the API gets.',
   'binding-missing':
-    'The rule wants a token that is bound to a key. Set senderConstraint in: tollward get Client CLIENT.',
+    'The rule wants a token that is bound to a key. Set senderConstraint in: npx --no tollward get Client CLIENT.',
   'audience-mismatch':
-    'The token is for another API. Compare audience in the rule with audience in: tollward get Client CLIENT.',
+    'The token is for another API. Compare audience in the rule with audience in: npx --no tollward get Client CLIENT.',
   'nothing-to-redeem':
-    'The transaction pays no open invoice of this client. Look for it in: tollward payments --client CLIENT, and tollward invoices --client CLIENT.',
+    'The transaction pays no open invoice of this client. Look for it in: npx --no tollward payments --client CLIENT, and npx --no tollward invoices --client CLIENT.',
   'client-limit':
-    'The caller is over the limit that is named; counted over all replicas. Raise it in: tollward get ApiPolicy POLICY, or have the client wait for Retry-After.',
-  'payment-required': 'The client has no pass that is good: tollward passes --client CLIENT.',
+    'The caller is over the limit that is named; counted over all replicas. Raise it in: npx --no tollward get ApiPolicy POLICY, or have the client wait for Retry-After.',
+  'payment-required': 'The client has no pass that is good: npx --no tollward passes --client CLIENT.',
   'payment-not-seen':
-    'The node has not seen the transaction, or not yet: tollward invoices --client CLIENT, and whether the node is in step: tollward status.',
-  'payment-pending': 'The payment waits for confirmations: tollward invoices --client CLIENT shows how many.',
+    'The node has not seen the transaction, or not yet: npx --no tollward invoices --client CLIENT, and whether the node is in step: npx --no tollward status.',
+  'payment-pending': 'The payment waits for confirmations: npx --no tollward invoices --client CLIENT shows how many.',
   'payment-insufficient':
-    'Too little or too late; it may have become credit: tollward payments --client CLIENT, tollward payments credits.',
-  'pass-exhausted': 'All requests of the pass are used, or its time is over: tollward passes --client CLIENT.',
+    'Too little or too late; it may have become credit: npx --no tollward payments --client CLIENT, npx --no tollward payments credits.',
+  'pass-exhausted': 'All requests of the pass are used, or its time is over: npx --no tollward passes --client CLIENT.',
   unavailable:
-    'Tollward could not decide: tollward status says which part is not ready. Stages that asked show where it waited.',
+    'Tollward could not decide: npx --no tollward status says which part is not ready. Stages that asked show where it waited.',
   'untrusted-proxy':
     'Who asks is not among the proxies of the authorizer. If it is yours, add ADDRESS to its trusted proxies.',
   'method-unsupported': 'The gateway does not serve this method.',

@@ -466,7 +466,7 @@ test('a decision is explained field by field', { skip }, async () => {
   assert.match(out, /^principal +spiffe:/m)
   assert.match(out, /^standsFor +this one and 2 more like it of the same source$/m)
   assert.match(out, /^ {2}policy +12 µs\n {2}payment +1500 µs, asked somebody else$/m)
-  assert.match(out, /^next +The client has no pass that is good: tollward passes --client shop\.$/m)
+  assert.match(out, /^next +The client has no pass that is good: npx --no tollward passes --client shop\.$/m)
   assert.match(
     out,
     /^tryAgain +npx --no tollward simulate --request 'GET https:\/\/api\.example\/it'\\''s' --from 127\.0\.0\.66 --client 'shop'$/m,

@@ -234,7 +234,7 @@ export function challenge({ reason, detail, scopes = [], binding }: Refusal): st
 
 /** Retry-After (RFC 9110, 10.2.3), and the RateLimit fields of draft-ietf-httpapi-ratelimit-headers. */
 function waiting({ reason, retryAfterSeconds, limited }: Refusal): HeaderField[] {
-  const waitSeconds = retryAfterSeconds ?? (reason === 'unavailable' ? UNAVAILABLE_RETRY_SECONDS : undefined)
+  const waitSeconds = retryAfterSeconds ?? (REASONS[reason].status === 503 ? UNAVAILABLE_RETRY_SECONDS : undefined)
   if (waitSeconds === undefined) return []
   const seconds = Math.max(1, waitSeconds)
   const fields: HeaderField[] = [['retry-after', String(seconds)]]

@@ -137,6 +137,11 @@ export const REASONS = {
     title: 'Not a configured proxy',
     detail: 'Only proxies named in the configuration may ask here.',
   },
+  'too-busy': {
+    status: 503,
+    title: 'Too much at once',
+    detail: 'The gateway has as much under way as it may; repeat the request after Retry-After seconds.',
+  },
   'method-unsupported': {
     status: 501,
     title: 'Method is not supported',

@@ -17,6 +17,7 @@ export {
 export { clientAddress, isTrusted } from './domain/client-address.ts'
 export { HEADER_BYTES_MAX, HEADER_FIELDS_MAX, type HeaderList, readFields, TXID_HEADER } from './domain/fields.ts'
 export type { RequestFacts } from './domain/judge.ts'
+export { type Charge, type Limit, type Rate, RateTable } from './domain/rate.ts'
 export { problemType, REASONS, type Reason } from './domain/reasons.ts'
 export { RevocableCache } from './domain/revocable-cache.ts'
 export { STAGES, type Stage } from './domain/stages.ts'

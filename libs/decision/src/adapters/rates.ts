@@ -1,7 +1,7 @@
-import { create } from '@bufbuild/protobuf'
+import { create, type MessageInitShape } from '@bufbuild/protobuf'
 import type { Bus } from '@tollward/bus'
 import { broadcastContract } from '@tollward/contracts'
-import { type RateUsed, RateUsedSchema, Table, type Use } from '@tollward/contracts/decision'
+import { type RateUsed, RateUsedSchema, Table, type Use, type UseSchema } from '@tollward/contracts/decision'
 import { BoundedMap } from '../domain/bounded-map.ts'
 import { type Charge, type Limit, RateTable } from '../domain/rate.ts'
 import { RatesUntold } from '../domain/rates-untold.ts'
@@ -21,6 +21,9 @@ const BUDGET: Charge = { key: 'told', limit: RATES_TOLD_LIMIT }
 /** As documents have them; what is beyond was not told by one of us. */
 const LIMIT_MAX: Limit = { requests: 1_000_000, perSeconds: 86_400 }
 
+/** What waited longer counts as if it had not. */
+const AGE_MICROS_MAX = 1_000_000
+
 interface Shared {
   readonly id: Table
   readonly rates: RateTable
@@ -34,7 +37,7 @@ interface Shared {
  *
  * Over N replicas, in any time no longer than a limit's own, at most (N−1) × (max(1, requests / 20) + what one of them decides while
  * a message travels) more is admitted than one replica alone would; never less than that, but for what becomes free again while a
- * message travels to a replica that was idle. A replica that starts knows nothing of before. While the bus is gone, or when more
+ * message travels. A replica that starts knows nothing of before. While the bus is gone, or when more
  * keys are in use than may be told, each replica limits by what it knows: EDGES says why, metrics count it.
  */
 export class Rates implements AsyncDisposable {
@@ -91,12 +94,16 @@ export class Rates implements AsyncDisposable {
   #open(id: Table, name: string): Shared {
     const untold = new RatesUntold(RATES_UNTOLD_MAX)
     const evicted = () => this.#metrics.evictions.inc({ table: name })
-    return { id, untold, rates: new RateTable(RATE_KEYS_MAX, evicted, (charge) => this.#counted(untold, charge)) }
+    return {
+      id,
+      untold,
+      rates: new RateTable(RATE_KEYS_MAX, evicted, (charge, nowMs) => this.#counted(untold, charge, nowMs)),
+    }
   }
 
-  #counted(untold: RatesUntold, charge: Charge): void {
+  #counted(untold: RatesUntold, charge: Charge, nowMs: number): void {
     if (charge.hits === 0) return
-    const when = charge.key.length > RATE_KEY_LENGTH_MAX ? 'lost' : untold.add(charge)
+    const when = charge.key.length > RATE_KEY_LENGTH_MAX ? 'lost' : untold.add(charge, nowMs)
     if (when === 'lost') this.#metrics.rateUses.inc({ result: 'lost' })
     if (when === 'urgent') this.#atOnce ??= setImmediate(() => this.#tell('urgent'))
     this.#soon ??= setTimeout(() => this.#tell('all'), RATES_TOLD_EVERY_MS).unref()
@@ -107,7 +114,7 @@ export class Rates implements AsyncDisposable {
     if (which === 'all') this.#soon = undefined
     for (;;) {
       const nowMs = Date.now()
-      const uses = this.#take(which, Math.min(RATES_PER_MESSAGE_MAX, this.#budget.left(BUDGET, nowMs).requests))
+      const uses = this.#take(which, nowMs, Math.min(RATES_PER_MESSAGE_MAX, this.#budget.left(BUDGET, nowMs).requests))
       if (uses.length === 0) break
       this.#budget.takeAll([{ ...BUDGET, hits: uses.length }], nowMs)
       const message = create(RateUsedSchema, { decider: this.#decider, sequence: ++this.#sequence, uses })
@@ -121,13 +128,15 @@ export class Rates implements AsyncDisposable {
     }
   }
 
-  #take(which: 'urgent' | 'all', max: number) {
-    const uses = []
+  #take(which: 'urgent' | 'all', nowMs: number, max: number) {
+    const uses: MessageInitShape<typeof UseSchema>[] = []
     // What is urgent in any table comes before what is not in another.
     for (const ripe of which === 'urgent' ? (['urgent'] as const) : (['urgent', 'all'] as const)) {
       for (const { id: table, untold } of this.#tables) {
-        for (const { key, limit, requests } of untold.take(max - uses.length, ripe)) {
-          uses.push({ table, key, requests, limitRequests: limit.requests, limitPerSeconds: limit.perSeconds })
+        for (const { key, limit, requests, sinceMs } of untold.take(max - uses.length, ripe)) {
+          const ageMicros = Math.max(0, Math.round((nowMs - sinceMs) * 1000))
+          const told = { table, key, requests, limitRequests: limit.requests, limitPerSeconds: limit.perSeconds }
+          uses.push({ ...told, ageMicros: Math.min(ageMicros, AGE_MICROS_MAX) })
         }
       }
     }
@@ -146,7 +155,7 @@ export class Rates implements AsyncDisposable {
       if (!table || !isUsable(use)) continue
       heard++
       const limit = { requests: use.limitRequests, perSeconds: use.limitPerSeconds }
-      table.rates.addOthers({ key: use.key, limit, hits: use.requests }, nowMs)
+      table.rates.addOthers({ key: use.key, limit, hits: use.requests }, nowMs, use.ageMicros / 1000)
     }
     this.#metrics.rateUses.inc({ result: 'heard' }, heard)
     this.#metrics.rateUses.inc({ result: 'unusable' }, uses.length - heard)

@@ -39,10 +39,10 @@ export class RateTable {
   readonly #arrivals = new Map<string, number>()
   readonly #maxKeys: number
   readonly #onEvicted: () => void
-  readonly #onCounted: ((charge: Charge) => void) | undefined
+  readonly #onCounted: ((charge: Charge, nowMs: number) => void) | undefined
 
   /** `onCounted`: told of every charge that was counted here, for the other replicas. */
-  constructor(maxKeys: number, onEvicted: () => void, onCounted?: (charge: Charge) => void) {
+  constructor(maxKeys: number, onEvicted: () => void, onCounted?: (charge: Charge, nowMs: number) => void) {
     this.#maxKeys = maxKeys
     this.#onEvicted = onEvicted
     this.#onCounted = onCounted
@@ -86,13 +86,13 @@ export class RateTable {
 
   /**
    * Counts what another replica admitted, whether it conforms here or not: what was too much is paid back. But no longer than the
-   * limit's own time is anybody refused for it, however much it was.
+   * limit's own time is anybody refused for it, however much it was. They count as if all had come at once `ageMs` ago.
    */
-  addOthers(charge: Charge, nowMs: number): void {
+  addOthers(charge: Charge, nowMs: number, ageMs = 0): void {
     const { requests, perSeconds } = charge.limit
     const intervalMs = (perSeconds * 1000) / requests
     const latestMs = nowMs + perSeconds * 1000 + intervalMs * (requests - 1)
-    this.#set(charge.key, Math.min(this.#arrivalMs(charge, nowMs), latestMs), nowMs)
+    this.#set(charge.key, Math.min(this.#arrivalMs(charge, nowMs - ageMs), latestMs), nowMs)
   }
 
   /** How many requests of this limit still conform now, and in how many milliseconds all of them would. */
@@ -112,7 +112,7 @@ export class RateTable {
 
   #count(charge: Charge, nowMs: number): void {
     this.#set(charge.key, this.#arrivalMs(charge, nowMs), nowMs)
-    this.#onCounted?.(charge)
+    this.#onCounted?.(charge, nowMs)
   }
 
   /** The theoretical arrival time after these requests. */

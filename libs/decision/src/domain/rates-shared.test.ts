@@ -9,7 +9,7 @@ const none = () => assert.fail('nothing is evicted')
 /** A replica: its table, what it has not told, and what is on the way to it. */
 class Replica {
   readonly untold = new RatesUntold(100)
-  readonly rates = new RateTable(100, none, (charge) => void this.untold.add(charge))
+  readonly rates = new RateTable(100, none, (charge, nowMs) => void this.untold.add(charge, nowMs))
   readonly inbox: Use[] = []
 }
 
@@ -74,11 +74,12 @@ function play(count: number, limit: Limit, steps: readonly Step[]): Run {
       unheardMax = Math.max(unheardMax, ...own)
     } else if (step.does === 'tell') {
       for (const use of replica.untold.take(100, 'all')) {
-        for (const other of replicas) if (other !== replica) other.inbox.push({ ...use, key: `${step.replica}` })
+        for (const other of replicas)
+          if (other !== replica) other.inbox.push({ ...use, key: `${step.replica}`, sinceMs: nowMs - use.sinceMs })
       }
     } else {
-      for (const { key: teller, requests } of replica.inbox.splice(0)) {
-        replica.rates.addOthers({ key: 'k', limit, hits: requests }, nowMs)
+      for (const { key: teller, requests, sinceMs: ageMs } of replica.inbox.splice(0)) {
+        replica.rates.addOthers({ key: 'k', limit, hits: requests }, nowMs, ageMs)
         const told = unheard[Number(teller)]
         assert.ok(told)
         told[step.replica] = (told[step.replica] ?? 0) - requests
@@ -124,6 +125,31 @@ describe('limits that replicas keep together', () => {
     )
   })
 
+  test('what is told late takes from an idle replica exactly what it took where it was admitted', () => {
+    fc.assert(
+      fc.property(
+        fc.constantFrom(...LIMITS),
+        fc.array(fc.integer({ min: 0, max: 200 }), { maxLength: 30 }),
+        fc.integer({ min: 0, max: 500 }),
+        (limit, gaps, delayMs) => {
+          const [teller, listener] = [new Replica(), new Replica()]
+          let nowMs = 1_000_000
+          for (const gap of gaps) {
+            nowMs += gap
+            teller.rates.take('k', limit, nowMs)
+          }
+          nowMs += delayMs
+          for (const { requests, sinceMs } of teller.untold.take(100, 'all')) {
+            listener.rates.addOthers({ key: 'k', limit, hits: requests }, nowMs, nowMs - sinceMs)
+          }
+          const left = ({ rates }: Replica) => rates.left({ key: 'k', limit }, nowMs).fullInMs
+          assert.ok(Math.abs(left(teller) - left(listener)) < 0.01)
+        },
+      ),
+      { numRuns: 300 },
+    )
+  })
+
   test('whatever others say, nobody is refused longer than the limit lasts', () => {
     const hits = fc.integer({ min: 1, max: 2 ** 32 - 1 })
     fc.assert(
@@ -157,10 +183,10 @@ describe('limits that replicas keep together', () => {
     ] as const) {
       const untold = new RatesUntold(10)
       const charge = { key: 'k', limit: { requests, perSeconds: 1 } }
-      for (let n = 1; n < atOnce; n++) assert.equal(untold.add(charge), 'waits', `${n} of ${requests}`)
+      for (let n = 1; n < atOnce; n++) assert.equal(untold.add(charge, 0), 'waits', `${n} of ${requests}`)
       assert.deepEqual(untold.take(10, 'urgent'), [])
-      assert.equal(untold.add(charge), 'urgent', `${atOnce} of ${requests}`)
-      assert.deepEqual(untold.take(10, 'urgent'), [{ ...charge, requests: atOnce }])
+      assert.equal(untold.add(charge, 0), 'urgent', `${atOnce} of ${requests}`)
+      assert.deepEqual(untold.take(10, 'urgent'), [{ ...charge, requests: atOnce, sinceMs: 0 }])
       assert.equal(untold.size, 0)
     }
   })
@@ -168,11 +194,11 @@ describe('limits that replicas keep together', () => {
   test('what is told first is what is urgent, and beyond so many keys nothing is kept', () => {
     const untold = new RatesUntold(3)
     const wide = { requests: 100, perSeconds: 1 }
-    assert.equal(untold.add({ key: 'a', limit: wide }), 'waits')
-    assert.equal(untold.add({ key: 'b', limit: wide, hits: 99 }), 'urgent')
-    assert.equal(untold.add({ key: 'c', limit: wide }), 'waits')
-    assert.equal(untold.add({ key: 'd', limit: wide, hits: 99 }), 'lost')
-    assert.equal(untold.add({ key: 'a', limit: wide }), 'waits', 'a key that is there goes on')
+    assert.equal(untold.add({ key: 'a', limit: wide }, 0), 'waits')
+    assert.equal(untold.add({ key: 'b', limit: wide, hits: 99 }, 0), 'urgent')
+    assert.equal(untold.add({ key: 'c', limit: wide }, 0), 'waits')
+    assert.equal(untold.add({ key: 'd', limit: wide, hits: 99 }, 0), 'lost')
+    assert.equal(untold.add({ key: 'a', limit: wide }, 0), 'waits', 'a key that is there goes on')
     assert.deepEqual(
       untold.take(2, 'all').map(({ key, requests }) => [key, requests]),
       [

@@ -5,11 +5,14 @@ export interface Use {
   readonly key: string
   readonly limit: Limit
   readonly requests: number
+  /** When all of them would have had to come at once to leave as little as they left, one after the other. */
+  readonly sinceMs: number
 }
 
 interface Waiting {
   limit: Limit
   requests: number
+  sinceMs: number
 }
 
 /** A twentieth of a limit, and at least one request, is told at once. */
@@ -38,10 +41,12 @@ export class RatesUntold {
   }
 
   /** Adds a charge. 'lost': there are too many keys already; the others will never hear of this one. */
-  add({ key, limit, hits = 1 }: Charge): 'urgent' | 'waits' | 'lost' {
+  add({ key, limit, hits = 1 }: Charge, nowMs: number): 'urgent' | 'waits' | 'lost' {
     const known = this.#urgent.get(key) ?? this.#waiting.get(key)
     if (!known && this.size >= this.#maxKeys) return 'lost'
-    const use = known ?? { limit, requests: 0 }
+    const use = known ?? { limit, requests: 0, sinceMs: nowMs }
+    // Where what came before was used up meanwhile, the time in between is no longer there for others to use.
+    use.sinceMs = Math.max(use.sinceMs, nowMs - ((limit.perSeconds * 1000) / limit.requests) * use.requests)
     use.limit = limit
     use.requests += hits
     if (use.requests < Math.max(1, limit.requests * URGENT_SHARE)) {

@@ -11,7 +11,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file tollward/decision/v1/rates.proto.
  */
 export const file_tollward_decision_v1_rates: GenFile = /*@__PURE__*/
-  fileDesc("CiB0b2xsd2FyZC9kZWNpc2lvbi92MS9yYXRlcy5wcm90bxIUdG9sbHdhcmQuZGVjaXNpb24udjEifAoIUmF0ZVVzZWQSDwoHZGVjaWRlchgBIAEoCRIQCghzZXF1ZW5jZRgCIAEoBBInCgR1c2VzGAMgAygLMhkudG9sbHdhcmQuZGVjaXNpb24udjEuVXNlOiSCyBggCh50b2xsd2FyZC5kZWNpc2lvbi52MS5yYXRlLnVzZWQigwEKA1VzZRILCgNrZXkYASABKAkSEAoIcmVxdWVzdHMYAiABKA0SFgoObGltaXRfcmVxdWVzdHMYAyABKA0SGQoRbGltaXRfcGVyX3NlY29uZHMYBCABKA0SKgoFdGFibGUYBSABKA4yGy50b2xsd2FyZC5kZWNpc2lvbi52MS5UYWJsZSpbCgVUYWJsZRIVChFUQUJMRV9VTlNQRUNJRklFRBAAEhEKDVRBQkxFX1NPVVJDRVMQARIRCg1UQUJMRV9DQUxMRVJTEAISFQoRVEFCTEVfREVTQ1JJUFRPUlMQA2IGcHJvdG8z", [file_tollward_options_v1_options]);
+  fileDesc("CiB0b2xsd2FyZC9kZWNpc2lvbi92MS9yYXRlcy5wcm90bxIUdG9sbHdhcmQuZGVjaXNpb24udjEifAoIUmF0ZVVzZWQSDwoHZGVjaWRlchgBIAEoCRIQCghzZXF1ZW5jZRgCIAEoBBInCgR1c2VzGAMgAygLMhkudG9sbHdhcmQuZGVjaXNpb24udjEuVXNlOiSCyBggCh50b2xsd2FyZC5kZWNpc2lvbi52MS5yYXRlLnVzZWQilwEKA1VzZRILCgNrZXkYASABKAkSEAoIcmVxdWVzdHMYAiABKA0SFgoObGltaXRfcmVxdWVzdHMYAyABKA0SGQoRbGltaXRfcGVyX3NlY29uZHMYBCABKA0SKgoFdGFibGUYBSABKA4yGy50b2xsd2FyZC5kZWNpc2lvbi52MS5UYWJsZRISCgphZ2VfbWljcm9zGAYgASgNKlsKBVRhYmxlEhUKEVRBQkxFX1VOU1BFQ0lGSUVEEAASEQoNVEFCTEVfU09VUkNFUxABEhEKDVRBQkxFX0NBTExFUlMQAhIVChFUQUJMRV9ERVNDUklQVE9SUxADYgZwcm90bzM", [file_tollward_options_v1_options]);
 
 /**
  * What one decision point admitted of limited rates since it told last, so that all of them count together.
@@ -80,6 +80,13 @@ export type Use = Message<"tollward.decision.v1.Use"> & {
    * @generated from field: tollward.decision.v1.Table table = 5;
    */
   table: Table;
+
+  /**
+   * They count as if all of them had come at once so long before this was told; no time of a clock, because clocks differ.
+   *
+   * @generated from field: uint32 age_micros = 6;
+   */
+  ageMicros: number;
 };
 
 /**

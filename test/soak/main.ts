@@ -1,6 +1,7 @@
 // npm run soak [-- NAME] [--minutes N]: the long counts of which npm test runs a small share.
 import { parseArgs } from 'node:util'
 import { soakPayments } from './payments.ts'
+import { soakPolicy } from './policy.ts'
 import { soakStack } from './stack.ts'
 
 const { values, positionals } = parseArgs({
@@ -10,6 +11,7 @@ const { values, positionals } = parseArgs({
 const SOAKS: Readonly<Record<string, (minutes: number) => Promise<boolean>>> = {
   stack: soakStack,
   payments: soakPayments,
+  policy: soakPolicy,
 }
 
 const wanted = positionals.length === 0 ? Object.keys(SOAKS) : positionals

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
 import fc from 'fast-check'
-import { canonicalHost, canonicalTarget, type Fault, TARGET_BYTES_MAX } from './target.ts'
+import { canonicalHost, canonicalTarget, type Fault, methodFault, TARGET_BYTES_MAX } from './target.ts'
 
 /** What is read in two ways by two servers; most of them let somebody past an authoriser once. */
 const REFUSED: readonly (readonly [target: string, fault: Fault])[] = [
@@ -109,6 +109,18 @@ describe('canonical target', () => {
       { numRuns: 2000 },
     )
   })
+})
+
+test('rules compare what a path may hold as it is in one spelling, and the API gets the client’s', () => {
+  const target = canonicalTarget('a', '/v1%3Ado/a%40b%2C%20%2B/%3B')
+  assert.ok(typeof target === 'object')
+  assert.deepEqual(target.segments, ['v1:do', 'a@b,%20+', '%3B'])
+  assert.equal(target.path, '/v1%3Ado/a%40b%2C%20%2B/%3B')
+})
+
+test('a method that differs from a known one by case only is refused', () => {
+  for (const method of ['get', 'Delete', 'pOST']) assert.equal(methodFault(method), 'method-case')
+  for (const method of ['GET', 'PURGE', 'purge', 'M-SEARCH']) assert.equal(methodFault(method), undefined)
 })
 
 describe('canonical host', () => {

@@ -48,4 +48,11 @@ export const ConfigSchema = z.strictObject({
   accessLogFile: z.string().min(1).optional(),
 })
 
+/** What the API's URL and protocol say together; undefined: they fit. */
+export function upstreamFault({ upstreamUrl, upstreamProtocol }: Config): string | undefined {
+  const scheme = { h2: 'https:', h2c: 'http:', 'http/1.1': undefined }[upstreamProtocol]
+  if (scheme === undefined || upstreamUrl.startsWith(scheme)) return undefined
+  return `TOLLWARD_UPSTREAM_PROTOCOL=${upstreamProtocol} needs a TOLLWARD_UPSTREAM_URL that begins with ${scheme}`
+}
+
 export type Config = z.output<typeof ConfigSchema>

@@ -2,13 +2,16 @@ import type { Writable } from 'node:stream'
 import { connectBus } from '@tollward/bus'
 import { parseAddress } from '@tollward/contracts'
 import { createDecider, isTrusted } from '@tollward/decision'
+import { AppError } from '@tollward/errors'
 import { aborted, readSecretFile, type ServiceContext } from '@tollward/runtime'
 import { openAccessLog } from './adapters/access-log.ts'
 import { type Listener, type ListenerOptions, listen } from './adapters/listener.ts'
 import { type ProxyContext, pass } from './adapters/proxy.ts'
 import { readTlsFiles, type TlsFiles, watchTlsFiles } from './adapters/tls-files.ts'
 import { openUpstream } from './adapters/upstream.ts'
-import type { Config } from './config.ts'
+import { openUpstreamHttp2 } from './adapters/upstream-http2.ts'
+import { webSockets } from './adapters/websocket.ts'
+import { type Config, upstreamFault } from './config.ts'
 import { gatewayMetrics } from './metrics.ts'
 
 /** What of the process the gateway uses beside what every service does. */
@@ -24,6 +27,8 @@ export async function run(
   { stdout, onHangup }: Surroundings,
 ): Promise<void> {
   await using resources = new AsyncDisposableStack()
+  const fault = upstreamFault(config)
+  if (fault !== undefined) throw new AppError('invalid_argument', fault)
   const files = tlsFiles(config)
   const tls = files && (await readTlsFiles(files))
   const nkey = config.natsNkeyFile === undefined ? {} : { nkeySeed: readSecretFile(config.natsNkeyFile) }
@@ -38,10 +43,16 @@ export async function run(
   const { accessLog: format, accessLogFile: file } = config
   const accessLog = resources.use(await openAccessLog({ format, file, stdout, metrics, log }))
   onHangup(() => accessLog.reopen())
-  const upstream = resources.use(openUpstream(upstreamUrl, upstreamTimeoutMs))
-  const context: ProxyContext = { upstream, bodyBytesMax, trustedProxies, decider, metrics, accessLog, log }
+  const open = config.upstreamProtocol === 'http/1.1' ? openUpstream : openUpstreamHttp2
+  const upstream = resources.use(open(upstreamUrl, upstreamTimeoutMs))
+  const names = { verified: config.tlsClientCaFile !== undefined }
+  const { bodyDecisionBytesMax, webSocketsMax, webSocketIdleMs, webSocketLifetimeMs } = config
+  const forwarding = { upstream, bodyBytesMax, bodyDecisionBytesMax, trustedProxies }
+  const context: ProxyContext = { ...forwarding, decider, metrics, accessLog, log }
+  const lasting = { webSocketsMax, webSocketIdleMs, webSocketLifetimeMs }
+  const sockets = webSockets({ ...context, ...lasting, names, upstreamUrl, upstreamTimeoutMs })
   const shared: Omit<ListenerOptions, 'host' | 'port'> = {
-    names: { verified: config.tlsClientCaFile !== undefined },
+    names,
     connectionsMax: config.connectionsMax,
     connectionsPerSourceMax: config.connectionsPerSourceMax,
     isProxy: (peer) => isTrusted(parseAddress(peer) ?? new Uint8Array(), trustedProxies),
@@ -49,7 +60,7 @@ export async function run(
     decider,
     metrics,
     onExchange: (exchange) => pass(context, exchange),
-    onUpgrade: (_request, socket) => socket.destroy(),
+    onUpgrade: sockets.onUpgrade,
   }
   const listeners: Listener[] = []
   const serve = async (options: Pick<ListenerOptions, 'host' | 'port' | 'tls'>) => {
@@ -66,6 +77,7 @@ export async function run(
   }
   health.ready()
   await aborted(signal)
+  sockets.end()
   await Promise.all(listeners.map((listener) => listener.drain()))
 }
 

@@ -25,7 +25,7 @@ export interface ListenerOptions {
   readonly metrics: GatewayMetrics
   readonly onExchange: (exchange: Exchange) => void
   /** A WebSocket is asked for. */
-  readonly onUpgrade: (request: IncomingMessage, socket: Duplex, head: Buffer) => void
+  readonly onUpgrade: (request: IncomingMessage, socket: Socket, head: Buffer) => void
 }
 
 export interface Listener extends AsyncDisposable {
@@ -128,7 +128,7 @@ export async function listen(options: ListenerOptions): Promise<Listener> {
   })
   for (const event of ['checkContinue', 'checkExpectation'] as const)
     server.on(event, (request, response) => server.emit('request', request, response))
-  server.on('upgrade', onUpgrade)
+  server.on('upgrade', (request, socket: Socket, head) => onUpgrade(request, socket, head))
   server.on('connect', (_request, socket: Socket) => answerPlain(options, socket, 'method-unsupported'))
   server.on('clientError', (error, socket) => unreadable(options, error, socket as Socket, open.get(socket as Socket)))
   await new Promise<void>((resolve, reject) => {

@@ -2,7 +2,7 @@ import { type Readable, Transform } from 'node:stream'
 import type { AddressRange } from '@tollward/contracts'
 import type { Admission, Decider, Decision, Reason, Rejection, RequestFacts } from '@tollward/decision'
 import type { Logger } from 'pino'
-import type { Access } from '../domain/access-line.ts'
+import { accessOf } from '../domain/access-line.ts'
 import {
   downstreamFields,
   downstreamTrailers,
@@ -16,12 +16,14 @@ import { grpcRefusal, isGrpc } from '../domain/grpc.ts'
 import type { GatewayMetrics } from '../metrics.ts'
 import type { AccessLog } from './access-log.ts'
 import type { Exchange } from './exchange.ts'
-import { type Upstream, type UpstreamCall, type UpstreamListener, UpstreamTimeout } from './upstream.ts'
+import { type Upstream, type UpstreamCall, UpstreamFull, type UpstreamListener, UpstreamTimeout } from './upstream.ts'
 
 /** What every request needs. */
 export interface ProxyContext {
   readonly upstream: Upstream
   readonly bodyBytesMax: number
+  /** Of a body so much is kept for the decision, where a rule asks for it. */
+  readonly bodyDecisionBytesMax: number
   readonly trustedProxies: readonly AddressRange[]
   readonly decider: Decider
   readonly metrics: GatewayMetrics
@@ -33,6 +35,8 @@ export interface ProxyContext {
 export const REQUEST_TIMEOUT_MS = 300_000
 /** A client that takes nothing of its answer for so long is given up. */
 const STALLED_AFTER_MS = 60_000
+/** Most requests are over before their caller could lose its right; those that last longer are watched over. */
+const WATCHED_AFTER_MS = 1000
 
 class BodyTooLarge extends Error {
   override readonly name = 'BodyTooLarge'
@@ -49,7 +53,12 @@ class Passage implements UpstreamListener {
   readonly #exchange: Exchange
   readonly #isGrpc: boolean
   readonly #beganMs = performance.now()
-  readonly #timers: { body?: NodeJS.Timeout; stalled?: NodeJS.Timeout } = {}
+  readonly #askedAtMs = Date.now()
+  readonly #timers: { body?: NodeJS.Timeout; stalled?: NodeJS.Timeout; watched?: NodeJS.Timeout } = {}
+  /** Of the body, what was read for the decision. */
+  readonly #kept: Buffer[] = []
+  #saidGoOn = false
+  #watching: Disposable | undefined
   #decision: Decision | undefined
   #call: UpstreamCall | undefined
   #body: Transform | undefined
@@ -77,29 +86,57 @@ class Passage implements UpstreamListener {
       body.once('end', () => clearTimeout(this.#timers.body))
     }
     const facts = requestFacts(request, trustedProxies)
-    const decision = facts ? decider.decide(facts) : decider.refuse('malformed-request')
+    if (!facts) this.#refuse(decider.refuse('malformed-request'))
+    else if (!decider.needsBody(facts)) this.#judge(facts)
+    else if (body) this.#readBeginning(body, facts)
+    else this.#judge({ ...facts, body: { bytes: new Uint8Array(), isWhole: true } })
+  }
+
+  #judge(facts: RequestFacts): void {
+    const decision = this.#context.decider.decide(facts)
     if (decision instanceof Promise) void decision.then((made) => this.#conclude(made, facts))
     else this.#conclude(decision, facts)
   }
 
-  #conclude(decision: Decision, _facts: RequestFacts | undefined): void {
+  /** Keeps a body, or the beginning of a long one, for the decision; what was kept goes on to the API like the rest. */
+  #readBeginning(body: Readable, facts: RequestFacts): void {
+    const { bodyDecisionBytesMax } = this.#context
+    if (this.#exchange.expectsContinue) this.#exchange.goOn()
+    this.#saidGoOn = true
+    let bytes = 0
+    const judge = (isWhole: boolean) => {
+      body.pause().off('data', keep).off('end', whole)
+      const kept = Buffer.concat(this.#kept)
+      this.#judge({ ...facts, body: { bytes: isWhole ? kept : kept.subarray(0, bodyDecisionBytesMax), isWhole } })
+    }
+    const whole = () => judge(true)
+    const keep = (chunk: Buffer) => {
+      bytes += chunk.length
+      this.#kept.push(chunk)
+      if (bytes > bodyDecisionBytesMax) judge(false)
+    }
+    body.on('data', keep).once('end', whole)
+  }
+
+  #conclude(decision: Decision, facts: RequestFacts): void {
     this.#decidedMs = performance.now() - this.#beganMs
-    if (this.#closed) this.#decision = decision
-    else if (decision.admitted) this.#forward(decision)
+    if (this.#closed || this.#exchange.begun) this.#decision ??= decision
+    else if (decision.admitted) this.#forward(decision, facts)
     else this.#refuse(decision)
   }
 
-  #forward(admission: Admission): void {
+  #forward(admission: Admission, facts: RequestFacts): void {
     this.#decision = admission
     const { upstream, bodyBytesMax, trustedProxies } = this.#context
     const { request, body, expectsContinue } = this.#exchange
+    this.#timers.watched = setTimeout(() => this.#watch(admission, facts), WATCHED_AFTER_MS)
     if (body && Number(valuesOf(request.fields, 'content-length')[0] ?? 0) > bodyBytesMax) {
       this.#fail('body-too-large')
       return
     }
     const { method, peer, scheme, fields } = request
     const forwarded = { peer, scheme, host: hostOf(request) ?? '', keepFor: trustedProxies.length > 0, bodiless: !body }
-    if (expectsContinue && body) this.#exchange.goOn()
+    if (expectsContinue && body && !this.#saidGoOn) this.#exchange.goOn()
     this.#body = body && this.#bounded(body, bodyBytesMax)
     const { path, query } = admission.target
     this.#call = upstream.send(
@@ -115,6 +152,14 @@ class Passage implements UpstreamListener {
     this.#exchange.onDrain(() => {
       clearTimeout(this.#timers.stalled)
       this.#call?.resume()
+    })
+  }
+
+  /** What goes on for long ends when its caller may not be served any more. */
+  #watch(admission: Admission, facts: RequestFacts): void {
+    const byToken = admission.metadata.client !== undefined
+    this.#watching = this.#context.decider.watch({ facts, sinceMs: this.#askedAtMs, byToken }, (reason) => {
+      this.#fail(reason)
     })
   }
 
@@ -158,7 +203,7 @@ class Passage implements UpstreamListener {
       this.#refuse(this.#context.decider.refuse(reason))
       return
     }
-    this.#context.metrics.brokenAnswers.inc({ by: 'api' })
+    this.#context.metrics.brokenAnswers.inc({ by: WATCHED.has(reason) ? 'gateway' : 'api' })
     this.#exchange.fail()
   }
 
@@ -188,6 +233,8 @@ class Passage implements UpstreamListener {
     this.#closed = true
     clearTimeout(this.#timers.body)
     clearTimeout(this.#timers.stalled)
+    clearTimeout(this.#timers.watched)
+    this.#watching?.[Symbol.dispose]()
     if (!this.#ended) {
       if (this.#call) this.#context.metrics.brokenAnswers.inc({ by: 'client' })
       this.#call?.abort()
@@ -196,42 +243,18 @@ class Passage implements UpstreamListener {
     const { metrics, accessLog } = this.#context
     const durationMs = performance.now() - this.#beganMs
     metrics.seconds.observe({ status: `${Math.floor(this.#status / 100)}xx` }, durationMs / 1000)
-    accessLog.write(() => this.#access(complete && this.#ended, durationMs))
-  }
-
-  #access(complete: boolean, durationMs: number): Access {
-    const { request, version } = this.#exchange
-    const { fields, method, target, peer } = request
-    const decision = this.#decision
-    const {
-      rule = '',
-      client = '',
-      subject = '',
-      'would-refuse': observed = '',
-    } = decision?.admitted ? decision.metadata : {}
-    const first = (name: string) => valuesOf(fields, name)[0] ?? ''
-    return {
-      atMs: Date.now() - durationMs,
-      address: peer,
-      method,
-      target,
-      version,
-      host: hostOf(request) ?? '',
-      referer: first('referer'),
-      userAgent: first('user-agent'),
-      status: this.#status,
-      bytesSent: this.#bytesSent,
-      bytesReceived: this.#bytesReceived,
-      durationMs,
-      decisionMs: this.#decidedMs,
-      upstreamMs: this.#upstreamMs,
-      decision: decision?.id ?? '',
-      reason: decision && !decision.admitted ? decision.reason : observed,
-      rule,
-      client,
-      subject,
-      complete,
-    }
+    accessLog.write(() =>
+      accessOf({ ...this.#exchange.request, version: this.#exchange.version }, this.#decision, {
+        atMs: this.#askedAtMs,
+        durationMs,
+        status: this.#status,
+        bytesSent: this.#bytesSent,
+        bytesReceived: this.#bytesReceived,
+        decisionMs: this.#decidedMs,
+        upstreamMs: this.#upstreamMs,
+        complete: complete && this.#ended,
+      }),
+    )
   }
 
   /** Passes a body on as it comes, and fails as soon as it is too large. */
@@ -244,11 +267,17 @@ class Passage implements UpstreamListener {
     })
     counting.on('error', () => body.unpipe(counting))
     body.on('error', (error) => counting.destroy(error))
+    for (const chunk of this.#kept) counting.write(chunk)
+    if (body.readableEnded) counting.end()
     return body.pipe(counting)
   }
 }
 
+/** Why a request is broken off that was admitted. */
+const WATCHED: ReadonlySet<Reason> = new Set(['blocked', 'caller-blocked', 'token-invalid', 'unavailable'])
+
 function failureOf(error: Error): Reason {
   if (error instanceof BodyTooLarge || error.cause instanceof BodyTooLarge) return 'body-too-large'
+  if (error instanceof UpstreamFull) return 'too-busy'
   return error instanceof UpstreamTimeout ? 'upstream-timeout' : 'upstream-failed'
 }

@@ -1,3 +1,6 @@
+import type { Decision } from '@tollward/decision'
+import { hostOf, type ReceivedRequest, valuesOf } from './forwarding.ts'
+
 /** One request and its answer, as an access log tells them. Times are milliseconds. */
 export interface Access {
   readonly atMs: number
@@ -28,6 +31,44 @@ export interface Access {
   readonly subject: string
   /** The client saw the whole answer. */
   readonly complete: boolean
+}
+
+/** What was measured of a request. */
+type Measures = Pick<Access, 'atMs' | 'status' | 'bytesSent' | 'bytesReceived' | 'durationMs' | 'complete'> &
+  Partial<Pick<Access, 'decisionMs' | 'upstreamMs'>>
+
+/** Gathers what an access log tells of a request. */
+export function accessOf(
+  {
+    method,
+    target,
+    authority,
+    peer,
+    fields,
+    version,
+  }: Pick<ReceivedRequest, 'method' | 'target' | 'authority' | 'peer' | 'fields'> & { readonly version: string },
+  decision: Decision | undefined,
+  measures: Measures,
+): Access {
+  const metadata = decision?.admitted ? decision.metadata : {}
+  const { rule = '', client = '', subject = '', 'would-refuse': observed = '' } = metadata
+  return {
+    address: peer,
+    method,
+    target,
+    version,
+    host: hostOf({ authority, fields }) ?? '',
+    referer: valuesOf(fields, 'referer')[0] ?? '',
+    userAgent: valuesOf(fields, 'user-agent')[0] ?? '',
+    decisionMs: 0,
+    upstreamMs: undefined,
+    decision: decision?.id ?? '',
+    reason: decision && !decision.admitted ? decision.reason : observed,
+    rule,
+    client,
+    subject,
+    ...measures,
+  }
 }
 
 export type AccessFormat = 'common' | 'combined' | 'json'

@@ -51,6 +51,8 @@ export const ADVICE = {
     'Tollward could not decide: npx --no tollward status says which part is not ready. Stages that asked show where it waited.',
   'untrusted-proxy':
     'Who asks is not among the proxies of the authorizer. If it is yours, add ADDRESS to its trusted proxies.',
+  'too-busy':
+    'The gateway had as much under way as its settings allow. Look at what is slow behind it, or raise them; a client that floods is one for blocks.',
   'method-unsupported': 'The gateway does not serve this method.',
   'request-timeout': 'The client was too slow in sending its request.',
   'body-too-large': 'The body is larger than the gateway takes.',

@@ -11,6 +11,7 @@ import { compilePolicies, type PolicyIndex, policiesFor } from './policy.ts'
 import { provePossession } from './possession.ts'
 import { type Charge, type Limit, type Rate, RateTable } from './rate.ts'
 import { REASONS, type Reason } from './reasons.ts'
+import { FAULTS } from './target.ts'
 
 export type SimulatedRequest = PolicyExample['request']
 export type SimulatedCaller = NonNullable<PolicyExample['caller']>
@@ -149,8 +150,6 @@ class SimulatedWorld implements World {
 
   readonly quote = () => undefined
 
-  readonly clock = () => NOW_MS
-
   readonly failed: World['failed'] = (thrown) => {
     throw thrown
   }
@@ -267,6 +266,11 @@ function notesOn({ refusal, fields }: Verdict, caller: SimulatedCaller | undefin
   const notes: string[] = []
   if (!caller && refusal?.reason === 'token-invalid') {
     notes.push('Whose token that is cannot be known here; say who the caller is, and what its token says.')
+  }
+  if (refusal?.detail === FAULTS['body-missing']) {
+    notes.push(
+      'A rule that comes first looks into the body, which was not given; without it, a proxy is refused as well.',
+    )
   }
   if (refusal?.reason === 'payment-required' && fields?.txid !== undefined) {
     notes.push(

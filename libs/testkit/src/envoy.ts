@@ -10,6 +10,7 @@ export interface Envoy extends AsyncDisposable {
   /** Base of Envoy's administration interface: `/stats`, `/clusters`, `/config_dump`. */
   readonly adminUrl: string
   readonly version: string
+  readonly pid: number
   readonly lines: readonly string[]
   /** The port of a listener of the configuration, which may ask for port 0. */
   port(listener: string): Promise<number>
@@ -40,6 +41,7 @@ export async function startEnvoy(configYaml: string): Promise<Envoy> {
   return {
     adminUrl,
     version: tool.version,
+    pid: run.pid,
     lines: run.lines,
     port: (listener) => portOf(adminUrl, listener),
     [Symbol.asyncDispose]: () => owned.disposeAsync(),

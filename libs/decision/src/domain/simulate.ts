@@ -268,9 +268,7 @@ function notesOn({ refusal, fields }: Verdict, caller: SimulatedCaller | undefin
     notes.push('Whose token that is cannot be known here; say who the caller is, and what its token says.')
   }
   if (refusal?.detail === FAULTS['body-missing']) {
-    notes.push(
-      'A rule that comes first looks into the body, which was not given; without it, a proxy is refused as well.',
-    )
+    notes.push('A rule looks into the body, and none was given: so it goes where the proxy does not send it along.')
   }
   if (refusal?.reason === 'payment-required' && fields?.txid !== undefined) {
     notes.push(

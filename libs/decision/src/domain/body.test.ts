@@ -51,6 +51,7 @@ describe('bodies of JSON-RPC', () => {
       '{"method":"a","method":"b"}',
       '{"method":"a","Method":"b"}',
       '{"Method":"a"}',
+      '{"Method":"a","result":1}',
       '{"method":"a","meth\\u006fd":"b"}',
       '{"method":"tools/call","params":{"name":"a","Name":"b"}}',
       '{"method":"tools/call","params":{"name":"a","deep":[{"x":1,"x":2}]}}',

@@ -40,6 +40,8 @@ import { TestQuotas } from './testing-quotas.ts'
 
 export * from './testing-confusion.ts'
 
+export { BlockList } from './domain/block-list.ts'
+
 /*
  * For tests of decision points: a real nats-server with everything provisioned, and the neighbours of a decision point as
  * peers on the bus that answer with real messages.

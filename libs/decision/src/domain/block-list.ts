@@ -10,7 +10,6 @@ export interface BlockEntry {
 /** Addresses that no block touches: refusing ourselves would end the means to lift it. */
 export const GUARDED_ADDRESSES = ['127.0.0.1', '::1'] as const
 
-const WHOLE_ADDRESS = 128
 /** Of an IPv4 address in the 128-bit form, the bits that are the same in all. */
 const V4_MAPPED_BITS = 96
 const V4_MAPPED_BYTES = V4_MAPPED_BITS / 8
@@ -21,12 +20,12 @@ const V4_MAPPED_WORD = 0xffff
  * and removing take microseconds whatever the size.
  */
 export class BlockList {
-  readonly #guarded: ReadonlySet<string>
+  readonly #guarded: readonly Uint8Array[]
   readonly #hashing = new Hashing()
   #blocks = new BlockTables(this.#hashing)
 
   constructor(guarded: readonly Uint8Array[]) {
-    this.#guarded = new Set(guarded.map((address) => maskedKey(address, WHOLE_ADDRESS)))
+    this.#guarded = guarded
   }
 
   get size(): number {
@@ -75,7 +74,8 @@ export class BlockList {
   }
 
   isGuarded(address: Uint8Array): boolean {
-    return this.#guarded.has(maskedKey(address, WHOLE_ADDRESS))
+    for (const guarded of this.#guarded) if (isSame(guarded, address)) return true
+    return false
   }
 }
 
@@ -259,6 +259,11 @@ class Hashing {
     }
     return hash
   }
+}
+
+function isSame(one: Uint8Array, other: Uint8Array): boolean {
+  for (let byte = ADDRESS_BYTES - 1; byte >= 0; byte--) if (one[byte] !== other[byte]) return false
+  return true
 }
 
 function isMapped(words: Int32Array): boolean {

@@ -9,7 +9,7 @@ const skip = await requires({ tools: ['nats-server', 'nginx'] })
 const CONFIG = resolve(import.meta.dirname, '../../deploy/nginx/nginx.conf')
 
 describe('the same API behind a real nginx and behind the gateway', { skip }, () => {
-  proxyTests({ start, webSocket: true, setsAnyHeader: false })
+  proxyTests({ start, applies: ['query'] })
 })
 
 async function start({ proxyPort, apiPort, authorizerPort }: Places, resources: AsyncDisposableStack) {

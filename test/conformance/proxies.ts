@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict'
+import { hash } from 'node:crypto'
 import { once } from 'node:events'
 import { request as httpRequest, type IncomingMessage } from 'node:http'
 import { connect } from 'node:net'
@@ -29,14 +30,12 @@ spec:
     - { name: stream, match: { methods: [GET], path: /stream }, anonymous: true }
     - { name: socket, match: { methods: [GET], path: /socket }, require: { token: { scopes: [orders] } } }
     - { name: error, match: { methods: [GET], prefix: /status }, anonymous: true }
-    - name: moved
-      match: { methods: [GET], path: /moved }
-      require: { token: { scopes: [orders] } }
-      rewrite:
-        path: /echo
-        query: { set: { from: moved }, remove: [secret] }
-        headers: { set: { x-tenant: gold }, remove: [x-debug] }
-        responseHeaders: { set: { x-plan: gold } }
+    - { name: moved, match: { methods: [GET], path: /moved }, anonymous: true, rewrite: { path: /echo } }
+    - { name: query, match: { methods: [GET], path: /query }, anonymous: true, rewrite: { path: /echo, query: { set: { from: rule }, remove: [secret] } } }
+    - name: headers
+      match: { methods: [GET], path: /headers }
+      anonymous: true
+      rewrite: { path: /echo, headers: { set: { x-tenant: gold }, remove: [x-debug] }, responseHeaders: { set: { x-plan: gold } } }
 ---
 apiVersion: tollward.dev/v1
 kind: Plan
@@ -70,9 +69,8 @@ export interface Places {
 export interface ProxyUnderTest {
   /** Starts it, with nothing but the addresses of that configuration replaced. */
   readonly start: (places: Places, resources: AsyncDisposableStack) => Promise<RunningProcess>
-  readonly webSocket: boolean
-  /** Whether it sets and removes headers under names that only a rule knows. */
-  readonly setsAnyHeader: boolean
+  /** What of a rule's rewriting it does beside the path. */
+  readonly applies: readonly ('query' | 'headers')[]
 }
 
 interface Stack {
@@ -80,6 +78,7 @@ interface Stack {
   readonly authorizer: Service
   readonly proxyPort: number
   readonly gatewayPort: number
+  readonly authorizerPort: number
   /** Requests that reached the API, as "METHOD url". */
   readonly arrived: string[]
   readonly resources: AsyncDisposableStack
@@ -87,6 +86,8 @@ interface Stack {
 
 const ANSWER_TIMEOUT_MS = 5000
 const UPLOAD_BYTES_MAX = 10 * 1024 * 1024
+/** RFC 6455, 1.3. */
+const WEBSOCKET_GUID = '258EAFA5-E914-47DA-95CA-C5AB0DC85B11'
 const SOCKET_ANSWER = ['HTTP/1.1 101 Switching Protocols', 'Upgrade: websocket', 'Connection: Upgrade']
 
 /** The example API with what it lacks to show how bodies go through a proxy. */
@@ -110,7 +111,8 @@ async function startApi(arrived: string[], resources: AsyncDisposableStack): Pro
   api.server.on('upgrade', (request, socket) => {
     arrived.push(`${request.method} ${request.url}`)
     const client = request.headers['x-tollward-client'] ?? ''
-    socket.write([...SOCKET_ANSWER, `X-Seen-Client: ${client}`, '', ''].join('\r\n'))
+    const accept = hash('sha1', `${request.headers['sec-websocket-key']}${WEBSOCKET_GUID}`, 'base64')
+    socket.write([...SOCKET_ANSWER, `Sec-WebSocket-Accept: ${accept}`, `X-Seen-Client: ${client}`, '', ''].join('\r\n'))
     socket.on('data', (bytes: Buffer) => socket.write(bytes))
     socket.on('error', () => socket.destroy())
     open.push(socket)
@@ -136,6 +138,7 @@ async function startStack({ start }: ProxyUnderTest): Promise<Stack> {
       TOLLWARD_HEALTH_PORT: String(await freePort()),
       TOLLWARD_GRPC_PORT: String(await freePort()),
       TOLLWARD_HTTP_PORT: String(authorizerPort),
+      TOLLWARD_FORWARD_AUTH_CERTIFICATE_HEADER: 'X-Client-Certificate',
     }),
   )
   resources.use(
@@ -152,7 +155,7 @@ async function startStack({ start }: ProxyUnderTest): Promise<Stack> {
       throw new Error(`the proxy does not serve:\n${lines.join('\n')}`, { cause })
     },
   )
-  return { neighbours, authorizer, proxyPort, gatewayPort, arrived, resources: resources.move() }
+  return { neighbours, authorizer, authorizerPort, proxyPort, gatewayPort, arrived, resources: resources.move() }
 }
 
 /** One request on a connection of its own. */
@@ -280,7 +283,9 @@ export function proxyTests(under: ProxyUnderTest): void {
       'x-original-url': '/internal',
       'x-original-uri': '/internal',
       'x-rewrite-url': '/internal',
+      'x-http-method': 'DELETE',
       'x-http-method-override': 'DELETE',
+      'x-method-override': 'DELETE',
       'x-real-ip': '203.0.113.66',
       'x-client-certificate': ':QQ==:',
     }
@@ -289,7 +294,7 @@ export function proxyTests(under: ProxyUnderTest): void {
     const { url, headers } = JSON.parse(seen.body)
     assert.equal(url, '/echo?x=1')
     const interesting =
-      /tollward|bitcoin|authorization|forwarded|original|rewrite|override|real-ip|certificate|dpop|host/
+      /tollward|bitcoin|authorization|forwarded|original|rewrite|override|x-http|real-ip|certificate|dpop|host/
     const arrived = Object.entries(headers).filter(([name]) => interesting.test(name))
     const { 'x-tollward-decision': decision, ...rest } = Object.fromEntries(arrived)
     assert.equal(decision, seen.headers['x-tollward-decision'])
@@ -339,17 +344,44 @@ export function proxyTests(under: ProxyUnderTest): void {
     }
   })
 
-  test('the API is asked for the path and query that a rule wants', async () => {
-    const token = stack.neighbours.issue('moved-client', ['orders'])
-    const asked = { path: '/moved?x=1&secret=2', token, headers: { 'x-debug': '1', 'x-tenant': 'mine' } }
-    const [proxied, gatewayed] = [await throughProxy(asked), await throughGateway(asked)]
-    assert.deepEqual([proxied.status, gatewayed.status], [200, 200])
-    const [seen, wanted] = [JSON.parse(proxied.body), JSON.parse(gatewayed.body)]
-    assert.equal(seen.url, '/echo?x=1&from=moved')
-    assert.equal(seen.url, wanted.url)
-    if (!under.setsAnyHeader) return
-    assert.deepEqual([seen.headers['x-tenant'], seen.headers['x-debug']], ['gold', undefined])
-    assert.equal(proxied.headers['x-plan'], 'gold')
+  test('what a rule rewrites is rewritten as through the gateway, or the request is refused', async () => {
+    const headers = { 'x-debug': '1', 'x-tenant': 'mine' }
+    for (const [part, path, url] of [
+      ['path', '/moved?x=1&b=%2f', '/echo?x=1&b=%2f'],
+      ['query', '/query?x=1&secret=2', '/echo?x=1&from=rule'],
+      ['headers', '/headers', '/echo'],
+    ] as const) {
+      stack.arrived.length = 0
+      const proxied = await throughProxy({ path, headers })
+      if (part !== 'path' && !under.applies.includes(part)) {
+        assert.deepEqual([proxied.status, stack.arrived], [503, []], part)
+        continue
+      }
+      assert.equal(proxied.status, 200, part)
+      const [seen, wanted] = [JSON.parse(proxied.body), JSON.parse((await throughGateway({ path, headers })).body)]
+      assert.deepEqual([seen.url, wanted.url], [url, url])
+      const rule = ['x-tenant', 'x-debug']
+      assert.deepEqual(
+        rule.map((name) => seen.headers[name]),
+        rule.map((name) => wanted.headers[name]),
+      )
+      if (part === 'headers') assert.deepEqual([seen.headers['x-tenant'], proxied.headers['x-plan']], ['gold', 'gold'])
+    }
+  })
+
+  test('a client certificate counts where a proxy sends it, and not where a client does', async () => {
+    const der = Buffer.from('the DER of a certificate')
+    const confirmation = { method: { case: 'x5tS256', value: hash('sha256', der, 'base64url') } } as const
+    const token = stack.neighbours.issue('mtls-client', ['orders'], { confirmation })
+    const headers = { 'x-client-certificate': `:${der.toString('base64')}:` }
+    assert.equal((await throughProxy({ path: '/echo', token, headers })).status, 401)
+    const question = { 'x-forwarded-method': 'GET', 'x-forwarded-uri': '/echo', 'x-forwarded-for': '192.0.2.1' }
+    const asked = {
+      path: '/forward-auth',
+      token,
+      headers: { ...headers, ...question, 'x-forwarded-host': 'api.example' },
+    }
+    assert.equal((await ask(stack.authorizerPort, asked)).status, 200)
   })
 
   test('every request is decided about once, those that are refused too', async () => {
@@ -488,17 +520,18 @@ export function proxyTests(under: ProxyUnderTest): void {
     response.destroy()
   })
 
-  test('a WebSocket goes through to the API with its caller, and without a token does not', {
-    skip: under.webSocket ? false : 'not this proxy',
-  }, async () => {
+  test('a WebSocket goes through to the API with its caller, and without a token does not', async () => {
     const token = stack.neighbours.issue('socket-client', ['orders'])
     const headers = { host: 'api.example', connection: 'Upgrade', upgrade: 'websocket', 'sec-websocket-version': '13' }
     const open = (more: Record<string, string>) =>
       httpRequest({
         ...{ host: '127.0.0.1', port: stack.proxyPort, path: '/socket', agent: false },
         headers: { ...headers, 'sec-websocket-key': 'dGhlIHNhbXBsZSBub25jZQ==', ...more },
+        signal: AbortSignal.timeout(ANSWER_TIMEOUT_MS),
       }).end()
-    const [response, socket] = await once(open({ authorization: `Bearer ${token}` }), 'upgrade')
+    const opening = open({ authorization: `Bearer ${token}` })
+    opening.on('response', ({ statusCode }) => opening.destroy(new Error(`no WebSocket, but ${statusCode}`)))
+    const [response, socket] = await once(opening, 'upgrade')
     assert.equal(response.headers['x-seen-client'], 'socket-client')
     socket.write('hello')
     const [echoed] = await once(socket, 'data')
@@ -544,8 +577,7 @@ export async function startProxyProcess(
   tool: { readonly command: string; readonly args: readonly string[] },
   args: readonly string[],
   resources: AsyncDisposableStack,
-  env: NodeJS.ProcessEnv = {},
+  cwd = process.cwd(),
 ): Promise<RunningProcess> {
-  const options = { env: { ...process.env, ...env } }
-  return resources.use(await startProcess(tool.command, [...tool.args, ...args], options))
+  return resources.use(await startProcess(tool.command, [...tool.args, ...args], { cwd }))
 }

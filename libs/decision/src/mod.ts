@@ -15,7 +15,14 @@ export {
   type Rewritten,
 } from './domain/answer.ts'
 export { clientAddress, isTrusted } from './domain/client-address.ts'
-export { HEADER_BYTES_MAX, HEADER_FIELDS_MAX, type HeaderList, readFields, TXID_HEADER } from './domain/fields.ts'
+export {
+  HEADER_BYTES_MAX,
+  HEADER_FIELDS_MAX,
+  type HeaderList,
+  OVERRIDE_HEADERS,
+  readFields,
+  TXID_HEADER,
+} from './domain/fields.ts'
 export type { RequestFacts } from './domain/judge.ts'
 export { type Charge, type Limit, type Rate, RateTable } from './domain/rate.ts'
 export { problemType, REASONS, type Reason } from './domain/reasons.ts'

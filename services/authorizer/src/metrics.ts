@@ -4,6 +4,8 @@ import { Counter, type Registry } from 'prom-client'
 export interface AuthorizerMetrics {
   readonly requests: Counter<'protocol'>
   readonly undecidable: Counter<'protocol'>
+  readonly unapplied: Counter<'part'>
+  readonly rateLimits: Counter<'outcome'>
   readonly failedCalls: Counter<'code'>
 }
 
@@ -21,6 +23,18 @@ export function authorizerMetrics(registry: Registry): AuthorizerMetrics {
       name: 'tollward_authorizer_undecidable_total',
       help: 'Questions of proxies that lack what a decision needs, or are no question at all; each was refused.',
       labelNames: ['protocol'],
+      registers,
+    }),
+    unapplied: new Counter({
+      name: 'tollward_authorizer_unapplied_total',
+      help: 'Requests refused because the asking proxy does not do what the rule wants of it, by what that is.',
+      labelNames: ['part'],
+      registers,
+    }),
+    rateLimits: new Counter({
+      name: 'tollward_authorizer_rate_limits_total',
+      help: 'Questions about limits alone: within all, over one, over one that only observes, or under none.',
+      labelNames: ['outcome'],
       registers,
     }),
     failedCalls: new Counter({

@@ -113,7 +113,7 @@ function readCredential(authorization: string): Pick<Fields, 'token' | 'scheme'>
 }
 
 /** By these some servers take another path or method than the one that is decided about. */
-const OVERRIDES: ReadonlySet<string> = new Set([
+export const OVERRIDE_HEADERS: ReadonlySet<string> = new Set([
   'x-original-url',
   'x-original-uri',
   'x-rewrite-url',
@@ -124,7 +124,7 @@ const OVERRIDES: ReadonlySet<string> = new Set([
 
 function isOverride(name: string): boolean {
   if (!name.startsWith('x')) return false
-  return OVERRIDES.has(name.includes('_') ? name.replaceAll('_', '-') : name)
+  return OVERRIDE_HEADERS.has(name.includes('_') ? name.replaceAll('_', '-') : name)
 }
 
 /** Some servers read "_" in a name as "-" (CGI variables), so both spellings are ours. */

@@ -4,11 +4,13 @@ import { type Decider, isTrusted, type Rejection } from '@tollward/decision'
 import { type FastifyReply, type FastifyRequest, fastify } from 'fastify'
 import type { Logger } from 'pino'
 import {
-  type Dialect,
   type ForwardAuthAnswer,
   forwardAuthAnswer,
   forwardAuthFacts,
   type ProxyTrust,
+  unapplied,
+  type Wishes,
+  wishesOf,
 } from '../domain/forward-auth.ts'
 import { REFUSAL_HEADER, unpackRefusal } from '../domain/refusal-header.ts'
 import type { AuthorizerMetrics } from '../metrics.ts'
@@ -55,21 +57,29 @@ export async function startForwardAuthServer(options: ForwardAuthServerOptions):
 }
 
 async function answer(
-  { decider, trust, metrics }: ForwardAuthServerOptions,
+  { decider, trust, metrics, log }: ForwardAuthServerOptions,
   request: FastifyRequest,
   reply: FastifyReply,
 ): Promise<FastifyReply> {
   metrics.requests.inc({ protocol: 'http' })
   const { rawHeaders } = request.raw
-  const dialect = dialectOf(request)
-  const facts =
-    dialect === 'unknown' ? 'incomplete' : forwardAuthFacts({ peer: peerOf(request), headers: rawHeaders }, trust)
-  const asked = dialect === 'unknown' ? undefined : dialect
-  if (typeof facts !== 'string') return send(reply, forwardAuthAnswer(await decider.decide(facts), rawHeaders, asked))
-  metrics.undecidable.inc({ protocol: 'http' })
-  const refused = decider.refuse(facts === 'untrusted' ? 'untrusted-proxy' : 'malformed-request')
-  return send(reply, forwardAuthAnswer(refused, rawHeaders, asked))
+  const wishes = wishesOf(request.query as Record<string, unknown>)
+  const facts = wishes ? forwardAuthFacts({ peer: peerOf(request), headers: rawHeaders }, trust) : 'incomplete'
+  const asked = wishes ?? NO_WISHES
+  if (typeof facts === 'string') {
+    metrics.undecidable.inc({ protocol: 'http' })
+    const refused = decider.refuse(facts === 'untrusted' ? 'untrusted-proxy' : 'malformed-request')
+    return send(reply, forwardAuthAnswer(refused, rawHeaders, asked))
+  }
+  const decision = await decider.decide(facts)
+  const part = decision.admitted ? unapplied(decision, asked) : undefined
+  if (part === undefined) return send(reply, forwardAuthAnswer(decision, rawHeaders, asked))
+  metrics.unapplied.inc({ part })
+  log.warn({ part, rule: decision.admitted && decision.metadata.rule }, 'a proxy does not do what this rule wants')
+  return send(reply, forwardAuthAnswer(decider.refuse('unavailable'), rawHeaders, asked))
 }
+
+const NO_WISHES: Wishes = { for: undefined, applies: [] }
 
 /** Makes the answer to the client of a refusal that came in a header, for a proxy that could not pass it on. */
 async function refusal(
@@ -84,13 +94,6 @@ async function refusal(
   if (refused) return send(reply, refused)
   metrics.undecidable.inc({ protocol: 'http' })
   return send(reply, decider.refuse(isAsker ? 'malformed-request' : 'untrusted-proxy'))
-}
-
-/** In which form the proxy wants its answer: `?for=nginx`, or as it is without a query. */
-function dialectOf({ query }: FastifyRequest): Dialect | 'unknown' | undefined {
-  const { for: asked } = query as { for?: unknown }
-  if (asked === undefined) return undefined
-  return asked === 'nginx' ? 'nginx' : 'unknown'
 }
 
 function peerOf(request: FastifyRequest): string {

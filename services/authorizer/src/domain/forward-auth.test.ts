@@ -2,10 +2,20 @@ import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { formatAddress, parseRange } from '@tollward/contracts'
 import type { Admission, Rejection } from '@tollward/decision'
-import { forwardAuthAnswer, forwardAuthFacts, type ProxyTrust } from './forward-auth.ts'
+import {
+  forwardAuthAnswer,
+  forwardAuthFacts,
+  type ProxyTrust,
+  unapplied,
+  type Wishes,
+  wishesOf,
+} from './forward-auth.ts'
 import { packRefusal, unpackRefusal } from './refusal-header.ts'
 
 const trust: ProxyTrust = { askers: ['127.0.0.1'].map(range), inFront: [], certificateHeader: 'x-client-certificate' }
+
+const plain: Wishes = { for: undefined, applies: [] }
+const nginx: Wishes = { for: 'nginx', applies: [] }
 
 const QUESTION = [
   ...['X-Forwarded-Method', 'GET', 'X-Forwarded-Host', 'api.example', 'X-Forwarded-Uri', '/echo?x=1'],
@@ -53,7 +63,14 @@ test('a question that says something twice is refused', () => {
 })
 
 test('a header of ours that a client sent and no proxy overwrites is refused', () => {
-  const strays = ['x-tollward-future', 'X_Tollward_Client', 'x-tollward_client', 'x-tollward-path', 'X_Bitcoin-Txid']
+  const strays = [
+    'x-tollward-future',
+    'X_Tollward_Client',
+    'x-tollward_client',
+    'x-tollward-path',
+    'X_Bitcoin-Txid',
+    'x_original_url',
+  ]
   for (const name of strays) assert.equal(facts(name, '1'), 'incomplete', name)
   for (const name of ['x-tollward-client', 'X-Tollward-Decision', 'x-bitcoin-txid', 'x-tollwardish']) {
     assert.ok(typeof facts(name, '1') === 'object', name)
@@ -88,7 +105,7 @@ test('an admission says what the API is asked for, what it gets, and apart from 
     remove: ['x-tollward-pass', 'dpop', 'x-bitcoin-txid', 'x-debug'],
   } as const
   const decision = admission(upstream, [['x-plan', 'gold']])
-  const { status, headers, body } = forwardAuthAnswer(decision, ['Authorization', 'Bearer own', 'DPoP', 'proof'])
+  const { status, headers, body } = forwardAuthAnswer(decision, ['Authorization', 'Bearer own', 'DPoP', 'proof'], plain)
   assert.deepEqual([status, body], [200, ''])
   assert.deepEqual(Object.fromEntries(headers), {
     'x-tollward-decision': 'decision-1',
@@ -98,19 +115,20 @@ test('an admission says what the API is asked for, what it gets, and apart from 
     'x-tollward-subject': '',
     'x-tollward-scopes': '',
     'x-tollward-pass': '',
-    'x-tollward-path': '/orders/1?x=1',
+    'x-tollward-uri': '/orders/1?x=1',
+    'x-tollward-path': '/orders/1',
     'x-tollward-remove': 'x-tollward-pass, dpop, x-bitcoin-txid, x-debug',
     'x-tollward-upstream-x-tenant': 't',
     'x-tollward-answer-x-plan': 'gold',
     'cache-control': 'no-store',
   })
-  assert.equal(forwardAuthAnswer(decision, [], 'nginx').status, 204)
+  assert.equal(forwardAuthAnswer(decision, [], nginx).status, 204)
 })
 
 test('an Authorization that a policy which only observes leaves alone stays as it is; an identity never does', () => {
   const decision = admission({ set: [], remove: ['x-tollward-client'] })
   const asked = ['Authorization', 'Basic own', 'X-Tollward-Client', 'admin', 'x-tollward-pass', 'free']
-  const said = Object.fromEntries(forwardAuthAnswer(decision, asked).headers)
+  const said = Object.fromEntries(forwardAuthAnswer(decision, asked, plain).headers)
   assert.deepEqual(
     [said.authorization, said['x-tollward-client'], said['x-tollward-pass'], said.dpop],
     ['Basic own', '', '', ''],
@@ -130,8 +148,8 @@ test('to nginx every refusal is a 403 that holds the whole refusal, which comes 
     body: '{"detail":"Zahlen, bitte: 10 000 €"}',
     detail: 'Zahlen, bitte: 10 000 €',
   }
-  assert.equal(forwardAuthAnswer(refusal, []), refusal)
-  const { status, headers, body } = forwardAuthAnswer(refusal, [], 'nginx')
+  assert.equal(forwardAuthAnswer(refusal, [], plain), refusal)
+  const { status, headers, body } = forwardAuthAnswer(refusal, [], nginx)
   const said = Object.fromEntries(headers)
   assert.deepEqual(
     [status, body, said['x-tollward-status'], said['x-tollward-decision']],
@@ -147,4 +165,35 @@ test('what is no refusal is not taken for one', () => {
   for (const packed of ['', '!', 'bnVsbA', of(200), of(302), of(600), of(403, 'a b'), of(403, 'a', 'b\r\nc: d')]) {
     assert.equal(unpackRefusal(packed), undefined, packed)
   }
+})
+
+test('a proxy that does not do what a rule wants is told apart from one that does', () => {
+  const remove = ['x-tollward-client', 'x-tollward-pass', 'authorization', 'dpop', 'x-bitcoin-txid', 'x-original-url']
+  const same = admission({ set: [['authorization', 'Bearer internal']], remove })
+  assert.equal(unapplied(same, plain), undefined)
+  const query = { set: [], remove: ['secret'] } as const
+  const cases = [
+    ['path', { ...same, rewritten: { path: true, query: undefined } }],
+    ['query', { ...same, rewritten: { path: false, query } }],
+    ['headers', admission({ set: [['x-tenant', 't']], remove })],
+    ['headers', admission({ set: [], remove: [...remove, 'x-debug'] })],
+    ['headers', admission({ set: [], remove }, [['x-plan', 'gold']])],
+  ] as const
+  for (const [part, decision] of cases) {
+    assert.equal(unapplied(decision, { for: undefined, applies: [] }), part)
+    assert.equal(unapplied(decision, { for: undefined, applies: [part] }), undefined)
+  }
+})
+
+test('what a proxy wishes is read whole, or refused', () => {
+  assert.deepEqual(wishesOf({}), plain)
+  assert.deepEqual(wishesOf({ for: 'nginx', applies: 'path,query' }), { for: 'nginx', applies: ['path', 'query'] })
+  const wrong = [
+    { for: 'apache' },
+    { for: ['nginx', 'nginx'] },
+    { applies: 'path,all' },
+    { applies: ['path'] },
+    { fro: 'nginx' },
+  ]
+  for (const query of wrong) assert.equal(wishesOf(query), undefined, JSON.stringify(query))
 })

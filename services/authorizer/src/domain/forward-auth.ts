@@ -8,6 +8,7 @@ import {
   type HeaderList,
   IDENTITY_HEADERS,
   isTrusted,
+  OVERRIDE_HEADERS,
   type RequestFacts,
   TXID_HEADER,
 } from '@tollward/decision'
@@ -30,8 +31,15 @@ export interface ProxyTrust {
   readonly certificateHeader?: string | undefined
 }
 
-/** Who needs the answer in a form of its own: nginx makes a 500 of every refusal but 401 and 403, and drops what they say. */
-export type Dialect = 'nginx'
+/** What a proxy does with an admission, as its question says: a rule that wants more than that must not seem to be kept. */
+export type Applied = 'path' | 'query' | 'headers'
+
+/** How a proxy wants its answer. */
+export interface Wishes {
+  /** nginx makes a 500 of every refusal but 401 and 403, and drops what they say. */
+  readonly for: 'nginx' | undefined
+  readonly applies: readonly Applied[]
+}
 
 /** What is sent back over HTTP. */
 export interface ForwardAuthAnswer {
@@ -47,6 +55,8 @@ const SCHEME = 'x-forwarded-proto'
 const CLIENT = 'x-forwarded-for'
 
 /** Path and query that the API is to be asked for. */
+const URI_HEADER = 'x-tollward-uri'
+/** The path alone, for proxies that keep the query as it came. */
 const PATH_HEADER = 'x-tollward-path'
 /** The status of a refusal, where the answer's own is another. */
 const STATUS_HEADER = 'x-tollward-status'
@@ -97,24 +107,56 @@ export function forwardAuthFacts(
  * each of them is there, empty where there is nothing to say, so that it overwrites what the client sent. `asked` are the headers
  * of the question.
  */
-export function forwardAuthAnswer(decision: Decision, asked: HeaderList, dialect?: Dialect): ForwardAuthAnswer {
-  if (!decision.admitted) return dialect === 'nginx' ? refusalForNginx(decision) : decision
+export function forwardAuthAnswer(decision: Decision, asked: HeaderList, wishes: Wishes): ForwardAuthAnswer {
+  if (!decision.admitted) return wishes.for === 'nginx' ? refusalForNginx(decision) : decision
   const { target, upstream, headers } = decision
-  const rules = upstream.set.filter(([name]) => !COPIED.includes(name))
-  const forClient = headers.filter(([name]) => name !== DECISION_HEADER)
+  const { set, forClient } = ofRules(decision)
   return {
-    status: dialect === 'nginx' ? 204 : 200,
+    status: wishes.for === 'nginx' ? 204 : 200,
     headers: [
       ...headers.filter(([name]) => name === DECISION_HEADER),
       ...COPIED.map((name): HeaderField => [name, copiedValue(name, upstream, asked)]),
-      [PATH_HEADER, target.path + target.query],
+      [URI_HEADER, target.path + target.query],
+      [PATH_HEADER, target.path],
       [REMOVE_HEADER, upstream.remove.join(', ')],
-      ...rules.map(([name, value]): HeaderField => [UPSTREAM_PREFIX + name, value]),
+      ...set.map(([name, value]): HeaderField => [UPSTREAM_PREFIX + name, value]),
       ...forClient.map(([name, value]): HeaderField => [ANSWER_PREFIX + name, value]),
       ['cache-control', 'no-store'],
     ],
     body: '',
   }
+}
+
+/** What of an admission the proxy does not do, though a rule wants it; undefined: nothing. */
+export function unapplied(decision: Admission, { applies }: Wishes): Applied | undefined {
+  const { set, remove, forClient } = ofRules(decision)
+  if (decision.rewritten.path && !applies.includes('path')) return 'path'
+  if (decision.rewritten.query && !applies.includes('query')) return 'query'
+  if (set.length + remove.length + forClient.length > 0 && !applies.includes('headers')) return 'headers'
+  return undefined
+}
+
+/** What rules set and remove beside what is the same for all requests. */
+function ofRules({ upstream, headers }: Admission) {
+  const always = [...COPIED, TXID_HEADER, ...OVERRIDE_HEADERS]
+  return {
+    set: upstream.set.filter(([name]) => !COPIED.includes(name)),
+    remove: upstream.remove.filter((name) => !always.includes(name) && !OVERWRITTEN.has(name)),
+    forClient: headers.filter(([name]) => name !== DECISION_HEADER),
+  }
+}
+
+/** The wishes in the query of a question, `?for=nginx&applies=path,query`; undefined where they are none of these. */
+export function wishesOf(query: Readonly<Record<string, unknown>>): Wishes | undefined {
+  const { for: dialect, applies = '', ...others } = query
+  if (Object.keys(others).length > 0 || typeof applies !== 'string') return undefined
+  if (dialect !== undefined && dialect !== 'nginx') return undefined
+  const parts = applies.split(',').filter((part) => part !== '')
+  return parts.every(isApplied) ? { for: dialect, applies: parts } : undefined
+}
+
+function isApplied(part: string): part is Applied {
+  return part === 'path' || part === 'query' || part === 'headers'
 }
 
 /** What the API gets under this name: what we say, or the client's own where a policy that only observes leaves it alone. */
@@ -143,7 +185,8 @@ function hasStray(headers: HeaderList): boolean {
     const name = sent.toLowerCase()
     const dashed = name.replaceAll('_', '-')
     return (
-      (dashed.startsWith('x-tollward-') && !OVERWRITTEN.has(name)) || (dashed === TXID_HEADER && name !== TXID_HEADER)
+      (dashed.startsWith('x-tollward-') && !OVERWRITTEN.has(name)) ||
+      (dashed !== name && (dashed === TXID_HEADER || OVERRIDE_HEADERS.has(dashed)))
     )
   })
 }

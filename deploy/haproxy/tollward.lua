@@ -1,0 +1,119 @@
+-- Asks Tollward's authorizer about a request (http-request lua.tollward_decide) and tells the client what it said beside the API's
+-- answer (http-response lua.tollward_tell). Whatever is no plain "yes" of the authorizer is a refusal.
+
+local AUTHORIZER = os.getenv('TOLLWARD_AUTHORIZER') or '127.0.0.1:9192'
+-- The authorizer answers within 0.8 s, by itself 503 where a part of it is not reachable.
+local TIMEOUT_MS = 1000
+
+local UNAVAILABLE = '{"type":"https://tollward.dev/problems/unavailable","title":"Cannot decide now","status":503,'
+  .. '"detail":"A part that decides about requests is not reachable; repeat the request after Retry-After seconds."}'
+
+-- What the API gets under these names is what the authorizer says, or nothing.
+local COPIED = { 'authorization', 'dpop', 'x-tollward-client', 'x-tollward-subject', 'x-tollward-scopes', 'x-tollward-pass' }
+local UPSTREAM_PREFIX = 'x-tollward-upstream-'
+local ANSWER_PREFIX = 'x-tollward-answer-'
+-- Of the connection to the authorizer, or of a body that is not sent along.
+local NOT_ASKED = {
+  ['host'] = true, ['content-length'] = true, ['transfer-encoding'] = true, ['upgrade'] = true, ['expect'] = true,
+  ['te'] = true, ['trailer'] = true, ['keep-alive'] = true, ['proxy-connection'] = true, ['connection'] = true,
+}
+-- Of the connection to the authorizer, not of the refusal.
+local NOT_TOLD = {
+  ['connection'] = true, ['keep-alive'] = true, ['date'] = true, ['content-length'] = true, ['transfer-encoding'] = true,
+}
+
+-- Headers of HAProxy's table (name, then values from 0) as a list of values by name.
+local function values(list)
+  local found = {}
+  for index = 0, #list do
+    if list[index] ~= nil then found[#found + 1] = list[index] end
+  end
+  return found
+end
+
+local function question(txn)
+  local headers = {}
+  for name, list in pairs(txn.http:req_get_headers()) do
+    if not NOT_ASKED[name] then headers[name] = values(list) end
+  end
+  local connection = txn.sf:req_hdr('connection')
+  if connection ~= nil and connection ~= '' then headers['connection'] = { connection } end
+  headers['x-forwarded-method'] = { txn.sf:method() }
+  headers['x-forwarded-uri'] = { txn.sf:pathq() }
+  headers['x-forwarded-proto'] = { txn.sf:ssl_fc() == 1 and 'https' or 'http' }
+  headers['x-forwarded-for'] = { txn.sf:src() }
+  headers['x-forwarded-host'] = values(txn.http:req_get_headers()['host'] or {})
+  return headers
+end
+
+local function refuse(txn, status, headers, body)
+  local reply = txn:reply({ status = status })
+  for name, list in pairs(headers) do
+    if not NOT_TOLD[name] then
+      for _, value in ipairs(values(list)) do reply:add_header(name, value) end
+    end
+  end
+  reply:set_body(body)
+  txn:done(reply)
+end
+
+local function unavailable(txn)
+  refuse(txn, 503, {
+    ['content-type'] = { [0] = 'application/problem+json' },
+    ['cache-control'] = { [0] = 'no-store' },
+    ['retry-after'] = { [0] = '2' },
+  }, UNAVAILABLE)
+end
+
+local function admit(txn, said)
+  local tell = {}
+  for name in pairs(txn.http:req_get_headers()) do
+    if name:gsub('_', '-'):find('^x%-tollward%-') then txn.http:req_del_header(name) end
+  end
+  for name in (said['x-tollward-remove'][0] or ''):gmatch('[^,%s]+') do txn.http:req_del_header(name) end
+  for _, name in ipairs(COPIED) do
+    txn.http:req_del_header(name)
+    local value = said[name] and said[name][0]
+    if value ~= nil and value ~= '' then txn.http:req_set_header(name, value) end
+  end
+  for name, list in pairs(said) do
+    if name:sub(1, #UPSTREAM_PREFIX) == UPSTREAM_PREFIX then
+      txn.http:req_set_header(name:sub(#UPSTREAM_PREFIX + 1), list[0])
+    elseif name:sub(1, #ANSWER_PREFIX) == ANSWER_PREFIX then
+      tell[name:sub(#ANSWER_PREFIX + 1)] = list[0]
+    end
+  end
+  local decision = said['x-tollward-decision'][0]
+  txn.http:req_set_header('x-tollward-decision', decision)
+  tell['x-tollward-decision'] = decision
+  txn.http:req_set_uri(said['x-tollward-uri'][0])
+  txn:set_priv(tell)
+end
+
+local function decide(txn)
+  local asked, answer = pcall(function()
+    return core.httpclient():get({
+      url = 'http://' .. AUTHORIZER .. '/forward-auth?applies=path,query,headers',
+      headers = question(txn),
+      timeout = TIMEOUT_MS,
+    })
+  end)
+  if not asked or answer == nil then return unavailable(txn) end
+  local said = answer.headers
+  local isWhole = said ~= nil and said['x-tollward-decision'] ~= nil
+  if answer.status == 200 and isWhole and said['x-tollward-uri'] ~= nil and said['x-tollward-remove'] ~= nil then
+    return admit(txn, said)
+  end
+  if isWhole and answer.status >= 400 and answer.status < 600 then
+    return refuse(txn, answer.status, said, answer.body)
+  end
+  unavailable(txn)
+end
+
+core.register_action('tollward_decide', { 'http-req' }, decide)
+
+core.register_action('tollward_tell', { 'http-res' }, function(txn)
+  local tell = txn:get_priv()
+  if tell == nil then return end
+  for name, value in pairs(tell) do txn.http:res_set_header(name, value) end
+end)

@@ -73,6 +73,7 @@ function reference({ attributes }: CheckRequest): CheckQuestion {
     host: latin1(asked?.host),
     scheme: latin1(asked?.scheme),
     headers: list.filter(([key = '']) => !key.startsWith(':')).flat(),
+    headersAreJoined: asked?.headerMap === undefined,
     peer: at?.case === 'socketAddress' ? latin1(at.value.address) : undefined,
     principal: source?.principal ?? '',
     certificate: latin1(source?.certificate),

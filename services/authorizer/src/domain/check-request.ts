@@ -9,6 +9,8 @@ export interface CheckQuestion {
   readonly scheme: string
   /** Name, value, name, value…, without pseudo-headers; of header_map where it was sent, else of the joined map. */
   readonly headers: readonly string[]
+  /** There was no header_map: values of one name may have been joined by commas. */
+  readonly headersAreJoined: boolean
   /** The peer's address as text; undefined where the peer has none (a pipe), or nothing was said. */
   readonly peer: string | undefined
   /** URI or DNS name of the peer's verified certificate, else its subject. */
@@ -88,6 +90,7 @@ class Reader {
       host: this.#host,
       scheme: this.#scheme,
       headers: this.#raw ?? joinedHeaders(this.#joined),
+      headersAreJoined: this.#raw === undefined,
       peer: this.#peer,
       principal: this.#principal,
       certificate: this.#certificate,

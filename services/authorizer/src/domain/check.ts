@@ -39,6 +39,7 @@ export function checkFacts(question: CheckQuestion, trustedProxies: readonly Add
     target: path,
     address: clientAddress(address, forwardedFor, trustedProxies),
     headers,
+    headersAreJoined: question.headersAreJoined,
     certificate: () => certificateOf(certificate),
     principal: principal === '' ? undefined : principal,
     body: bodyOf(question),

@@ -144,9 +144,10 @@ describe('conflicts of policies', () => {
   })
 
   test('what there is too much of to compare or to tell is said, in little time', () => {
+    const hosts = Array.from({ length: 1000 }, (_, index) => `h${index}.example`)
     const many = Array.from({ length: 3000 }, (_, index) => rule(`r${index}`, { path: '/a' }, OPEN))
     const startMs = performance.now()
-    const conflicts = policyConflicts([policy('p', many)])
+    const conflicts = policyConflicts([policy('p', many, { hosts })])
     assert.equal(conflicts.length, CONFLICTS_MAX + 1)
     assert.equal(conflicts.at(-1)?.kind, 'not-compared')
     assert.match(conflicts.at(-1)?.detail ?? '', new RegExp(`More than ${COMPARISONS_MAX} pairs`))

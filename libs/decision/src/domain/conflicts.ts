@@ -50,33 +50,43 @@ interface Comparable {
  */
 export function policyConflicts(policies: readonly ApiPolicy[]): Conflict[] {
   const found = new Map<string, Found>()
-  const tell = (host: string, conflict: Omit<Found, 'hosts'>) => {
-    const key = JSON.stringify([conflict.kind, conflict.winner, conflict.loser])
-    const known = found.get(key)
-    if (known) known.hosts.push(host)
-    else if (found.size < CONFLICTS_MAX) found.set(key, { ...conflict, hosts: [host] })
-  }
   const rules = new Map<string, Comparable>()
   for (const { metadata, spec } of policies) {
     for (const rule of spec.rules) rules.set(`${metadata.name}/${rule.name}`, comparable(metadata.name, rule))
   }
   const budget = { left: COMPARISONS_MAX }
-  const { exactHosts, wildcardHosts, anyHost } = compilePolicies(policies)
-  for (const [host, compiled] of exactHosts) inHost(host, compiled)
-  for (const [host, compiled] of wildcardHosts) inHost(`*.${host}`, compiled)
-  if (anyHost) inHost('*', anyHost)
-
-  const conflicts = [...found.values()].map(worded)
-  if (budget.left <= 0) conflicts.push(NOT_COMPARED)
-  return conflicts
-
-  function inHost(host: string, compiled: HostPolicies): void {
-    leftOut(host, policies, (conflict) => tell(host, conflict))
-    for (const ordered of sharingPath(compiled)) {
+  for (const { hosts, sharing } of sharingHosts(policies)) {
+    const tell: Tell = (conflict) => {
+      const key = JSON.stringify([conflict.kind, conflict.winner, conflict.loser])
+      const known = found.get(key)
+      if (known) known.hosts.push(...hosts)
+      else if (found.size < CONFLICTS_MAX) found.set(key, { ...conflict, hosts: [...hosts] })
+    }
+    leftOut(sharing, tell)
+    for (const ordered of sharingPath(compiledOnce(sharing))) {
       const comparables = ordered.flatMap(({ id }) => rules.get(id) ?? [])
-      unreached(comparables, budget, (conflict) => tell(host, conflict))
+      unreached(comparables, budget, tell)
     }
   }
+  const conflicts = [...found.values()].map(worded)
+  return budget.left < 0 ? [...conflicts, NOT_COMPARED] : conflicts
+}
+
+/** Host patterns with the policies that count there together; patterns of the same policies once. */
+function sharingHosts(
+  policies: readonly ApiPolicy[],
+): { readonly hosts: readonly string[]; readonly sharing: readonly ApiPolicy[] }[] {
+  const byHost = new Map<string, ApiPolicy[]>()
+  for (const policy of policies) {
+    for (const host of new Set(policy.spec.hosts)) byHost.set(host, [...(byHost.get(host) ?? []), policy])
+  }
+  const alike = Map.groupBy(byHost, ([, sharing]) => sharing.map(({ metadata }) => metadata.name).join(' '))
+  return [...alike.values()].map((group) => ({ hosts: group.map(([host]) => host), sharing: group[0]?.[1] ?? [] }))
+}
+
+/** These policies as the engine has them at each host that they share. */
+function compiledOnce(sharing: readonly ApiPolicy[]): HostPolicies | undefined {
+  return compilePolicies(sharing.map((policy) => ({ ...policy, spec: { ...policy.spec, hosts: ['*'] } }))).anyHost
 }
 
 const NOT_COMPARED: Conflict = {
@@ -86,8 +96,7 @@ const NOT_COMPARED: Conflict = {
 
 type Tell = (conflict: Omit<Found, 'hosts'>) => void
 
-function leftOut(host: string, policies: readonly ApiPolicy[], tell: Tell): void {
-  const sharing = policies.filter(({ spec }) => spec.hosts.includes(host))
+function leftOut(sharing: readonly ApiPolicy[], tell: Tell): void {
   const enforcing = sharing.find(({ spec }) => spec.mode === 'enforce')
   if (!enforcing) return
   for (const { metadata, spec } of sharing) {
@@ -176,8 +185,8 @@ function worded({ kind, winner, loser, why, remedy, hosts }: Found): Conflict {
 }
 
 /** The rules of one host that match the same paths: each list as the engine goes through it. */
-function* sharingPath({ root }: HostPolicies): Generator<readonly Rule[]> {
-  const nodes = [root]
+function* sharingPath(host: HostPolicies | undefined): Generator<readonly Rule[]> {
+  const nodes = host ? [host.root] : []
   for (let node = nodes.pop(); node; node = nodes.pop()) {
     yield node.here.map(({ rule }) => rule)
     yield node.anywhere.map(({ rule }) => rule)

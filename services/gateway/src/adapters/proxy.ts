@@ -1,6 +1,7 @@
 import { type Readable, Transform } from 'node:stream'
 import type { AddressRange } from '@tollward/contracts'
 import type { Admission, Decider, Decision, Reason, Rejection, RequestFacts } from '@tollward/decision'
+import { toAppError } from '@tollward/errors'
 import type { Logger } from 'pino'
 import { accessOf } from '../domain/access-line.ts'
 import {
@@ -171,7 +172,13 @@ class Passage implements UpstreamListener {
     this.#upstreamMs = performance.now() - this.#beganMs - this.#decidedMs
     this.#status = status
     const ours = this.#decision?.admitted ? this.#decision : { headers: [] }
-    if (!this.#closed) this.#exchange.begin(status, downstreamFields(fields, ours), ends)
+    if (this.#closed) return
+    try {
+      this.#exchange.begin(status, downstreamFields(fields, ours), ends)
+    } catch (error) {
+      // The API says what no answer may hold.
+      this.onFailure(toAppError(error))
+    }
   }
 
   onPart(chunk: Uint8Array): void {

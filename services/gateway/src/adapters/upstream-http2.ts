@@ -1,6 +1,8 @@
 import { type ClientHttp2Session, type ClientHttp2Stream, connect, constants } from 'node:http2'
+import { toAppError } from '@tollward/errors'
 import type { FieldList } from '../domain/forwarding.ts'
 import {
+  failing,
   PATIENT_TIMEOUT_MS,
   type Upstream,
   type UpstreamCall,
@@ -58,15 +60,20 @@ export function openUpstreamHttp2(url: string, timeoutMs: number): Upstream {
     send: (request, listener) => {
       const one = leastBusy()
       if (one.streams >= STREAMS_MAX) {
-        queueMicrotask(() => listener.onFailure(new UpstreamFull('too many requests wait for the API')))
-        return { pause: () => {}, resume: () => {}, abort: () => {} }
+        return failing(listener, new UpstreamFull('too many requests wait for the API'))
       }
       one.streams += 1
-      const stream = one.session.request(rawRequest(request, url), { endStream: request.body === undefined })
-      stream.once('close', () => {
+      try {
+        const stream = one.session.request(rawRequest(request, url), { endStream: request.body === undefined })
+        stream.once('close', () => {
+          one.streams -= 1
+        })
+        return call(stream, request, listener, timeoutMs)
+      } catch (error) {
+        // Fields that HTTP/2 does not allow, or a connection that has just ended.
         one.streams -= 1
-      })
-      return call(stream, request, listener, timeoutMs)
+        return failing(listener, toAppError(error))
+      }
     },
     [Symbol.asyncDispose]: async () => {
       for (const { session } of open) session.destroy()

@@ -68,8 +68,7 @@ export function openUpstream(url: string, timeoutMs: number): Upstream {
   return {
     send: ({ method, path, fields, body, patient }, listener) => {
       if (underWay >= CONNECTIONS_MAX + WAITING_MAX) {
-        queueMicrotask(() => listener.onFailure(new UpstreamFull('too many requests wait for the API')))
-        return IDLE
+        return failing(listener, new UpstreamFull('too many requests wait for the API'))
       }
       underWay += 1
       const timeouts = patient ? { headersTimeout: PATIENT_TIMEOUT_MS, bodyTimeout: PATIENT_TIMEOUT_MS } : {}
@@ -83,7 +82,11 @@ export function openUpstream(url: string, timeoutMs: number): Upstream {
   }
 }
 
-const IDLE: UpstreamCall = { pause: () => {}, resume: () => {}, abort: () => {} }
+/** A request that comes to nothing: its listener hears of it when it has the call. */
+export function failing(listener: UpstreamListener, error: Error): UpstreamCall {
+  queueMicrotask(() => listener.onFailure(error))
+  return { pause: () => {}, resume: () => {}, abort: () => {} }
+}
 
 class Aborted extends Error {
   override readonly name = 'Aborted'

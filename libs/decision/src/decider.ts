@@ -19,8 +19,10 @@ import { type Watched, Watches } from './adapters/watches.ts'
 import { admission, type Decision, type Rejection, rejection } from './domain/answer.ts'
 import { BlockList, GUARDED_ADDRESSES } from './domain/block-list.ts'
 import { CallerBlocks } from './domain/caller-blocks.ts'
+import type { RateLimitIndex } from './domain/descriptors.ts'
 import { judge, type Refusal, type RequestFacts, sourceKey, type Verdict, type World } from './domain/judge.ts'
 import { mayReadBody, policiesFor } from './domain/policy.ts'
+import type { RateTable } from './domain/rate.ts'
 import { REASONS, type Reason } from './domain/reasons.ts'
 import { canonicalTarget } from './domain/target.ts'
 import { ADMISSION_SAMPLE, EDGES, FEED_STALE_AFTER_MS } from './edges.ts'
@@ -57,6 +59,8 @@ export interface Decider extends AsyncDisposable {
    * its source or caller is blocked, its token is revoked or over, or revocations can't be heard any more. Dispose of it at its end.
    */
   watch(admitted: Watched, ended: (reason: Reason) => void): Disposable
+  /** For those who want limits alone: the ones in force now, and where they are counted, together with all other replicas. */
+  readonly rateLimits: { readonly index: RateLimitIndex; readonly rates: RateTable }
   /** Why decisions can't be relied on; undefined: they can. */
   notReady(): string | undefined
 }
@@ -125,6 +129,9 @@ export async function createDecider({ bus, log, registry, config, onProgress }: 
       if (typeof asked === 'string') return false
       const policies = policiesFor(documents.policies, asked.host)
       return policies !== undefined && mayReadBody(policies, asked.segments, method)
+    },
+    get rateLimits() {
+      return { index: documents.rateLimits, rates: rates.descriptors }
     },
     watch: (admitted, ended) => watches.add(admitted, ended),
     notReady: () => {

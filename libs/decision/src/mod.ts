@@ -15,6 +15,7 @@ export {
   type Rewritten,
 } from './domain/answer.ts'
 export { clientAddress, isTrusted } from './domain/client-address.ts'
+export { type DescriptorLimit, matchDescriptor, type RateLimitIndex } from './domain/descriptors.ts'
 export {
   HEADER_BYTES_MAX,
   HEADER_FIELDS_MAX,

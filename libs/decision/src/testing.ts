@@ -38,9 +38,9 @@ import { calculateJwkThumbprint, exportJWK, generateKeyPair, SignJWT } from 'jos
 import { Registry } from 'prom-client'
 import { TestQuotas } from './testing-quotas.ts'
 
-export * from './testing-confusion.ts'
-
 export { BlockList } from './domain/block-list.ts'
+export * from './testing-confusion.ts'
+export { rateLimitIndex } from './testing-rate-limits.ts'
 
 /*
  * For tests of decision points: a real nats-server with everything provisioned, and the neighbours of a decision point as

@@ -1,6 +1,7 @@
 import { z } from 'zod'
 import { type ApiPolicy, ApiPolicySchema } from './api-policy.ts'
 import { cidr, document, duration, scope } from './parts.ts'
+import { type RateLimit, RateLimitSchema } from './rate-limit.ts'
 
 /** Below 546 sats an output is dust, which nodes do not relay. */
 export const DUST_SATS = 546n
@@ -253,10 +254,11 @@ export const KINDS = {
   Plan: PlanSchema,
   Client: ClientSchema,
   DetectorSettings: DetectorSettingsSchema,
+  RateLimit: RateLimitSchema,
 } as const
 
 export type Kind = keyof typeof KINDS
 export type Plan = z.infer<typeof PlanSchema>
 export type Client = z.infer<typeof ClientSchema>
 export type DetectorSettings = z.infer<typeof DetectorSettingsSchema>
-export type TollwardDocument = ApiPolicy | Plan | Client | DetectorSettings
+export type TollwardDocument = ApiPolicy | Plan | Client | DetectorSettings | RateLimit

@@ -27,6 +27,7 @@ export {
   TEXT_BYTES_MAX,
 } from './parse.ts'
 export { API_VERSION, duration, durationMs } from './parts.ts'
+export { type RateLimit, RateLimitSchema } from './rate-limit.ts'
 export {
   afterChange,
   afterSnapshot,

@@ -3,6 +3,7 @@ import { bucketContract } from '@tollward/contracts'
 import { StoredDocumentSchema } from '@tollward/contracts/document'
 import { afterChange, afterSnapshot, type DocumentSet, documentsOfKind } from '@tollward/documents'
 import type { Logger } from 'pino'
+import { compileRateLimits, type RateLimitIndex } from '../domain/descriptors.ts'
 import { compilePolicies, type PolicyIndex } from '../domain/policy.ts'
 import type { DecisionMetrics } from '../metrics.ts'
 
@@ -12,6 +13,7 @@ export class Documents {
   readonly #metrics: DecisionMetrics
   #inForce: DocumentSet = new Map()
   #policies: PolicyIndex = compilePolicies([])
+  #rateLimits: RateLimitIndex = compileRateLimits([])
 
   constructor(log: Logger, metrics: DecisionMetrics) {
     this.#log = log
@@ -24,6 +26,10 @@ export class Documents {
 
   get policies(): PolicyIndex {
     return this.#policies
+  }
+
+  get rateLimits(): RateLimitIndex {
+    return this.#rateLimits
   }
 
   /** Begins to watch the documents. Resolves when all are known. */
@@ -48,7 +54,9 @@ export class Documents {
     }
     // Compiled beside what is in force and put in its place at once: a request sees one state or the other.
     const policies = compilePolicies(documentsOfKind(inForce, 'ApiPolicy').values())
+    const rateLimits = compileRateLimits(documentsOfKind(inForce, 'RateLimit').values())
     this.#inForce = inForce
     this.#policies = policies
+    this.#rateLimits = rateLimits
   }
 }

@@ -9,6 +9,7 @@ const ORDER: Readonly<Record<TollwardDocument['kind'], number>> = {
   Client: 1,
   DetectorSettings: 2,
   ApiPolicy: 3,
+  RateLimit: 4,
 }
 
 /**

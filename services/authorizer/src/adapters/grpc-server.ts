@@ -1,6 +1,6 @@
 import { ReflectionService } from '@grpc/reflection'
 import type { AddressRange } from '@tollward/contracts'
-import { Authorization } from '@tollward/contracts/envoy'
+import { Authorization, RateLimitService } from '@tollward/contracts/envoy'
 import { reflectionPackage } from '@tollward/contracts/grpc'
 import type { Decider, Decision } from '@tollward/decision'
 import { HealthImplementation } from 'grpc-health-check'
@@ -12,6 +12,7 @@ import type { AuthorizerMetrics } from '../metrics.ts'
 import type { UnaryMethod } from './grpc-calls.ts'
 import { libraryMethods } from './grpc-library.ts'
 import { type GrpcAddress, type ListeningServer, startGrpcTransport } from './grpc-transport.ts'
+import { rateLimitMethod } from './rate-limit-method.ts'
 
 export interface GrpcServerOptions {
   readonly at: GrpcAddress
@@ -24,11 +25,11 @@ export interface GrpcServerOptions {
 
 const HEALTH_EVERY_MS = 500
 
-/** Serves envoy.service.auth.v3.Authorization/Check, with health and reflection. Every Check ends with gRPC status OK. */
+/** Serves envoy.service.auth.v3.Authorization/Check and RateLimitService/ShouldRateLimit, with health and reflection. Every Check ends with gRPC status OK. */
 export async function startGrpcServer(options: GrpcServerOptions): Promise<ListeningServer> {
   const { at, notReady, metrics, log } = options
   await using resources = new AsyncDisposableStack()
-  const services = [Authorization]
+  const services = [Authorization, RateLimitService]
   const health = new HealthImplementation({})
   const tellHealth = () => {
     const status = notReady() === undefined ? 'SERVING' : 'NOT_SERVING'
@@ -39,6 +40,7 @@ export async function startGrpcServer(options: GrpcServerOptions): Promise<Liste
   resources.defer(() => clearInterval(timer))
   const methods = [
     checkMethod(options),
+    rateLimitMethod(options.decider, metrics),
     ...libraryMethods((server) => health.addToServer(server)),
     ...libraryMethods((server) => new ReflectionService(reflectionPackage(services)).addToServer(server)),
   ]

@@ -268,10 +268,10 @@ const REFUSED: Record<string, Uint8Array> = {
   'no path, as of CONNECT': asking(field(4, '')),
   'no host': asking(field(5, '')),
   'text that is not UTF-8': asking(field(4, Buffer.from([0x2f, 0xff]))),
-  'a length beyond the message that it is in': attributes(
-    PEER,
-    request(Buffer.concat([Buffer.from([0x12, 0x40]), ...ASKED])),
-  ),
+  'a length beyond the message that it is in': Buffer.concat([
+    attributes(PEER, request(http(...ASKED, Buffer.from([0x22, 0x05])))),
+    field(2, 'xxx'),
+  ]),
   'a length of five gigabytes': Buffer.from('0a8080808014', 'hex'),
   'a number of eleven bytes': Buffer.from('f80fffffffffffffffffffff01', 'hex'),
   'field 0': Buffer.concat([asking(), Buffer.from([2, 0])]),

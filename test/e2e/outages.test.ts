@@ -1,4 +1,6 @@
 import assert from 'node:assert/strict'
+import { readFileSync } from 'node:fs'
+import { resolve } from 'node:path'
 import { after, before, test } from 'node:test'
 import { create, toBinary } from '@bufbuild/protobuf'
 import { connect, headers, type NatsConnection } from '@nats-io/transport-node'
@@ -9,6 +11,7 @@ import { type FaultyLine, openFaultyLine } from '../scenario/faulty-line.ts'
 import { send } from '../scenario/http.ts'
 import { BLOCKED, type OutageLoad, POLICY, type Seen, startOutageLoad } from '../scenario/outage-load.ts'
 import {
+  documentedOutages,
   type Expectations,
   type Expected,
   HEALTHY,
@@ -179,6 +182,14 @@ async function outage(work: () => Promise<void>): Promise<void> {
   await recovered()
   expectNoneThrough(sinceMs)
 }
+
+test('what is documented is the table that is held here', () => {
+  const documented = readFileSync(resolve(import.meta.dirname, '../../docs/outages.md'), 'utf8').split('\n')
+  assert.deepEqual(
+    documented.filter((written) => written.startsWith('|')),
+    documentedOutages(),
+  )
+})
 
 const GUARANTEE = 'clients see what is documented, nobody passes who must not, and it mends by itself'
 

@@ -1,18 +1,18 @@
-import type { Reason } from '@tollward/decision'
+import { REASONS, type Reason } from '@tollward/decision'
 
 /** Kinds of requests that run against authorizer and gateway while something fails. */
 export const REQUESTS = {
   anonymous: 'to an anonymous rule',
-  known: 'token that was used before',
+  known: 'known token',
   fresh: 'token for the first time',
-  worthless: 'a string that is no token',
+  worthless: 'no token of ours',
   unscoped: 'known token without the scope',
   blocked: 'from a blocked address',
   banned: 'known token of a blocked client',
-  paid: 'known token, pass with much quota',
-  pinched: 'known token, pass with little quota',
-  unpaid: 'known token, no pass',
-  presented: 'known token, a transaction that pays nothing',
+  paid: 'pass, much quota',
+  pinched: 'pass, little quota',
+  unpaid: 'no pass',
+  presented: 'a transaction that pays nothing',
 } as const
 
 export type RequestKind = keyof typeof REQUESTS
@@ -137,3 +137,36 @@ export const NATS_OUTAGES: Readonly<Record<string, { readonly atFirst: Expectati
     },
     'NATS takes 2 s': { atFirst: unasked },
   }
+
+/** Kinds whose answer no outage changes are told of in words. */
+const TOLD = ['known', 'fresh', 'worthless', 'paid', 'pinched', 'unpaid', 'presented'] as const satisfies RequestKind[]
+
+/** The tables as documentation has them: Markdown, a line for each outage, and what differs from how it is otherwise. */
+export function documentedOutages(): string[] {
+  const rows: (readonly [string, Expectations])[] = [['nothing fails', HEALTHY]]
+  for (const outage of Object.entries(SERVICE_OUTAGES)) rows.push(outage)
+  for (const [name, { atFirst, later }] of Object.entries(NATS_OUTAGES)) {
+    rows.push([name, atFirst])
+    if (later) rows.push([`${name}, not heard for 5 s`, later])
+  }
+  const head = ['while', ...TOLD.map((kind) => REQUESTS[kind])]
+  const lines = rows.map(([name, row]) => [
+    name,
+    ...TOLD.map((kind) => (row !== HEALTHY && row[kind] === HEALTHY[kind] ? '' : inWords(row[kind]))),
+  ])
+  return [head, head.map(() => '---'), ...lines].map((cells) => `| ${cells.join(' | ')} |`)
+}
+
+function inWords({ answer, within, price, first }: Expected): string {
+  const outcome = answer === 'passes' ? 'passes' : `${REASONS[answer].status} \`${answer}\``
+  const priced = price === undefined ? '' : price ? ', with the price' : ', without the price'
+  const wait = WAITS.get(within[1])
+  const when = wait !== undefined && within[0] === 0 && first === undefined ? `, some ${wait}` : wait && ` ${wait}`
+  return `${first === undefined ? '' : 'passes, then '}${outcome}${priced}${when ?? ''}`
+}
+
+const WAITS = new Map<number, string>([
+  [AFTER_200_MS[1], 'after 200 ms'],
+  [AT_DEADLINE[1], 'after 800 ms'],
+  [AT_PRICE_DEADLINE[1], 'after 500 ms'],
+])

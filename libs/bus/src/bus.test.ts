@@ -288,7 +288,8 @@ test('what is made of a large bucket is told how far it is, and made anew after 
   await eventually(() => !reader.connected, { what: 'the loss being noticed' })
   await setup.nats.start()
   await eventually(() => finished.length === 2, { what: 'the second time' })
-  assert.deepEqual([finished[1], told.length, changes], [2100, 4, ['k7']])
+  assert.deepEqual([finished[1], changes], [2100, ['k7']])
+  assert.deepEqual(told.slice(2), told.slice(0, 2))
 })
 
 test('a follower reads the past in order and misses nothing over a restart of the server', { skip }, async () => {

@@ -513,6 +513,11 @@ describe('decider', { skip }, () => {
       const limited = () => heard.find((call) => call.clientId === `limited-by-${by}` && call.reason === 'client-limit')
       const record = await eventually(() => limited() ?? false, { what: 'it is recorded' })
       assert.equal(record.limitedByAddress, by === 'source')
+      assert.equal(record.limit, by)
+      assert.deepEqual(
+        record.stages.map(({ name }) => name),
+        ['canonical', 'blocks', 'source-limits', 'policy', 'token', 'proof', 'rights', 'limits'],
+      )
     }
   })
 

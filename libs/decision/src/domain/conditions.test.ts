@@ -2,7 +2,7 @@ import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
 import { parseAddress } from '@tollward/contracts'
 import { ApiPolicySchema } from '@tollward/documents'
-import { RequestView } from './conditions.ts'
+import { PATTERN_TEXT_MAX, RequestView } from './conditions.ts'
 import type { RequestFacts } from './judge.ts'
 import { compilePolicies, matchRule, policiesFor } from './policy.ts'
 import { canonicalTarget } from './target.ts'
@@ -71,6 +71,15 @@ describe('headers', () => {
     assert.equal(matched({ conditions: [{ header: 'x-kind', present: false }] }, {}), true)
     assert.equal(matched({ conditions: [{ header: 'x-kind', present: true }] }, { headers: ['x-kind', ''] }), true)
   })
+})
+
+test('a value that is too long for a pattern is refused, not taken for another', () => {
+  const long = 'a'.repeat(PATTERN_TEXT_MAX + 1)
+  const pattern = (subject: object) => ({ conditions: [{ ...subject, matches: 'a+' }] })
+  assert.equal(matched(pattern({ header: 'x-kind' }), { headers: ['x-kind', long] }), 'value-too-long')
+  assert.equal(matched(pattern({ header: 'x-kind' }), { headers: ['x-kind', long.slice(1)] }), true)
+  assert.equal(matched(pattern({ query: 'q' }), { target: `/?q=${long}` }), 'value-too-long')
+  assert.equal(matched({ headers: { 'x-kind': 'a' } }, { headers: ['x-kind', long] }), false)
 })
 
 test('claims compare as text, one element of a list is enough, and nobody’s claims are none', () => {

@@ -35,6 +35,7 @@ export const FAULTS = {
   'header-connection': 'Connection names a header that Tollward sets or reads.',
   'query-ambiguous':
     'A query parameter that decides about this request was sent more than once, or its percent-encoding is malformed.',
+  'value-too-long': 'A header or query parameter that a rule compares with a pattern is too long.',
   'body-missing': 'A rule looks into the body of this request, which did not come whole: send a shorter one.',
   'body-unreadable':
     'A rule looks into the body of this request: send JSON in UTF-8 as application/json, no name twice in an object.',

@@ -32,17 +32,17 @@ local function values(list)
 end
 
 local function question(txn)
-  local headers = {}
-  for name, list in pairs(txn.http:req_get_headers()) do
+  local sent, headers = txn.http:req_get_headers(), {}
+  for name, list in pairs(sent) do
     if not NOT_ASKED[name] then headers[name] = values(list) end
   end
-  local connection = txn.sf:req_hdr('connection')
-  if connection ~= nil and connection ~= '' then headers['connection'] = { connection } end
+  -- It may name a header that is set here, which the authorizer refuses.
+  if sent['connection'] ~= nil then headers['connection'] = { table.concat(values(sent['connection']), ', ') } end
   headers['x-forwarded-method'] = { txn.sf:method() }
   headers['x-forwarded-uri'] = { txn.sf:pathq() }
   headers['x-forwarded-proto'] = { txn.sf:ssl_fc() == 1 and 'https' or 'http' }
   headers['x-forwarded-for'] = { txn.sf:src() }
-  headers['x-forwarded-host'] = values(txn.http:req_get_headers()['host'] or {})
+  headers['x-forwarded-host'] = values(sent['host'] or {})
   return headers
 end
 

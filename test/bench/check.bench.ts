@@ -1,90 +1,200 @@
-import assert from 'node:assert/strict'
+import { readFileSync } from 'node:fs'
 import { resolve } from 'node:path'
 import process from 'node:process'
+import { setImmediate as turn } from 'node:timers/promises'
 import { create, fromBinary, toBinary } from '@bufbuild/protobuf'
-import { Client, credentials } from '@grpc/grpc-js'
+import { timestampFromMs } from '@bufbuild/protobuf/wkt'
+import { connect } from '@nats-io/transport-node'
+import { parseAddress, rangeKey } from '@tollward/contracts'
+import { BlockSchema } from '@tollward/contracts/enforcement'
 import { Authorization, CheckRequestSchema, CheckResponseSchema } from '@tollward/contracts/envoy'
-import { EXAMPLE_DOCUMENTS, startNeighbours } from '@tollward/decision/testing'
+import { createDecider, type Decider, type RequestFacts } from '@tollward/decision'
+import { connectTestBus, type Neighbours, startNeighbours } from '@tollward/decision/testing'
 import { eventually, freePort, startProcess, startService } from '@tollward/testkit'
-import { median, rounded } from './latencies.ts'
+import { pino } from 'pino'
+import { Registry } from 'prom-client'
+import { GENERATOR_CORE, moveTo, SERVER_CORE } from './cores.ts'
+import { cpuMs } from './cpu.ts'
+import { type GrpcLoad, type GrpcTarget, grpcLoad } from './grpc-load.ts'
+import { median, percentile, rounded } from './latencies.ts'
 
 /** One line of a benchmark's table. */
-export interface Row {
-  readonly what: string
-  readonly perSecond: number
-  readonly p50Ms: number
-  readonly p99Ms: number
-  /** Throughput as a share of the bare server's in the same run. */
-  readonly share: number
-}
+export type Row = Readonly<Record<string, string | number>>
 
 export const name = 'check'
 
+/** One turn of load, and the CPU time that the server used in it. */
+interface Turn extends GrpcLoad {
+  readonly cpuMs: number
+}
+
+/** What the authorizer knows while it is measured. */
+const RULES = 1000
+const TOKENS = 100_000
+const CLIENTS = 100
+const BLOCKS = 1_000_000
+
 /** As many questions under way at once as a busy Envoy worker has. */
 const IN_FLIGHT = 32
+/** Tokens that are looked up at once while the authorizer learns them. */
+const LEARNING_IN_FLIGHT = 48
 const WARM_UP_MS = 1500
 const MEASURE_MS = 1500
 /** Servers take turns, so that a slow moment of the machine hits all of them. */
 const ROUNDS = 5
+/** Of what a server can do at most, while latencies are measured. */
+const USUAL_LOAD = 0.7
 const REQUEST_BYTES = 739
 const INTERNAL_TOKEN_LENGTH = 600
+const HOUR_MS = 3_600_000
+/** Decisions without any transport. */
+const DECISIONS = 100_000
+const DECISIONS_AT_ONCE = 100
+
+/** Messages handed to nats-server before it is asked whether it keeps up. */
+const FILL_BATCH = 10_000
 
 /**
- * Check decisions a second of the authorizer beside a bare grpc-js server that answers a fixed OK to the same bytes. Each server
- * is a process of its own, as is the load generator (this one).
+ * Check decisions a second of the authorizer beside a bare grpc-js server that answers a fixed OK to the same bytes, each with a core
+ * for itself, the generator of load on the other. The authorizer knows 1,000 rules, 100,000 tokens and 1,000,000 blocks; each question
+ * is of another token and another rule, whose limits and passes count.
  */
 export async function run(): Promise<{ rows: Row[] }> {
   await using resources = new AsyncDisposableStack()
+  moveTo(GENERATOR_CORE)
   const neighbours = resources.use(await startNeighbours())
-  await neighbours.apply(EXAMPLE_DOCUMENTS)
-  const [grpcPort, httpPort, barePort] = [await freePort(), await freePort(), await freePort()]
-  resources.use(
-    await startService('authorizer', {
-      TOLLWARD_NATS_URL: neighbours.nats.url,
-      TOLLWARD_HEALTH_PORT: String(await freePort()),
-      TOLLWARD_GRPC_PORT: String(grpcPort),
-      TOLLWARD_HTTP_PORT: String(httpPort),
-    }),
+  const tokens = await fill(neighbours)
+  const grpcPort = await freePort()
+  const barePort = await freePort()
+  moveTo(SERVER_CORE)
+  const beganMs = performance.now()
+  const authorizer = resources.use(
+    await startService(
+      'authorizer',
+      {
+        TOLLWARD_NATS_URL: neighbours.nats.url,
+        TOLLWARD_HEALTH_PORT: String(await freePort()),
+        TOLLWARD_GRPC_PORT: String(grpcPort),
+        TOLLWARD_HTTP_PORT: String(await freePort()),
+      },
+      { readyTimeoutMs: 60_000 },
+    ),
   )
+  const startedMs = performance.now() - beganMs
   const script = resolve(import.meta.dirname, 'bare-check-server.ts')
   const bare = resources.use(await startProcess(process.execPath, [script, String(barePort)]))
   await bare.line(/^listening$/)
+  moveTo(GENERATOR_CORE)
 
-  const internalToken = 'x'.repeat(INTERNAL_TOKEN_LENGTH)
-  const token = neighbours.issue('bench-client', ['orders'], { internalToken })
-  await neighbours.activatePass('bench-client', 'orders', 1_000_000_000)
-  const known = checkRequest('/echo?page=2', token)
-  const paid = checkRequest('/orders/42?page=2', token)
-  const authorizer = resources.use(closing(new Client(`127.0.0.1:${grpcPort}`, credentials.createInsecure())))
-  const bareClient = resources.use(closing(new Client(`127.0.0.1:${barePort}`, credentials.createInsecure())))
-  for (const bytes of [known, paid])
-    await eventually(() => isAllowed(authorizer.client, bytes), { what: 'it is admitted' })
-
+  const [plain, paid] = [questions(tokens, 'plain'), questions(tokens, 'paid')]
+  await learn(grpcPort, plain, tokens.length)
   const contenders = [
-    { what: 'bare grpc-js, fixed OK', client: bareClient.client, bytes: known },
-    { what: 'authorizer, token', client: authorizer.client, bytes: known },
-    { what: 'authorizer, token and pass', client: authorizer.client, bytes: paid },
+    { what: 'bare grpc-js, fixed OK', pid: bare.pid, target: target(barePort, plain) },
+    { what: 'authorizer: token, limits', pid: authorizer.pid, target: target(grpcPort, plain) },
+    { what: 'authorizer: token, limits, pass', pid: authorizer.pid, target: target(grpcPort, paid) },
   ]
-  const rounds = contenders.map((): number[][] => [])
+  const rounds = contenders.map((): Turn[] => [])
   for (let round = 0; round < ROUNDS; round++) {
-    for (const [index, { client, bytes }] of contenders.entries()) {
-      if (round === 0) await load(client, bytes, WARM_UP_MS)
-      rounds[index]?.push(await load(client, bytes, MEASURE_MS))
+    for (const [index, contender] of contenders.entries()) {
+      if (round === 0) await grpcLoad(contender.target, { inFlight: IN_FLIGHT, durationMs: WARM_UP_MS })
+      const before = cpuMs(contender.pid)
+      const turn = await grpcLoad(contender.target, { inFlight: IN_FLIGHT, durationMs: MEASURE_MS })
+      rounds[index]?.push({ ...turn, cpuMs: cpuMs(contender.pid) - before })
     }
   }
-  return { rows: contenders.map(({ what }, index) => row(what, rounds[index] ?? [], rounds[0] ?? [])) }
+  const rows: Row[] = []
+  for (const [index, contender] of contenders.entries()) {
+    const full = row(contender.what, rounds[index] ?? [], rounds[0] ?? [])
+    const perSecond = Math.round(full.perSecond * USUAL_LOAD)
+    const usual = await grpcLoad(contender.target, { perSecond, durationMs: ROUNDS * MEASURE_MS })
+    rows.push({ ...full, 'p99 at 70 %': percentile(usual.latenciesMs, 0.99) })
+  }
+  rows.push({ what: `authorizer's memory (RSS), MiB`, perSecond: rssMebibytes(authorizer.pid) })
+  rows.push({ what: 'authorizer ready after, s', perSecond: rounded(startedMs / 1000) })
+  rows.push(...(await decisionsAlone(neighbours, tokens)))
+  return { rows }
 }
 
-/** Medians over the rounds: the machine may be busy with something else in one of them. */
-function row(what: string, rounds: readonly number[][], bareRounds: readonly number[][]): Row {
-  const sorted = rounds.flat().toSorted((a, b) => a - b)
-  const at = (share: number) => rounded(sorted[Math.floor(sorted.length * share)] ?? 0)
-  const shares = rounds.map((latencies, round) => latencies.length / (bareRounds[round]?.length ?? 1))
-  const perSecond = Math.round(median(rounds.map((latencies) => latencies.length)) / (MEASURE_MS / 1000))
-  return { what, perSecond, p50Ms: at(0.5), p99Ms: at(0.99), share: rounded(median(shares)) }
+/** What operators and neighbours have written: rules, a plan, passes, tokens, blocks. */
+async function fill(neighbours: Neighbours): Promise<string[]> {
+  await neighbours.apply(documents())
+  const clients = Array.from({ length: CLIENTS }, (_, index) => `client-${index}`)
+  for (const client of clients) await neighbours.activatePass(client, 'orders', 1_000_000_000)
+  const internalToken = 'x'.repeat(INTERNAL_TOKEN_LENGTH)
+  const internalTokenExpiresAt = timestampFromMs(Date.now() + HOUR_MS)
+  const issued = { internalToken, internalTokenExpiresAt, expiresAt: internalTokenExpiresAt }
+  const tokens = Array.from({ length: TOKENS }, (_, index) =>
+    neighbours.issue(clients[index % CLIENTS] ?? '', ['orders'], issued),
+  )
+  await block(neighbours.nats.url)
+  return tokens
 }
 
-/** A question as Envoy asks it with encode_raw_headers, of REQUEST_BYTES bytes. */
+/** Half the rules want a pass, half only a token; each has limits that count and never bite. */
+function documents(): string {
+  const limits =
+    'limits: [{ requests: 1000000, perSeconds: 1, by: client }, { requests: 1000000, perSeconds: 1, by: source }]'
+  const rules = Array.from({ length: RULES }, (_, index) => {
+    const kind = index % 2 === 0 ? 'plain' : 'paid'
+    const payment = kind === 'paid' ? ', payment: { plan: orders }' : ''
+    const match = `match: { methods: [GET], path: "/${kind}/${digits(index)}/{id}" }`
+    return `    - { name: r${index}, ${match}, require: { token: { scopes: [orders] }${payment} }, ${limits} }`
+  })
+  return `
+apiVersion: tollward.dev/v1
+kind: ApiPolicy
+metadata: { name: bench }
+spec:
+  hosts: ["api.example.com"]
+  rules:
+${rules.join('\n')}
+---
+apiVersion: tollward.dev/v1
+kind: Plan
+metadata: { name: orders }
+spec: { priceSats: 10000, requests: 1000000000, duration: 24h, confirmations: 1, payWithin: 15m, confirmWithin: 2h }
+`
+}
+
+function digits(index: number): string {
+  return String(index).padStart(4, '0')
+}
+
+/** Blocks as sensor-ingest writes them, without waiting for each. */
+async function block(servers: string): Promise<void> {
+  const connection = await connect({ servers })
+  const expiresAt = timestampFromMs(Date.now() + HOUR_MS)
+  for (let index = 0; index < BLOCKS; index++) {
+    const address = parseAddress(
+      `${100 + (index >>> 24)}.${(index >>> 16) & 255}.${(index >>> 8) & 255}.${index & 255}`,
+    )
+    if (!address) throw new Error('no address')
+    const range = { address, prefixLength: 128 }
+    const value = create(BlockSchema, { format: 1, ...range, reason: 'bench', expiresAt })
+    connection.publish(`$KV.blocks.${rangeKey(range)}`, toBinary(BlockSchema, value))
+    if (index % FILL_BATCH === 0) await connection.flush()
+  }
+  await connection.flush()
+  await connection.close()
+}
+
+/** Questions as Envoy asks them with encode_raw_headers, of REQUEST_BYTES bytes, each of the next token and the next rule. */
+function questions(tokens: readonly string[], kind: 'plain' | 'paid'): () => Uint8Array {
+  const [first = ''] = tokens
+  const marker = digits(9999)
+  const template = checkRequest(`/${kind}/${marker}/42?page=2`, first)
+  const tokenAt = template.indexOf(first)
+  const pathsAt = [template.indexOf(marker), template.lastIndexOf(marker)]
+  let asked = 0
+  return () => {
+    const index = asked++
+    template.write(tokens[index % tokens.length] ?? '', tokenAt, 'latin1')
+    const rule = ((index * 2) % RULES) + (kind === 'paid' ? 1 : 0)
+    for (const at of pathsAt) template.write(digits(rule), at, 'latin1')
+    return template
+  }
+}
+
 function checkRequest(path: string, token: string): Buffer {
   const fields: [string, string][] = [
     [':authority', 'api.example.com'],
@@ -123,40 +233,99 @@ function checkRequest(path: string, token: string): Buffer {
   return encode('c'.repeat(Math.max(0, REQUEST_BYTES - encode('').length)))
 }
 
-/** Keeps IN_FLIGHT questions under way, and returns the latency of each in milliseconds. Any answer but OK fails the benchmark. */
-async function load(client: Client, bytes: Buffer, durationMs: number): Promise<number[]> {
-  const latencies: number[] = []
-  const endMs = performance.now() + durationMs
-  const worker = async () => {
-    while (performance.now() < endMs) {
-      const beganMs = performance.now()
-      const answer = await send(client, bytes)
-      latencies.push(performance.now() - beganMs)
-      // CheckResponse begins with status; admitted, that is an empty message.
-      assert.ok(answer[0] === 0x0a && answer[1] === 0, 'the authorizer refused')
-    }
+function target(port: number, next: () => Uint8Array): GrpcTarget {
+  return {
+    port,
+    path: `/${Authorization.typeName}/Check`,
+    next,
+    // CheckResponse begins with status; admitted, that is an empty message.
+    accepts: (answer) => answer[0] === 0x0a && answer[1] === 0,
   }
-  await Promise.all(Array.from({ length: IN_FLIGHT }, worker))
-  return latencies
 }
 
-async function isAllowed(client: Client, bytes: Buffer): Promise<boolean> {
-  const { status, httpResponse } = fromBinary(CheckResponseSchema, await send(client, bytes))
-  return status?.code === 0 && httpResponse.case === 'okResponse'
+/** Has the authorizer look up every token once, and waits until it is known that none is refused. */
+async function learn(port: number, next: () => Uint8Array, calls: number): Promise<void> {
+  const asked = {
+    ...target(port, next),
+    accepts: (answer: Buffer) => fromBinary(CheckResponseSchema, answer).status !== undefined,
+  }
+  await grpcLoad(asked, { inFlight: LEARNING_IN_FLIGHT, calls })
+  const admits = async () => {
+    await grpcLoad(target(port, next), { inFlight: IN_FLIGHT, calls })
+    return true
+  }
+  await eventually(admits, { what: 'every token is admitted', timeoutMs: 60_000 })
 }
 
-function send(client: Client, bytes: Buffer): Promise<Buffer> {
-  return new Promise((resolveAnswer, reject) => {
-    client.makeUnaryRequest(`/${Authorization.typeName}/Check`, same, same, bytes, (error, answer) =>
-      error || !answer ? reject(error) : resolveAnswer(answer),
-    )
+/** Medians over the rounds: the machine may be busy with something else in one of them. */
+function row(what: string, rounds: readonly Turn[], bareRounds: readonly Turn[]) {
+  const latencies = rounds.flatMap(({ latenciesMs }) => latenciesMs)
+  const rate = ({ latenciesMs, durationMs }: GrpcLoad) => (latenciesMs.length * 1000) / durationMs
+  const usedMs = rounds.reduce((sum, { cpuMs: used }) => sum + used, 0)
+  const shares = rounds.map((round, index) => rate(round) / rate(bareRounds[index] ?? round))
+  return {
+    what,
+    perSecond: Math.round(median(rounds.map(rate))),
+    p50Ms: percentile(latencies, 0.5),
+    p99Ms: percentile(latencies, 0.99),
+    share: rounded(median(shares)),
+    'CPU µs each': Math.round((usedMs * 1000) / Math.max(1, latencies.length)),
+    generator: rounded(median(rounds.map(({ generatorShare }) => generatorShare))),
+  }
+}
+
+function rssMebibytes(pid: number): number {
+  const [, kibibytes] = /^VmRSS:\s+(\d+) kB$/m.exec(readFileSync(`/proc/${pid}/status`, 'utf8')) ?? []
+  return Math.round(Number(kibibytes) / 1024)
+}
+
+/** The same decisions in this process, without any transport. */
+async function decisionsAlone(neighbours: Neighbours, tokens: readonly string[]): Promise<Row[]> {
+  await using resources = new AsyncDisposableStack()
+  const bus = resources.use(await connectTestBus(neighbours.nats.url, 'gateway'))
+  const config = { source: 'gateway', paymentUrl: 'http://pay.example', guardedAddresses: [] } as const
+  const log = pino({ level: 'silent' })
+  const decider = resources.use(await createDecider({ bus, log, registry: new Registry(), config }))
+  const factsOf = facts(tokens)
+  for (let index = 0; index < tokens.length; index++) await decider.decide(factsOf(index, 'paid'))
+  const rows: Row[] = []
+  for (const kind of ['plain', 'paid'] as const) {
+    const micros = await timed(decider, (index) => factsOf(index, kind))
+    const [p50, p99] = [percentile(micros, 0.5), percentile(micros, 0.99)]
+    rows.push({ what: `decision alone, ${kind}`, 'p50 µs': p50, 'p99 µs': p99 })
+  }
+  return rows
+}
+
+/** Microseconds of each decision that is made at once; between some of them the feeds and leases have their turn. */
+async function timed(decider: Decider, factsOf: (index: number) => RequestFacts): Promise<number[]> {
+  const micros: number[] = []
+  for (let index = 0; index < DECISIONS; index++) {
+    if (index % DECISIONS_AT_ONCE === 0) await turn()
+    const asked = factsOf(index)
+    const beganMs = performance.now()
+    const decision = decider.decide(asked)
+    if (!(decision instanceof Promise)) micros.push((performance.now() - beganMs) * 1000)
+    const decided = await decision
+    if (!decided.admitted) throw new Error(`refused: ${decided.reason}`)
+  }
+  return micros
+}
+
+function facts(tokens: readonly string[]): (index: number, kind: 'plain' | 'paid') => RequestFacts {
+  const address = parseAddress('203.0.113.9')
+  if (!address) throw new Error('no address')
+  return (index, kind) => ({
+    method: 'GET',
+    scheme: 'https',
+    host: 'api.example.com',
+    target: `/${kind}/${digits(((index * 2) % RULES) + (kind === 'paid' ? 1 : 0))}/42?page=2`,
+    address,
+    headers: [
+      ...['user-agent', 'Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36', 'accept', 'application/json'],
+      ...['accept-encoding', 'gzip, deflate, br', 'authorization', `Bearer ${tokens[index % tokens.length]}`],
+      ...['x-forwarded-proto', 'https', 'x-forwarded-for', '203.0.113.9', 'cookie', 'c'.repeat(100)],
+      ...['x-request-id', '0b2b1f1e-4a4e-4a52-8f5c-1d3a5a1b2c3d'],
+    ],
   })
-}
-
-function same(bytes: Buffer): Buffer {
-  return bytes
-}
-
-function closing(client: Client): { client: Client } & Disposable {
-  return { client, [Symbol.dispose]: () => client.close() }
 }

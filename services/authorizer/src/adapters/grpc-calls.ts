@@ -107,6 +107,9 @@ export class Call {
     if (!this.#ended) this.#options.failed({ code: Status.cancelled, message: 'The client gave up.' })
     this.#ended = true
     this.#listener?.closed()
+    // Node's own end of a stream lives until the next full collection, and with it all that hangs on it.
+    this.#message = undefined
+    this.#stream.removeAllListeners()
   }
 
   #data(chunk: Buffer): void {
@@ -139,14 +142,18 @@ export class Call {
   #answer(method: UnaryMethod, message: Buffer): void {
     try {
       const answer = method.handle(message)
-      if (answer instanceof Promise) answer.then(this.#reply, this.#threw)
-      else this.#reply(answer)
+      if (answer instanceof Promise) {
+        answer.then(
+          (late) => this.#reply(late),
+          (thrown) => this.#threw(thrown),
+        )
+      } else this.#reply(answer)
     } catch (thrown) {
       this.#threw(thrown)
     }
   }
 
-  #reply = (answer: Uint8Array): void => {
+  #reply(answer: Uint8Array): void {
     if (this.#ended) return
     this.#ended = true
     const stream = this.#stream
@@ -155,7 +162,7 @@ export class Call {
     stream.end(framed(answer))
   }
 
-  #threw = (thrown: unknown): void => {
+  #threw(thrown: unknown): void {
     if (this.#ended) return
     this.#options.failed(METHOD_FAILED, thrown)
     this.#fail(METHOD_FAILED)

@@ -1,0 +1,222 @@
+import { once } from 'node:events'
+import { connect, type Socket } from 'node:net'
+import process from 'node:process'
+
+/** What is asked, and where. */
+export interface GrpcTarget {
+  readonly port: number
+  /** `/package.Service/Method`. */
+  readonly path: string
+  /** The next message; it is sent before the next is asked for. */
+  readonly next: () => Uint8Array
+  /** Whether a message is the answer that counts. Any other, and any call without one, fails the benchmark. */
+  readonly accepts: (message: Buffer) => boolean
+}
+
+/** How long, and how hard. */
+export type GrpcEffort =
+  /** As many calls under way at once, each followed by the next. */
+  | { readonly inFlight: number; readonly durationMs: number }
+  /** As many calls a second, however long the answers take; a call's latency begins when it was due. */
+  | { readonly perSecond: number; readonly durationMs: number }
+  /** As many calls in all, so many at once. */
+  | { readonly inFlight: number; readonly calls: number }
+
+/** How it went. */
+export interface GrpcLoad {
+  readonly latenciesMs: number[]
+  readonly durationMs: number
+  /** CPU that this process used, as a share of one core: near 1, the generator was what was measured. */
+  readonly generatorShare: number
+}
+
+const DATA = 0
+const HEADERS = 1
+const SETTINGS = 4
+const PING = 6
+const GOAWAY = 7
+const ACK = 1
+const END_STREAM = 1
+const END_HEADERS = 4
+const FRAME_HEADER_BYTES = 9
+const MESSAGE_PREFIX_BYTES = 5
+const STREAM_WINDOW_BYTES = 2 ** 20
+/** The server may send so much before it hears of more room: enough for any run here. */
+const CONNECTION_WINDOW_BYTES = 2 ** 31 - 1
+const DEFAULT_WINDOW_BYTES = 65_535
+/** Of a connection's calls, no more at once: their messages fit into the window that every server grants at first. */
+const AT_ONCE_MAX = 64
+
+/**
+ * Asks over one connection. Speaks just enough HTTP/2 (no compression of headers, no priorities) to cost far less than what it
+ * measures; a client library costs as much as the server.
+ */
+export async function grpcLoad(target: GrpcTarget, effort: GrpcEffort): Promise<GrpcLoad> {
+  const socket = connect({ port: target.port, host: '127.0.0.1', noDelay: true })
+  await once(socket, 'connect')
+  const before = process.cpuUsage()
+  const beganMs = performance.now()
+  try {
+    const run = new Run(socket, target, effort, beganMs)
+    await run.done
+    const { user, system } = process.cpuUsage(before)
+    const durationMs = performance.now() - beganMs
+    return { latenciesMs: run.latenciesMs, durationMs, generatorShare: (user + system) / 1000 / durationMs }
+  } finally {
+    socket.destroy()
+  }
+}
+
+class Run {
+  readonly latenciesMs: number[] = []
+  readonly done: Promise<void>
+  readonly #socket: Socket
+  readonly #target: GrpcTarget
+  readonly #effort: GrpcEffort
+  readonly #head: Buffer
+  readonly #beganMs: number
+  readonly #settled = Promise.withResolvers<void>()
+  readonly #dueMs = new Map<number, number>()
+  readonly #answered = new Set<number>()
+  #nextStream = 1
+  #sent = 0
+  #rest: Buffer = Buffer.alloc(0)
+  #timer: NodeJS.Timeout | undefined
+
+  constructor(socket: Socket, target: GrpcTarget, effort: GrpcEffort, beganMs: number) {
+    this.#socket = socket
+    this.#target = target
+    this.#effort = effort
+    this.#beganMs = beganMs
+    this.#head = requestHeaders(target)
+    this.done = this.#settled.promise.finally(() => clearInterval(this.#timer))
+    socket.on('error', this.#settled.reject)
+    socket.on('close', () => this.#settled.reject(new Error('the server closed the connection')))
+    socket.on('data', (chunk) => {
+      try {
+        this.#read(chunk)
+      } catch (error) {
+        this.#settled.reject(error)
+      }
+    })
+    socket.write(preface())
+    if ('perSecond' in effort) this.#timer = setInterval(() => this.#send(), 1)
+    this.#send()
+  }
+
+  /** Sends what is due. */
+  #send(): void {
+    const nowMs = performance.now()
+    const frames: Buffer[] = []
+    while (this.#dueMs.size < AT_ONCE_MAX && this.#mayBegin(nowMs)) {
+      const due = 'perSecond' in this.#effort ? this.#beganMs + (this.#sent * 1000) / this.#effort.perSecond : nowMs
+      this.#sent++
+      const stream = this.#nextStream
+      this.#nextStream += 2
+      this.#dueMs.set(stream, due)
+      frames.push(call(this.#head, this.#target.next(), stream))
+    }
+    if (frames.length > 0) this.#socket.write(frames.length === 1 ? (frames[0] ?? '') : Buffer.concat(frames))
+    else if (this.#dueMs.size === 0 && this.#isOver(nowMs)) this.#settled.resolve()
+  }
+
+  #mayBegin(nowMs: number): boolean {
+    const effort = this.#effort
+    if (this.#isOver(nowMs)) return false
+    if ('inFlight' in effort) return this.#dueMs.size < effort.inFlight
+    return this.#beganMs + (this.#sent * 1000) / effort.perSecond <= nowMs
+  }
+
+  #isOver(nowMs: number): boolean {
+    if ('calls' in this.#effort) return this.#sent >= this.#effort.calls
+    return nowMs - this.#beganMs >= this.#effort.durationMs
+  }
+
+  #read(chunk: Buffer): void {
+    const bytes = this.#rest.length > 0 ? Buffer.concat([this.#rest, chunk]) : chunk
+    let at = 0
+    while (bytes.length - at >= FRAME_HEADER_BYTES) {
+      const length = bytes.readUIntBE(at, 3)
+      const end = at + FRAME_HEADER_BYTES + length
+      if (end > bytes.length) break
+      this.#frame(bytes[at + 3] ?? 0, bytes[at + 4] ?? 0, bytes.readUInt32BE(at + 5), bytes.subarray(at + 9, end))
+      at = end
+    }
+    this.#rest = bytes.subarray(at)
+    this.#send()
+  }
+
+  #frame(type: number, flags: number, stream: number, payload: Buffer): void {
+    if (type === DATA && payload.length > 0) {
+      if (!this.#target.accepts(payload.subarray(MESSAGE_PREFIX_BYTES))) throw new Error('an answer does not count')
+      this.#answered.add(stream)
+    }
+    if ((type === HEADERS || type === DATA) && (flags & END_STREAM) !== 0) this.#end(stream)
+    if (type === SETTINGS && (flags & ACK) === 0) this.#socket.write(frame(SETTINGS, ACK, 0))
+    if (type === PING && (flags & ACK) === 0) this.#socket.write(frame(PING, ACK, 0, payload))
+    if (type === GOAWAY) throw new Error('the server goes away')
+  }
+
+  #end(stream: number): void {
+    const dueMs = this.#dueMs.get(stream)
+    if (dueMs === undefined || !this.#answered.delete(stream)) throw new Error('a call ended without an answer')
+    this.#dueMs.delete(stream)
+    this.latenciesMs.push(performance.now() - dueMs)
+  }
+}
+
+function preface(): Buffer {
+  const settings = Buffer.alloc(6)
+  settings.writeUInt16BE(4, 0)
+  settings.writeUInt32BE(STREAM_WINDOW_BYTES, 2)
+  const room = Buffer.alloc(4)
+  room.writeUInt32BE(CONNECTION_WINDOW_BYTES - DEFAULT_WINDOW_BYTES)
+  return Buffer.concat([
+    Buffer.from('PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n'),
+    frame(SETTINGS, 0, 0, settings),
+    frame(8, 0, 0, room),
+  ])
+}
+
+function frame(type: number, flags: number, stream: number, payload: Uint8Array = new Uint8Array(0)): Buffer {
+  const bytes = Buffer.alloc(FRAME_HEADER_BYTES + payload.length)
+  bytes.writeUIntBE(payload.length, 0, 3)
+  bytes[3] = type
+  bytes[4] = flags
+  bytes.writeUInt32BE(stream, 5)
+  bytes.set(payload, FRAME_HEADER_BYTES)
+  return bytes
+}
+
+/** One call: its headers, and its message in one DATA frame. */
+function call(head: Buffer, message: Uint8Array, stream: number): Buffer {
+  const at = head.length
+  const bytes = Buffer.allocUnsafe(at + FRAME_HEADER_BYTES + MESSAGE_PREFIX_BYTES + message.length)
+  head.copy(bytes)
+  bytes.writeUInt32BE(stream, 5)
+  bytes.writeUIntBE(MESSAGE_PREFIX_BYTES + message.length, at, 3)
+  bytes[at + 3] = DATA
+  bytes[at + 4] = END_STREAM
+  bytes.writeUInt32BE(stream, at + 5)
+  bytes[at + 9] = 0
+  bytes.writeUInt32BE(message.length, at + 10)
+  bytes.set(message, at + 14)
+  return bytes
+}
+
+/** HPACK without table or Huffman code (RFC 7541): indexed names where the static table has them. */
+function requestHeaders({ path }: GrpcTarget): Buffer {
+  const literal = (text: string) => Buffer.concat([Buffer.of(text.length), Buffer.from(text)])
+  const fields = [
+    Buffer.of(0x83, 0x86, 0x04),
+    literal(path),
+    Buffer.of(0x01),
+    literal('authorizer'),
+    Buffer.of(0x0f, 0x10),
+    literal('application/grpc'),
+    ...['te', 'trailers', 'grpc-timeout', '1000m'].map((text, index) =>
+      Buffer.concat([index % 2 === 0 ? Buffer.of(0) : Buffer.alloc(0), literal(text)]),
+    ),
+  ]
+  return frame(HEADERS, END_HEADERS, 0, Buffer.concat(fields))
+}

@@ -45,7 +45,7 @@ export interface BlockRequest extends Blocked {
 }
 
 /** Reads an address or CIDR. AppError `invalid_argument` says what is wrong with it. */
-export function readRange(cidr: string): AddressRange {
+function readRange(cidr: string): AddressRange {
   const range = parseRange(cidr)
   if (range) return range
   throw new AppError(
@@ -55,7 +55,7 @@ export function readRange(cidr: string): AddressRange {
 }
 
 /** Reads a caller. AppError `invalid_argument` says what is wrong with it; what was sent is not repeated, it may be a token. */
-export function readBlockedCaller(message: CallerMessage): CallerName {
+function readBlockedCaller(message: CallerMessage): CallerName {
   const caller = readCaller(message)
   if (caller) return caller
   const ids = `the id of a client or subject of 1 to ${CALLER_ID_BYTES_MAX} bytes`

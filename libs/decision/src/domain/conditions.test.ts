@@ -44,6 +44,13 @@ describe('headers', () => {
     assert.equal(matched(kind, { headers: ['x-kind', 'b', 'x_kind', 'a'] }), 'header-duplicated')
   })
 
+  test('that Connection has dropped on the way to the API decide nothing', () => {
+    const headers = ['x-kind', 'a', 'Connection', 'close, X-Kind']
+    assert.equal(matched(kind, { headers }), 'header-connection')
+    assert.equal(matched({ conditions: [{ header: 'x-kind', present: true }] }, { headers }), 'header-connection')
+    assert.equal(matched(kind, { headers: ['connection', 'x-kind'] }), false)
+  })
+
   test('that a proxy may have joined are refused where one of them is as wanted', () => {
     for (const headers of [
       ['x-kind', 'b,a'],

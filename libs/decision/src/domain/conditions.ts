@@ -3,7 +3,7 @@ import type { ApiPolicy } from '@tollward/documents'
 import { RE2JS } from 're2js'
 import { maskedKey } from './block-list.ts'
 import { BodyView, type RpcCall } from './body.ts'
-import { joinedHas, singleValue } from './fields.ts'
+import { joinedHas, nominated, singleValue } from './fields.ts'
 import type { RequestFacts } from './judge.ts'
 import { QueryView } from './query.ts'
 import type { Fault, Target } from './target.ts'
@@ -23,6 +23,7 @@ export class RequestView {
   readonly query: QueryView
   readonly body: BodyView
   #headers: Map<string, string | undefined | false> | undefined
+  #nominated: ReadonlySet<string> | undefined
   /** What the caller's token says; undefined: nobody has asked yet; false: there is none that is worth anything. */
   claims: Claims | undefined | false
 
@@ -30,6 +31,13 @@ export class RequestView {
     this.facts = facts
     this.query = new QueryView(query)
     this.body = new BodyView(facts, this.query)
+  }
+
+  /** Whether Connection names one of these headers: then the API does not get it. */
+  isDropped(...names: readonly string[]): boolean {
+    this.#nominated ??= nominated(this.facts.headers)
+    const { size } = this.#nominated
+    return size > 0 && names.some((name) => this.#nominated?.has(name))
   }
 
   /** The value of a header; undefined: it is absent; false: it can be read in more than one way. */
@@ -131,10 +139,11 @@ function isTooLong(value: string, { matches }: Comparison): boolean {
 
 function headerCheck(name: string, comparison: Comparison): Check {
   const { present } = comparison
-  if (present !== undefined) return (request) => (request.header(name) !== undefined) === present
   const isAsWanted = compareText(comparison)
   return (request) => {
     const value = request.header(name)
+    if (value !== undefined && request.isDropped(name)) return 'header-connection'
+    if (present !== undefined) return (value !== undefined) === present
     if (value === false) return 'header-duplicated'
     if (value === undefined) return false
     if (isTooLong(value, comparison)) return 'value-too-long'

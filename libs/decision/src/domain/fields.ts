@@ -136,9 +136,26 @@ function isOurs(name: string): boolean {
 
 /** A field named in Connection is dropped at the next hop (RFC 9110, 7.6.1): so a client could drop what we add. */
 function nominatesOurs(connection: string): boolean {
-  for (const option of connection.toLowerCase().split(',')) {
-    const name = option.trim()
-    if (name === 'authorization' || name === TXID_HEADER || isOurs(name)) return true
-  }
-  return false
+  return options(connection).some((name) => name === 'authorization' || name === TXID_HEADER || isOurs(name))
 }
+
+function options(connection: string): string[] {
+  return connection
+    .toLowerCase()
+    .split(',')
+    .map((option) => option.trim())
+}
+
+/** Names, in lower case, of the fields that Connection has dropped on the way to the API. */
+export function nominated(headers: HeaderList): ReadonlySet<string> {
+  let found: Set<string> | undefined
+  for (let index = 0; index < headers.length; index += 2) {
+    const name = headers[index] ?? ''
+    if (name.length !== 'connection'.length || name.toLowerCase() !== 'connection') continue
+    found ??= new Set()
+    for (const option of options(headers[index + 1] ?? '')) found.add(option)
+  }
+  return found ?? NOT_NOMINATED
+}
+
+const NOT_NOMINATED: ReadonlySet<string> = new Set()

@@ -108,6 +108,11 @@ describe('rules that compare claims', () => {
     ] as const) {
       const verdict = await ask(token === undefined ? {} : { token })
       assert.deepEqual([verdict.refusal, verdict.rule?.id], [undefined, rule], token)
+      assert.equal(
+        verdict.token !== undefined,
+        rule === 'p/r0',
+        'the API hears of whom a rule requires, and of nobody else',
+      )
     }
     assert.deepEqual(counts, { looked: 4, proved: 3, spent: 0 })
   })
@@ -229,6 +234,21 @@ describe('limits', () => {
     assert.equal(reasonOf(await ask({ address: parseAddress('192.0.2.3') ?? assert.fail() })), 'client-limit')
   })
 
+  test('of sources that several policies set are counted all or none', async () => {
+    const sourceLimit = (requests: number) => ({ requests, perSeconds: 60 })
+    const { world, ask } = place([{ match: { path: '/orders' }, anonymous: true }])
+    const document = (name: string, limit: object) =>
+      ApiPolicySchema.parse({
+        ...{ apiVersion: 'tollward.dev/v1', kind: 'ApiPolicy', metadata: { name } },
+        spec: { hosts: ['*'], sourceLimit: limit, rules: [{ name: 'r', match: { path: '/orders' }, anonymous: true }] },
+      })
+    Object.assign(world, { policies: compilePolicies([document('a', sourceLimit(2)), document('b', sourceLimit(1))]) })
+    assert.equal(reasonOf(await ask({})), undefined)
+    for (let asked = 0; asked < 3; asked++) assert.equal(reasonOf(await ask({})), 'source-limit')
+    Object.assign(world, { policies: compilePolicies([document('a', sourceLimit(2))]) })
+    assert.equal(reasonOf(await ask({})), undefined, 'what b refused was not counted by a')
+  })
+
   test('that refuse leave the quota alone', async () => {
     const { ask, counts } = place([rule([limit(1, 'client')], plan)])
     assert.equal(reasonOf(await ask({ token: 'plain' })), undefined)
@@ -330,6 +350,15 @@ describe('what goes on to the API', () => {
       ['x-served-by', 'v2'],
     ])
     assert.deepEqual(metadata, { decision: 'id', rule: 'p/r0', client: 'c1', subject: 'person', scopes: 'orders' })
+  })
+
+  test('cannot lose what a rule sets by a client’s Connection', async () => {
+    const { ask } = place(RULES)
+    assert.equal(
+      reasonOf(await ask({ token: 'plain', headers: ['Connection', 'close, X-Tenant'] })),
+      'malformed-request',
+    )
+    assert.equal(reasonOf(await ask({ token: 'plain', headers: ['Connection', 'close, x-other'] })), undefined)
   })
 
   test('is as it came where the policy only observes, which is told', async () => {

@@ -151,6 +151,8 @@ export interface Verdict {
 
 export type MaybePromise<T> = T | Promise<T>
 
+const CONFORMS: Rate = { conforms: true }
+
 /** IPv6 sources are counted by /64, which is what one subscriber has; IPv4 by address. */
 const SOURCE_PREFIX_V6 = 64
 const V4_MAPPED = '\0\0\0\0\0\0\0\0\0\0\xff\xff'
@@ -238,6 +240,8 @@ function chooseRule(hearing: Hearing): MaybePromise<Verdict> {
   }
   if (typeof rule === 'string') return refuse(verdict, malformed(rule), host)
   verdict.rule = rule
+  const isLost = rule?.rewriting?.headers.set.some(([name]) => view.isDropped(name)) === true
+  if (isLost) return refuse(verdict, malformed('header-connection'), host)
   if (rule?.anonymous) return judgeAnonymous(hearing, rule)
   return identified(hearing, (caller) =>
     caller.known ? judgeKnown(hearing, caller.known) : refuse(verdict, caller.refusal, host),
@@ -245,6 +249,8 @@ function chooseRule(hearing: Hearing): MaybePromise<Verdict> {
 }
 
 function judgeAnonymous({ verdict, stages, host, request, world, nowMs }: Hearing, rule: Rule): Verdict {
+  // Claims may have been asked for to find this rule; it lets anybody through, and tells the API of nobody.
+  verdict.token = undefined
   const over = rule.limits.length > 0 ? overLimits('take', rule, undefined, request, world, nowMs) : undefined
   stages.end('limits')
   return over ? refuse(verdict, over, host) : admit(verdict)
@@ -396,12 +402,14 @@ function priced(
 }
 
 function overSourceLimit(host: HostPolicies, address: Uint8Array, world: World, nowMs: number): Refusal | undefined {
+  const charges: Charge[] = []
   for (const { name, sourceLimit } of host.policies) {
-    if (!sourceLimit) continue
-    const rate = world.sourceRates.take(`${name} ${sourceKey(address)}`, sourceLimit, nowMs)
-    if (!rate.conforms) return limited('source-limit', 'source', 'source', sourceLimit, rate.retryAfterSeconds)
+    if (sourceLimit) charges.push({ key: `${name} ${sourceKey(address)}`, limit: sourceLimit })
   }
-  return undefined
+  const rate = charges.length === 0 ? CONFORMS : world.sourceRates.takeAll(charges, nowMs)
+  return rate.conforms
+    ? undefined
+    : limited('source-limit', 'source', 'source', rate.charge.limit, rate.retryAfterSeconds)
 }
 
 /**
@@ -442,8 +450,6 @@ function giveBackLimits(
   world.sourceRates.giveBack(sources, nowMs)
   world.callerRates.giveBack(callers, nowMs)
 }
-
-const CONFORMS: Rate = { conforms: true }
 
 interface LimitCharge extends Charge {
   readonly limit: RuleLimit

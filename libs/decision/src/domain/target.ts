@@ -32,7 +32,7 @@ export const FAULTS = {
   'path-empty-segment': 'The path has two slashes in a row.',
   'path-dot-segment': 'The path has a segment of one or two dots.',
   'header-duplicated': 'A header that decides about this request was sent more than once.',
-  'header-connection': 'Connection names a header that Tollward sets or reads.',
+  'header-connection': 'Connection names a header that Tollward or a rule sets or reads.',
   'query-ambiguous':
     'A query parameter that decides about this request was sent more than once, or its percent-encoding is malformed.',
   'value-too-long': 'A header or query parameter that a rule compares with a pattern is too long.',

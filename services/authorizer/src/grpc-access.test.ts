@@ -60,12 +60,14 @@ describe('who may ask over gRPC', { skip }, () => {
   })
 
   async function start(env: NodeJS.ProcessEnv): Promise<Service> {
-    return await startService('authorizer', {
-      TOLLWARD_NATS_URL: neighbours.nats.url,
-      TOLLWARD_HEALTH_PORT: String(await freePort()),
-      TOLLWARD_HTTP_PORT: String(await freePort()),
-      ...env,
-    })
+    return resources.use(
+      await startService('authorizer', {
+        TOLLWARD_NATS_URL: neighbours.nats.url,
+        TOLLWARD_HEALTH_PORT: String(await freePort()),
+        TOLLWARD_HTTP_PORT: String(await freePort()),
+        ...env,
+      }),
+    )
   }
 
   function tls(port: number, client?: Pair) {
@@ -162,7 +164,6 @@ describe('who may ask over gRPC', { skip }, () => {
   test('on a unix socket, for its group; what a dead process left is replaced, a live one is not', async () => {
     const path = at('authorizer.sock')
     const service = await start({ TOLLWARD_GRPC_SOCKET: path })
-    resources.use(service)
     assert.equal(statSync(path).mode & 0o777, 0o660)
     using client = grpcClient(Authorization, `unix:${path}`, credentials.createInsecure())
     assert.equal((await client.check(QUESTION, { timeoutMs: 5000 })).status?.code, 0)

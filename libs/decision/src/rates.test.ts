@@ -256,6 +256,17 @@ describe('limits over replicas', { skip }, () => {
     assert.ok(!isAdmitted(other, { path: '/narrow', from }))
   })
 
+  test('what proxies ask about limits alone is told too, and counted apart from what policies limit', async () => {
+    const [one, other] = replicas
+    const charge = { key: 'edge/address', limit: NARROW, hits: 4 }
+    assert.ok(one.decider.rateLimits.rates.takeAll([charge], Date.now()).conforms)
+    const left = () => other.decider.rateLimits.rates.left(charge, Date.now()).requests
+    await eventually(() => left() === NARROW.requests - 4, { what: 'the other to hear' })
+    const sizes = await other.registry.getSingleMetric('tollward_decision_entries')?.get()
+    const size = sizes?.values.find(({ labels }) => labels.table === 'descriptor rates')?.value
+    assert.equal(size, 1)
+  })
+
   test('messages that never came are counted, those that come twice count once, and nonsense counts nothing', async () => {
     const [one, other] = replicas
     const from = newSource()

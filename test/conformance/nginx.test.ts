@@ -12,13 +12,19 @@ describe('the same API behind a real nginx and behind the gateway', { skip }, ()
   proxyTests({ start, applies: ['query'] })
 })
 
-async function start({ proxyPort, apiPort, authorizerPort }: Places, resources: AsyncDisposableStack) {
+async function start({ proxyPort, apiPort, authorizerPort, tls }: Places, resources: AsyncDisposableStack) {
   const { path } = resources.use(await temporaryDirectory('tollward-nginx-'))
   const config = (await readFile(CONFIG, 'utf8'))
+    .replace('listen 127.0.0.1:10001;', tls ? `listen 127.0.0.1:10001 ssl; ${certificates(tls)}` : '$&')
     .replaceAll('127.0.0.1:10001', `127.0.0.1:${proxyPort}`)
     .replaceAll('127.0.0.1:8081', `127.0.0.1:${apiPort}`)
     .replaceAll('127.0.0.1:9192', `127.0.0.1:${authorizerPort}`)
   const file = join(path, 'nginx.conf')
   await writeFile(file, config)
   return await startProxyProcess(await acquireNginx(), ['-p', path, '-c', file, '-e', 'stderr'], resources)
+}
+
+/** As deploy/nginx/README.md has it for bound tokens. */
+function certificates({ cert, key }: NonNullable<Places['tls']>): string {
+  return `ssl_certificate ${cert}; ssl_certificate_key ${key}; ssl_verify_client optional_no_ca;`
 }

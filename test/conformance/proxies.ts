@@ -1,12 +1,24 @@
 import assert from 'node:assert/strict'
 import { hash } from 'node:crypto'
 import { once } from 'node:events'
+import { writeFile } from 'node:fs/promises'
 import { request as httpRequest, type IncomingMessage } from 'node:http'
+import { request as httpsRequest } from 'node:https'
 import { connect } from 'node:net'
+import { join } from 'node:path'
 import { after, before, test } from 'node:test'
 import { type Neighbours, startNeighbours } from '@tollward/decision/testing'
 import { createApi } from '@tollward/example-api'
-import { eventually, freePort, type RunningProcess, type Service, startProcess, startService } from '@tollward/testkit'
+import {
+  eventually,
+  freePort,
+  type RunningProcess,
+  type Service,
+  startProcess,
+  startService,
+  temporaryDirectory,
+} from '@tollward/testkit'
+import { type Authority, makeAuthority } from '../scenario/certificates.ts'
 
 /** What guards the API in these tests: the example's rules, and one for each way in which a body or an answer goes through. */
 const DOCUMENTS = `
@@ -63,6 +75,8 @@ export interface Places {
   readonly proxyPort: number
   readonly apiPort: number
   readonly authorizerPort: number
+  /** Where it is to speak TLS and ask clients for certificates: PEM files of its own, of both in one, and of who vouches for clients. */
+  readonly tls?: { readonly cert: string; readonly key: string; readonly both: string; readonly authority: string }
 }
 
 /** A proxy with Tollward's own configuration of it. */
@@ -79,6 +93,7 @@ interface Stack {
   readonly proxyPort: number
   readonly gatewayPort: number
   readonly authorizerPort: number
+  readonly apiPort: number
   /** Requests that reached the API, as "METHOD url". */
   readonly arrived: string[]
   readonly resources: AsyncDisposableStack
@@ -155,7 +170,20 @@ async function startStack({ start }: ProxyUnderTest): Promise<Stack> {
       throw new Error(`the proxy does not serve:\n${lines.join('\n')}`, { cause })
     },
   )
-  return { neighbours, authorizer, authorizerPort, proxyPort, gatewayPort, arrived, resources: resources.move() }
+  return {
+    ...{ neighbours, authorizer, authorizerPort, proxyPort, gatewayPort, apiPort, arrived },
+    resources: resources.move(),
+  }
+}
+
+/** The proxy's files for TLS. */
+async function tlsFiles(authority: Authority, resources: AsyncDisposableStack): Promise<NonNullable<Places['tls']>> {
+  const { path } = resources.use(await temporaryDirectory('tollward-tls-'))
+  const { cert, key } = await authority.issue('CN=proxy', 'server', { dns: 'api.example' })
+  const files = { cert, key, both: `${cert}\n${key}`, authority: authority.cert }
+  const at = (name: string) => join(path, `${name}.pem`)
+  await Promise.all(Object.entries(files).map(([name, pem]) => writeFile(at(name), pem)))
+  return { cert: at('cert'), key: at('key'), both: at('both'), authority: at('authority') }
 }
 
 /** One request on a connection of its own. */
@@ -384,6 +412,40 @@ export function proxyTests(under: ProxyUnderTest): void {
     assert.equal((await ask(stack.authorizerPort, asked)).status, 200)
   })
 
+  test('a token that is bound to a client certificate counts on a connection with that, and on no other', async () => {
+    const { neighbours, apiPort, authorizerPort } = stack
+    await using resources = new AsyncDisposableStack()
+    const authority = await makeAuthority()
+    const proxyPort = await freePort()
+    const tls = await tlsFiles(authority, resources)
+    const { lines } = await under.start({ proxyPort, apiPort, authorizerPort, tls }, resources)
+    const [own, other] = [await authority.issue('CN=own', 'client'), await authority.issue('CN=other', 'client')]
+    const der = Buffer.from(own.der, 'base64')
+    const confirmation = { method: { case: 'x5tS256', value: hash('sha256', der, 'base64url') } } as const
+    const token = neighbours.issue('tls-client', ['orders'], { confirmation })
+    const status = async (client: { cert?: string; key?: string }) => {
+      const sent = httpsRequest({
+        ...{ host: '127.0.0.1', port: proxyPort, path: '/echo', agent: false, servername: 'api.example' },
+        ...{ ca: authority.cert, ...client },
+        headers: { host: 'api.example', authorization: `Bearer ${token}`, 'x-client-certificate': `:${own.der}:` },
+        signal: AbortSignal.timeout(ANSWER_TIMEOUT_MS),
+      }).end()
+      const [response] = (await once(sent, 'response')) as [IncomingMessage]
+      let body = ''
+      for await (const chunk of response) body += chunk
+      return { status: response.statusCode, body }
+    }
+    const what = `the proxy speaks TLS`
+    await eventually(async () => (await status({})).status === 401, { what }).catch((cause) => {
+      throw new Error(`no ${what}:\n${lines.join('\n')}`, { cause })
+    })
+    assert.equal((await status({ cert: other.cert, key: other.key })).status, 401)
+    const admitted = await status({ cert: own.cert, key: own.key })
+    assert.equal(admitted.status, 200, admitted.body)
+    const { headers } = JSON.parse(admitted.body)
+    assert.deepEqual([headers['x-forwarded-proto'], headers['x-client-certificate']], ['https', undefined])
+  })
+
   test('every request is decided about once, those that are refused too', async () => {
     const asked = async () => {
       const metrics = await (await fetch(`${stack.authorizer.healthUrl}/metrics`)).text()
@@ -577,7 +639,7 @@ export async function startProxyProcess(
   tool: { readonly command: string; readonly args: readonly string[] },
   args: readonly string[],
   resources: AsyncDisposableStack,
-  cwd = process.cwd(),
+  options: { readonly cwd?: string; readonly env?: NodeJS.ProcessEnv } = {},
 ): Promise<RunningProcess> {
-  return resources.use(await startProcess(tool.command, [...tool.args, ...args], { cwd }))
+  return resources.use(await startProcess(tool.command, [...tool.args, ...args], options))
 }

@@ -9,7 +9,7 @@ import { startTestGateway, type TestGateway } from './test-gateway.ts'
 
 const skip = await requires({ tools: ['nats-server', 'openssl'] })
 const WEBSOCKETS_MAX = 5
-const IDLE_MS = 700
+const IDLE_MS = 1500
 
 describe('gateway, WebSockets', { skip }, () => {
   let resources: AsyncDisposableStack

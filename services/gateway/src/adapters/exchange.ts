@@ -150,8 +150,9 @@ export function exchangeOfStream(
   }
 }
 
-function wasCompleted(stream: Http2Stream & { readonly writableFinished: boolean }): boolean {
-  return stream.writableFinished && (stream.rstCode === constants.NGHTTP2_NO_ERROR || stream.rstCode === undefined)
+/** A stream may close before it says that it finished: everything was handed over then, and nobody reset it. */
+function wasCompleted({ writableEnded, rstCode, aborted }: Http2Stream & { readonly writableEnded: boolean }): boolean {
+  return writableEnded && !aborted && (rstCode ?? constants.NGHTTP2_NO_ERROR) === constants.NGHTTP2_NO_ERROR
 }
 
 /** What the API's answer and ours have in common in node:http and node:http2: names with one value or several. */

@@ -8,7 +8,7 @@ local TIMEOUT_MS = 1000
 local UNAVAILABLE = '{"type":"https://tollward.dev/problems/unavailable","title":"Cannot decide now","status":503,'
   .. '"detail":"A part that decides about requests is not reachable; repeat the request after Retry-After seconds."}'
 
--- What the API gets under these names is what the authorizer says, or nothing.
+-- What the API gets under these names is what the authorizer says; where it says nothing, they are among those to remove.
 local COPIED = { 'authorization', 'dpop', 'x-tollward-client', 'x-tollward-subject', 'x-tollward-scopes', 'x-tollward-pass' }
 local UPSTREAM_PREFIX = 'x-tollward-upstream-'
 local ANSWER_PREFIX = 'x-tollward-answer-'
@@ -67,12 +67,8 @@ end
 
 local function admit(txn, said)
   local tell = {}
-  for name in pairs(txn.http:req_get_headers()) do
-    if name:gsub('_', '-'):find('^x%-tollward%-') then txn.http:req_del_header(name) end
-  end
   for name in (said['x-tollward-remove'][0] or ''):gmatch('[^,%s]+') do txn.http:req_del_header(name) end
   for _, name in ipairs(COPIED) do
-    txn.http:req_del_header(name)
     local value = said[name] and said[name][0]
     if value ~= nil and value ~= '' then txn.http:req_set_header(name, value) end
   end

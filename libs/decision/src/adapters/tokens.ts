@@ -4,6 +4,7 @@ import { type Confirmation, IntrospectorService, type TokenInfo } from '@tollwar
 import { AppError } from '@tollward/errors'
 import { decodeJwt } from 'jose'
 import type { Logger } from 'pino'
+import type { Counter } from 'prom-client'
 import { identityHeaders } from '../domain/answer.ts'
 import { BoundedMap } from '../domain/bounded-map.ts'
 import type { KnownToken, MaybePromise } from '../domain/judge.ts'
@@ -44,6 +45,8 @@ interface CachedToken extends KnownToken {
 export class Tokens {
   readonly #introspector: Client<typeof IntrospectorService>
   readonly #metrics: DecisionMetrics
+  /** Counting is on the way of every request, so its counter is looked up once. */
+  readonly #knownLookups: Counter.Internal
   readonly #log: Logger
   readonly #known: RevocableCache<CachedToken>
   readonly #worthlessUntilMs: BoundedMap<string, number>
@@ -55,6 +58,7 @@ export class Tokens {
   constructor(bus: Bus, log: Logger, metrics: DecisionMetrics) {
     this.#introspector = bus.client(IntrospectorService, { timeoutMs: CALL_TIMEOUT_MS })
     this.#metrics = metrics
+    this.#knownLookups = metrics.tokenLookups.labels({ result: 'known' })
     this.#log = log
     const evicted = (table: string) => () => metrics.evictions.inc({ table })
     this.#known = new RevocableCache({
@@ -106,7 +110,7 @@ export class Tokens {
         known.nextRefreshAtMs = nowMs + REFRESH_EVERY_MS
         this.#refresh(token, hash)
       }
-      this.#metrics.tokenLookups.inc({ result: 'known' })
+      this.#knownLookups.inc()
       return known
     }
     const worthlessUntilMs = this.#worthlessUntilMs.get(hash)

@@ -38,6 +38,8 @@ export type Method = UnaryMethod | StreamMethod
 
 /** What calls share. */
 export interface CallOptions {
+  /** Those that are not closed. */
+  readonly calls: Set<Call>
   readonly messageBytesMax: number
   /** A unary call, from its headers to its end. */
   readonly unaryMsMax: number
@@ -56,6 +58,28 @@ const OK_TRAILERS = { 'grpc-status': '0' } as const
 
 export const NOT_ONE_MESSAGE: Failure = { code: Status.unimplemented, message: 'Send exactly one message.' }
 const METHOD_FAILED: Failure = { code: Status.internal, message: 'The method failed.' }
+
+/**
+ * Node's end of a stream lives until the next full collection, and with it all that hangs on it. So its listeners are the same for
+ * all streams, and its call hangs on it only while it lasts.
+ */
+const CALL = Symbol('call')
+
+interface Carrier extends ServerHttp2Stream {
+  [CALL]?: Call | undefined
+}
+
+function onData(this: Carrier, chunk: Buffer): void {
+  this[CALL]?.data(chunk)
+}
+
+function onEnd(this: Carrier): void {
+  this[CALL]?.endOfQuestion()
+}
+
+function onClose(this: Carrier): void {
+  this[CALL]?.closed()
+}
 
 /** One call, from its headers on. */
 export class Call {
@@ -86,8 +110,12 @@ export class Call {
     const asked = header === undefined ? Number.POSITIVE_INFINITY : timeoutMs(String(header))
     const most = 'handle' in method ? options.unaryMsMax : Number.POSITIVE_INFINITY
     this.deadlineMs = nowMs + Math.min(asked ?? 0, most)
-    stream.on('data', (chunk: Buffer) => this.#data(chunk))
-    stream.on('end', () => this.#endOfQuestion())
+    const carrier: Carrier = stream
+    carrier[CALL] = this
+    stream.on('data', onData)
+    stream.on('end', onEnd)
+    stream.on('close', onClose)
+    options.calls.add(this)
     if (asked === undefined) {
       this.end({ code: Status.internal, message: 'grpc-timeout is at most 8 digits and one of H, M, S, m, u, n.' })
     } else if ('open' in method) this.#listener = method.open(this)
@@ -103,16 +131,18 @@ export class Call {
     else this.end({ code: Status.deadlineExceeded, message: 'The call was not asked and answered in time.' })
   }
 
+  /** The stream is closed, in whatever way. */
   closed(): void {
+    this.#options.calls.delete(this)
     if (!this.#ended) this.#options.failed({ code: Status.cancelled, message: 'The client gave up.' })
     this.#ended = true
     this.#listener?.closed()
-    // Node's own end of a stream lives until the next full collection, and with it all that hangs on it.
-    this.#message = undefined
-    this.#stream.removeAllListeners()
+    const carrier: Carrier = this.#stream
+    carrier[CALL] = undefined
   }
 
-  #data(chunk: Buffer): void {
+  /** Bytes of the question have come. */
+  data(chunk: Buffer): void {
     if (this.#ended) return
     const messages = this.#reader.push(chunk)
     if ('code' in messages) this.#unreadable(messages)
@@ -131,7 +161,8 @@ export class Call {
     else this.#message = message
   }
 
-  #endOfQuestion(): void {
+  /** No more of them will. */
+  endOfQuestion(): void {
     if (this.#ended) return
     if (this.#reader.isWithin) this.end({ code: Status.internal, message: 'The last message is not whole.' })
     else if (this.#listener) this.#listener.end()

@@ -125,7 +125,9 @@ function newServer(at: GrpcAddress): Http2Server | Http2SecureServer {
 
 function answering({ methods, failed, log }: GrpcTransportOptions, calls: Set<Call>) {
   const byPath = new Map(methods.map((method) => [method.path, method]))
+  const streamFailed = (error: Error) => log.debug({ err: error }, 'gRPC stream failed')
   const options: CallOptions = {
+    calls,
     messageBytesMax: MESSAGE_BYTES_MAX,
     unaryMsMax: UNARY_MS_MAX,
     failed: (failure, thrown) => {
@@ -134,7 +136,7 @@ function answering({ methods, failed, log }: GrpcTransportOptions, calls: Set<Ca
     },
   }
   return (stream: ServerHttp2Stream, headers: IncomingHttpHeaders) => {
-    stream.on('error', (error) => log.debug({ err: error }, 'gRPC stream failed'))
+    stream.on('error', streamFailed)
     if (headers[':method'] !== 'POST') return refuseHttp(stream, 405)
     if (!isGrpc(headers['content-type'])) return refuseHttp(stream, 415)
     const method = byPath.get(String(headers[':path']))
@@ -143,12 +145,7 @@ function answering({ methods, failed, log }: GrpcTransportOptions, calls: Set<Ca
       failed(unknown)
       return refuse(stream, unknown)
     }
-    const call = new Call(stream, headers, method, performance.now(), options)
-    calls.add(call)
-    stream.on('close', () => {
-      calls.delete(call)
-      call.closed()
-    })
+    new Call(stream, headers, method, performance.now(), options)
   }
 }
 

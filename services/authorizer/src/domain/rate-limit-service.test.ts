@@ -94,6 +94,8 @@ describe("Envoy's rate limit service", () => {
     assert.equal(ask({ descriptors: [{ ...all, hitsAddend: 2n }], hitsAddend: 3 }).statuses[0]?.limitRemaining, 0)
     const later = NOW + 60_000
     assert.equal(ask({ descriptors: [{ ...all, hitsAddend: 0n }] }, later).statuses[0]?.limitRemaining, 5)
+    const back = { ...all, hitsAddend: 3n, isNegativeHits: true }
+    assert.equal(ask({ descriptors: [back] }, later).statuses[0]?.limitRemaining, 5, 'what is given back costs nothing')
     assert.equal(ask({ descriptors: [{ ...all, hitsAddend: 2n ** 64n - 1n }] }, later).overallCode, Code.OVER_LIMIT)
     assert.equal(ask({ descriptors: [all, all, all] }, later).statuses[0]?.limitRemaining, 2)
   })

@@ -53,10 +53,11 @@ export function shouldRateLimit(
   nowMs: number,
 ): { readonly answer: Uint8Array; readonly outcome: RateLimitOutcome } {
   const request = readRequest(bytes)
-  const counted = request.descriptors.map(({ entries, hitsAddend }): Counted | undefined => {
+  const counted = request.descriptors.map(({ entries, hitsAddend, isNegativeHits }): Counted | undefined => {
     const found = matchDescriptor(world.index, request.domain, entries)
     if (!found) return undefined
-    const hits = hitsAddend ?? BigInt(request.hitsAddend || 1)
+    // Nothing is given back here: what conforms again with time needs no giving back. But nothing is charged either.
+    const hits = isNegativeHits ? 0n : (hitsAddend ?? BigInt(request.hitsAddend || 1))
     return { found, charge: { key: keyOf(found, world.hash), limit: found.limit, hits: Number(min(hits, HITS_MAX)) } }
   })
   const { rates } = world

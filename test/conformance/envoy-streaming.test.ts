@@ -1,6 +1,8 @@
 import assert from 'node:assert/strict'
 import { once } from 'node:events'
 import { request as httpRequest, type IncomingMessage } from 'node:http'
+import { connect, createServer, type ServerHttp2Session } from 'node:http2'
+import type { AddressInfo } from 'node:net'
 import type { Duplex } from 'node:stream'
 import { after, before, describe, test } from 'node:test'
 import {
@@ -137,6 +139,28 @@ describe('a gRPC API and WebSockets behind a real Envoy', { skip }, () => {
     socket.destroy()
   })
 
+  test('what trailers of a request say of the caller does not reach the API', async () => {
+    await using api = await startHearingTrailers()
+    const places = {
+      ...plainPlaces(stack.api.port, stack.authorizerPort),
+      'port_value: 50051': `port_value: ${api.port}`,
+    }
+    await using hearing = await startShippedEnvoy('streaming.yaml', places)
+    const session = connect(`http://127.0.0.1:${hearing.port}`)
+    const authorization = `Bearer ${stack.neighbours.issue('trailing-client', ['orders'])}`
+    const head = { ':path': ORDERS.read.path, ':method': 'POST', 'content-type': 'application/grpc', authorization }
+    const sent = session.request(head, { waitForTrailers: true })
+    const trailers = { 'x-tollward-client': 'admin', authorization: 'Bearer x', 'x-kept': '1' }
+    sent.on('wantTrailers', () => sent.sendTrailers(trailers))
+    sent.end('body')
+    await once(sent.resume(), 'close')
+    assert.deepEqual(
+      api.trailers().map((arrived) => Object.keys(arrived)),
+      [['x-kept']],
+    )
+    session.close()
+  })
+
   test('each refusal is a status that gRPC clients understand, with a sentence and the decision', async () => {
     const { neighbours } = stack
     const token = neighbours.issue('refused-client', ['orders'])
@@ -251,5 +275,33 @@ async function startOrders(): Promise<OrdersApi> {
       return last
     },
     [Symbol.asyncDispose]: async () => server.forceShutdown(),
+  }
+}
+
+/** A server that remembers the trailers of requests. */
+async function startHearingTrailers(): Promise<AsyncDisposable & { port: number; trailers: () => object[] }> {
+  const heard: object[] = []
+  const sessions = new Set<ServerHttp2Session>()
+  const server = createServer()
+  server.on('session', (session) => sessions.add(session))
+  server.on('stream', (stream) => {
+    stream.on('trailers', (trailers: object) => heard.push(trailers))
+    stream.resume().on('end', () => {
+      stream.respond({ ':status': 200 })
+      stream.end()
+    })
+  })
+  server.listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const { port } = server.address() as AddressInfo
+  return {
+    port,
+    trailers: () => heard,
+    [Symbol.asyncDispose]: async () => {
+      for (const session of sessions) session.destroy()
+      const closed = once(server, 'close')
+      server.close()
+      await closed
+    },
   }
 }

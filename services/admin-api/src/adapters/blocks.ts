@@ -1,5 +1,5 @@
 import { timestampMs } from '@bufbuild/protobuf/wkt'
-import type { Bus } from '@tollward/bus'
+import type { Bucket, Bus, Entry } from '@tollward/bus'
 import { type AddressRange, bucketContract, CALLER_BLOCKS_MAX, type CallerKind } from '@tollward/contracts'
 import { type Block, BlockSchema } from '@tollward/contracts/enforcement'
 import { AppError } from '@tollward/errors'
@@ -9,13 +9,16 @@ import type { AdminMethods } from './calls.ts'
 /** Writers of one block that may come between before we give up. */
 const ATTEMPTS_MAX = 5
 
+/** Blocks in one answer, some 200 bytes each: a million would fill the memory of both sides. */
+const BLOCKS_LISTED_MAX = 10_000
+
 const CALLER_KINDS: readonly CallerKind[] = ['token', 'grant', 'client', 'subject']
 
 /** Blocks of operators, in the bucket that enforcers watch; sensor-ingest writes there too. */
 export function blockMethods(
   bus: Bus,
   guarded: readonly AddressRange[],
-  callerBlocksMax = CALLER_BLOCKS_MAX,
+  { callerBlocksMax = CALLER_BLOCKS_MAX, blocksListedMax = BLOCKS_LISTED_MAX } = {},
 ): Pick<AdminMethods, 'listBlocks' | 'addBlock' | 'removeBlock'> {
   const bucket = bus.bucket(bucketContract(BlockSchema))
 
@@ -28,8 +31,8 @@ export function blockMethods(
 
   return {
     listBlocks: async () => {
-      const blocks = (await bucket.entries()).map(({ value }) => value)
-      return { blocks: blocks.sort((a, b) => endOf(a) - endOf(b)) }
+      const { blocks, leftOut } = await newest(bucket, blocksListedMax)
+      return { blocks: blocks.sort((a, b) => endOf(a) - endOf(b)), leftOut }
     },
 
     addBlock: async (request, { caller: by }) => {
@@ -55,6 +58,28 @@ export function blockMethods(
       return { removed }
     },
   }
+}
+
+/** What was written last, without ever holding more. */
+async function newest(bucket: Bucket<Block>, max: number): Promise<{ blocks: Block[]; leftOut: number }> {
+  const { promise, resolve } = Promise.withResolvers<{ blocks: Block[]; leftOut: number }>()
+  const begin = () => {
+    const kept = new Map<string, Block>()
+    let leftOut = 0
+    return {
+      set: (key: string, entry: Entry<Block> | undefined) => {
+        kept.delete(key)
+        if (!entry) return
+        kept.set(key, entry.value)
+        if (kept.size <= max) return
+        for (const oldest of kept.keys().take(1)) kept.delete(oldest)
+        leftOut += 1
+      },
+      finish: () => resolve({ blocks: [...kept.values()], leftOut }),
+    }
+  }
+  await using _following = await bucket.follow({ begin, change: () => {} })
+  return await promise
 }
 
 function endOf({ expiresAt }: Block): number {

@@ -2,7 +2,7 @@ import { hash } from 'node:crypto'
 import { type CallerKind, type CallerName, formatCaller, isCallerName, writeCaller } from '@tollward/contracts'
 import { AppError } from '@tollward/errors'
 import type { Command } from 'commander'
-import { answering, duration, type OutputOptions, written } from '../arguments.ts'
+import { answering, duration, leftOutNote, type OutputOptions, written } from '../arguments.ts'
 import { json, printable } from '../output.ts'
 import { blockRow } from '../rows.ts'
 import { type Surroundings, withSession } from '../session.ts'
@@ -26,6 +26,7 @@ export function addDefenceCommands(program: Command, surroundings: Surroundings)
       const rows = found.blocks.map(blockRow)
       const shown = options.output === 'json' ? rows : rows.map((row) => ({ ...row, blocked: blockedText(row) }))
       surroundings.out(written(shown, COLUMNS, 'nobody is blocked', options))
+      surroundings.err(leftOutNote(found.leftOut, 'older blocks'))
     }),
   )
 

@@ -417,6 +417,7 @@ test('conflicts are warnings of an apply, rows of its JSON, and with --strict a 
   for (const name of ['open', 'shut']) await tollward(['delete', 'ApiPolicy', name])
   const missing = await jsonOf(['simulate', '--request', 'GET http://api.example/c', '--client', 'shop'])
   assert.deepEqual([missing.reason, missing.rule], ['no-rule', undefined])
+  assert.equal(stack.scopes.at(-1), 'tollward.read')
 })
 
 test('alerts are shown without what a terminal would act on, and whole as JSON', { skip }, async () => {

@@ -29,7 +29,7 @@ export async function startShippedEnvoy(file: string, places: Places): Promise<S
 }
 
 /** Puts what `places` says in the place of what it names. Throws if something isn't there: then the test would change nothing. */
-export function withPlaces(config: string, places: Places): string {
+function withPlaces(config: string, places: Places): string {
   return Object.entries(places).reduce((text, [place, with_]) => {
     if (!text.includes(place)) throw new RangeError(`the configuration does not have ${place}`)
     return text.replaceAll(place, () => with_)

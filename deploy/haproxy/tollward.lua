@@ -1,12 +1,10 @@
 -- Asks Tollward's authorizer about a request (http-request lua.tollward_decide) and tells the client what it said beside the API's
--- answer (http-response lua.tollward_tell). Whatever is no plain "yes" of the authorizer is a refusal.
+-- answer (http-response lua.tollward_tell). Only a plain "yes" of the authorizer sets txn.tollward, without which haproxy.cfg refuses: also
+-- where this script fails, for then HAProxy goes on as if nothing had been asked.
 
 local AUTHORIZER = os.getenv('TOLLWARD_AUTHORIZER') or '127.0.0.1:9192'
 -- The authorizer answers within 0.8 s, by itself 503 where a part of it is not reachable.
 local TIMEOUT_MS = 1000
-
-local UNAVAILABLE = '{"type":"https://tollward.dev/problems/unavailable","title":"Cannot decide now","status":503,'
-  .. '"detail":"A part that decides about requests is not reachable; repeat the request after Retry-After seconds."}'
 
 -- What the API gets under these names is what the authorizer says; where it says nothing, they are among those to remove.
 local COPIED = { 'authorization', 'dpop', 'x-tollward-client', 'x-tollward-subject', 'x-tollward-scopes', 'x-tollward-pass' }
@@ -57,14 +55,6 @@ local function refuse(txn, status, headers, body)
   txn:done(reply)
 end
 
-local function unavailable(txn)
-  refuse(txn, 503, {
-    ['content-type'] = { [0] = 'application/problem+json' },
-    ['cache-control'] = { [0] = 'no-store' },
-    ['retry-after'] = { [0] = '2' },
-  }, UNAVAILABLE)
-end
-
 local function admit(txn, said)
   local tell = {}
   for name in (said['x-tollward-remove'][0] or ''):gmatch('[^,%s]+') do txn.http:req_del_header(name) end
@@ -84,6 +74,7 @@ local function admit(txn, said)
   tell['x-tollward-decision'] = decision
   txn.http:req_set_uri(said['x-tollward-uri'][0])
   txn:set_priv(tell)
+  txn:set_var('txn.tollward', 'admitted')
 end
 
 local function decide(txn)
@@ -94,16 +85,15 @@ local function decide(txn)
       timeout = TIMEOUT_MS,
     })
   end)
-  if not asked or answer == nil then return unavailable(txn) end
+  if not asked or answer == nil then return end
   local said = answer.headers
   local isWhole = said ~= nil and said['x-tollward-decision'] ~= nil
   if answer.status == 200 and isWhole and said['x-tollward-uri'] ~= nil and said['x-tollward-remove'] ~= nil then
     return admit(txn, said)
   end
   if isWhole and answer.status >= 400 and answer.status < 600 then
-    return refuse(txn, answer.status, said, answer.body)
+    refuse(txn, answer.status, said, answer.body)
   end
-  unavailable(txn)
 end
 
 core.register_action('tollward_decide', { 'http-req' }, decide)

@@ -473,6 +473,8 @@ test('a decision is explained field by field', { skip }, async () => {
     /^tryAgain +npx --no tollward simulate --request 'GET https:\/\/api\.example\/it'\\''s' --from 127\.0\.0\.66 --client 'shop'$/m,
   )
   assert.match((await tollward(['explain', 'x'])).err, /^tollward: A decision id is .*\n$/)
+  const folded = await tollward(['explain', decisionId.replace(/b$/, 'c')])
+  assert.match(folded.err, /^tollward: Nothing is kept of that decision: .*Have the request repeated, or ask .*\.\n$/)
 })
 
 test('flows come a line of JSON each until Ctrl-C, through the command as it is installed', { skip }, async () => {

@@ -56,7 +56,8 @@ export function observationMethods(bus: Bus): Pick<AdminMethods, 'listAlerts' | 
       })
       if (found) return { call: found }
       const reasons = 'of admissions only a sample is, and repeated refusals of one source are folded into their first'
-      throw new AppError('not_found', `Nothing is kept of that decision: ${reasons}.`)
+      const next = 'Have the request repeated, or ask "npx --no tollward simulate" what would happen to it'
+      throw new AppError('not_found', `Nothing is kept of that decision: ${reasons}. ${next}.`)
     },
   }
 }

@@ -1,15 +1,13 @@
 import assert from 'node:assert/strict'
 import { once } from 'node:events'
-import { readFile } from 'node:fs/promises'
 import { request as httpRequest, type IncomingMessage } from 'node:http'
-import { resolve } from 'node:path'
 import { after, before, describe, test } from 'node:test'
 import { EXAMPLE_DOCUMENTS, type Neighbours, startNeighbours } from '@tollward/decision/testing'
 import { createApi } from '@tollward/example-api'
-import { type Envoy, eventually, freePort, requires, type Service, startEnvoy, startService } from '@tollward/testkit'
+import { eventually, freePort, requires, type Service, startService } from '@tollward/testkit'
+import { plainPlaces, startShippedEnvoy } from './envoy-stack.ts'
 
 const skip = await requires({ tools: ['nats-server', 'envoy'] })
-const CONFIG = resolve(import.meta.dirname, '../../deploy/envoy/envoy.yaml')
 
 interface Ask {
   path?: string
@@ -29,7 +27,6 @@ interface Answer {
 describe('the same API behind a real Envoy and behind the gateway', { skip }, () => {
   let neighbours: Neighbours
   let authorizer: Service
-  let envoy: Envoy
   let resources: AsyncDisposableStack
   let throughEnvoy: number
   let throughGateway: number
@@ -60,12 +57,7 @@ describe('the same API behind a real Envoy and behind the gateway', { skip }, ()
         TOLLWARD_UPSTREAM_URL: `http://127.0.0.1:${apiPort}`,
       }),
     )
-    const config = (await readFile(CONFIG, 'utf8'))
-      .replace('port_value: 10000', 'port_value: 0')
-      .replace('port_value: 8081', `port_value: ${apiPort}`)
-      .replace('port_value: 9191', `port_value: ${grpcPort}`)
-    envoy = resources.use(await startEnvoy(config))
-    throughEnvoy = await envoy.port('api')
+    throughEnvoy = resources.use(await startShippedEnvoy('envoy.yaml', plainPlaces(apiPort, grpcPort))).port
   })
   after(() => resources.disposeAsync())
 

@@ -149,24 +149,29 @@ export function collect<R>(node: PathNode<R>, segments: readonly string[], depth
   if (node.anywhere.length > 0) found.push(node.anywhere)
 }
 
-/** Each run between two ** is taken where it first fits, so that nothing is tried twice; the last one fits at the end. */
+/** The end is looked at first, since it mostly decides. Each run between two ** is taken where it first fits: nothing is tried twice. */
 function gapsMatch({ gaps, isOpen }: PathPattern, segments: readonly string[], from: number): boolean {
+  const last = isOpen ? NO_PARTS : (gaps.at(-1) ?? NO_PARTS)
+  const end = segments.length - last.length
+  if (end < from || !runMatches(last, segments, end)) return false
+  const between = isOpen ? gaps.length : gaps.length - 1
   let depth = from
-  for (const [index, run] of gaps.entries()) {
-    const last = segments.length - run.length
-    const isLast = index === gaps.length - 1 && !isOpen
-    if (isLast) return last >= depth && runMatches(run, segments, last)
-    while (depth <= last && !runMatches(run, segments, depth)) depth += 1
-    if (depth > last) return false
+  for (let index = 0; index < between; index++) {
+    const run = gaps[index] ?? NO_PARTS
+    while (depth + run.length <= end && !runMatches(run, segments, depth)) depth += 1
     depth += run.length
+    if (depth > end) return false
   }
   return true
 }
 
+const NO_PARTS: readonly Part[] = []
+
 function runMatches(run: readonly Part[], segments: readonly string[], depth: number): boolean {
-  for (const [index, part] of run.entries()) {
+  for (let index = 0; index < run.length; index++) {
+    const part = run[index]
     const segment = segments[depth + index]
-    if (segment === undefined || !partMatches(part, segment)) return false
+    if (part === undefined || segment === undefined || !partMatches(part, segment)) return false
   }
   return true
 }

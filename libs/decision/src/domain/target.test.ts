@@ -1,7 +1,14 @@
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
 import fc from 'fast-check'
-import { canonicalHost, canonicalTarget, type Fault, methodFault, TARGET_BYTES_MAX } from './target.ts'
+import {
+  canonicalHost,
+  canonicalTarget,
+  type Fault,
+  methodFault,
+  PATH_SEGMENTS_MAX,
+  TARGET_BYTES_MAX,
+} from './target.ts'
 
 /** What is read in two ways by two servers; most of them let somebody past an authoriser once. */
 const REFUSED: readonly (readonly [target: string, fault: Fault])[] = [
@@ -116,6 +123,11 @@ test('rules compare what a path may hold as it is in one spelling, and the API g
   assert.ok(typeof target === 'object')
   assert.deepEqual(target.segments, ['v1:do', 'a@b,%20+', '%3B'])
   assert.equal(target.path, '/v1%3Ado/a%40b%2C%20%2B/%3B')
+})
+
+test('a path has a bounded number of segments', () => {
+  assert.equal(typeof canonicalTarget('a', '/a'.repeat(PATH_SEGMENTS_MAX)), 'object')
+  assert.equal(canonicalTarget('a', '/a'.repeat(PATH_SEGMENTS_MAX + 1)), 'target-too-long')
 })
 
 test('a method that differs from a known one by case only is refused', () => {

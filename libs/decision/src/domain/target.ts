@@ -50,6 +50,8 @@ export type Fault = keyof typeof FAULTS
 
 /** Bytes of path and query together; what browsers and servers commonly take. */
 export const TARGET_BYTES_MAX = 8192
+/** Rules with several ** look at each of them. */
+export const PATH_SEGMENTS_MAX = 256
 /** RFC 1035, 2.3.4. */
 const HOST_BYTES_MAX = 253
 
@@ -94,6 +96,7 @@ export function canonicalTarget(host: string, target: string): Target | Fault {
   const decoded = decodeUnreserved(target.slice(0, end).replace(/[[\]|^]/g, encodeURIComponent))
   if ('fault' in decoded) return decoded.fault
   const segments = comparedSegments(decoded.path)
+  if (segments.length > PATH_SEGMENTS_MAX) return 'target-too-long'
   const fault = segmentFault(segments)
   return fault ?? { host: name, path: decoded.path, query, segments }
 }

@@ -35,7 +35,10 @@ export async function run(
   const bus = resources.use(await connectBus({ servers: config.natsUrl, name, ...nkey, log, registry }))
   const { paymentUrl, guardedAddresses, trustedProxies, upstreamUrl, upstreamTimeoutMs, bodyBytesMax } = config
   const decider = resources.use(
-    await createDecider({ bus, log, registry, config: { source: 'gateway', paymentUrl, guardedAddresses } }),
+    await createDecider({
+      ...{ bus, log, registry, config: { source: 'gateway', paymentUrl, guardedAddresses } },
+      onProgress: (how) => health.starting(how),
+    }),
   )
   health.check('decisions', () => decider.notReady())
 

@@ -2,14 +2,20 @@ import assert from 'node:assert/strict'
 import { createHash } from 'node:crypto'
 import { createServer } from 'node:http'
 import type { AddressInfo } from 'node:net'
+import { join } from 'node:path'
 import { after, before, test } from 'node:test'
+import { create } from '@bufbuild/protobuf'
+import { timestampFromMs } from '@bufbuild/protobuf/wkt'
 import { credentials } from '@grpc/grpc-js'
-import { writeCaller } from '@tollward/contracts'
+import { bucketContract, rangeKey, writeCaller } from '@tollward/contracts'
 import { AdminService } from '@tollward/contracts/admin'
+import { BlockSchema } from '@tollward/contracts/enforcement'
 import { Authorization } from '@tollward/contracts/envoy'
 import { type GrpcClient, grpcClient } from '@tollward/contracts/grpc'
 import { EXAMPLE_DOCUMENTS, type Neighbours, startNeighbours } from '@tollward/decision/testing'
-import { eventually, freePort, requires, startService } from '@tollward/testkit'
+import { eventually, freePort, requires, startProcess, startService } from '@tollward/testkit'
+import { ROOT } from '../checks/copy.ts'
+import { openFaultyLine } from '../scenario/faulty-line.ts'
 import { send } from '../scenario/http.ts'
 
 const skip = await requires({ tools: ['nats-server'] })
@@ -122,4 +128,60 @@ test('an operator blocks a token, a grant, a client or a subject, and its next r
       await eventually(async () => (await ask('192.0.2.1', '/echo', token)) === 200, { what: `${what} passes again` })
     }
   }
+})
+
+/** Enough that reading them is told several times. */
+const MANY = 5000
+const WRITTEN_AT_ONCE = 500
+/** What each question takes longer on the way to NATS: so that what is said on the way can be read. */
+const SLOW_MS = 200
+
+test('a start with many blocks says at each decision point how far it is, and nobody is answered before', {
+  skip,
+}, async () => {
+  const bucket = neighbours.bus.bucket(bucketContract(BlockSchema))
+  const expiresAtMs = Date.now() + 600_000
+  const write = (index: number) => {
+    const range = {
+      address: Uint8Array.of(...new Array(10).fill(0), 255, 255, 10, 1, index >> 8, index & 255),
+      prefixLength: 128,
+    }
+    const value = create(BlockSchema, { format: 1, ...range, expiresAt: timestampFromMs(expiresAtMs) })
+    return bucket.put(rangeKey(range), value, { expiresAtMs })
+  }
+  for (let first = 0; first < MANY; first += WRITTEN_AT_ONCE)
+    await Promise.all(Array.from({ length: WRITTEN_AT_ONCE }, (_, index) => write(first + index)))
+  await using line = await openFaultyLine(neighbours.nats.port)
+  line.set({ slowMs: SLOW_MS })
+  const start = async (name: 'authorizer' | 'gateway') => {
+    const [healthPort, httpPort] = [await freePort(), await freePort()]
+    await using starting = await startProcess(process.execPath, [join(ROOT, `services/${name}/src/main.ts`)], {
+      env: {
+        TOLLWARD_NATS_URL: `nats://127.0.0.1:${line.port}`,
+        TOLLWARD_HEALTH_PORT: String(healthPort),
+        TOLLWARD_HTTP_PORT: String(httpPort),
+        ...(name === 'gateway'
+          ? { TOLLWARD_UPSTREAM_URL: 'http://127.0.0.1:1' }
+          : { TOLLWARD_GRPC_PORT: String(await freePort()) }),
+      },
+    })
+    const told = new Set<string>()
+    const isReady = async () => {
+      const { status, body } = await send(`http://127.0.0.1:${healthPort}/healthz/ready`)
+      const [how] = /\d+ of \d+ blocks are read/.exec(body) ?? []
+      if (how === undefined) return status === 200
+      told.add(how)
+      await assert.rejects(send(`http://127.0.0.1:${httpPort}/public`), { code: 'ECONNREFUSED' })
+      return false
+    }
+    await eventually(isReady, { what: `${name} is ready`, intervalMs: 5, timeoutMs: 30_000 })
+    assert.ok(told.size > 0, starting.lines.join('\n'))
+    for (const how of told) {
+      // The marks of what the tests before lifted are read too.
+      const [read, total] = [...how.matchAll(/\d+/g)].map(Number)
+      assert.ok(read && total && read % 1000 === 0 && read <= total, how)
+      assert.ok(total >= MANY && total < MANY + 100, how)
+    }
+  }
+  await Promise.all([start('authorizer'), start('gateway')])
 })

@@ -238,6 +238,28 @@ describe('authorizer', { skip }, () => {
     client.close()
   })
 
+  test('gRPC reflection, in both versions, and the watch of health answer over the same port', async () => {
+    const client = new Client(address, credentials.createInsecure())
+    const same = (given: Buffer) => given
+    for (const version of ['v1', 'v1alpha']) {
+      const path = `/grpc.reflection.${version}.ServerReflection/ServerReflectionInfo`
+      const call = client.makeBidiStreamRequest(path, same, same)
+      // ServerReflectionRequest { list_services: "*" }
+      call.write(Buffer.from('3a012a', 'hex'))
+      const [answer] = (await once(call, 'data')) as [Buffer]
+      assert.ok(answer.includes(Authorization.typeName), version)
+      call.end()
+      const [status] = await once(call, 'status')
+      assert.equal(status.code, 0)
+    }
+    const watch = client.makeServerStreamRequest('/grpc.health.v1.Health/Watch', same, same, Buffer.alloc(0))
+    const [health] = (await once(watch, 'data')) as [Buffer]
+    assert.deepEqual([...health], [8, 1])
+    watch.on('error', () => {})
+    watch.cancel()
+    client.close()
+  })
+
   describe('forward-auth', () => {
     async function forward(headers: Record<string, string | string[]>, from = '127.0.0.2') {
       const sent = httpRequest({

@@ -18,6 +18,8 @@ import { requires } from '@tollward/testkit'
 import { startTestGateway, type TestGateway } from './test-gateway.ts'
 
 const skip = await requires({ tools: ['nats-server', 'openssl'] })
+/** What waits for an end that does not come fails, rather than wait for ever. */
+const TEST_TIMEOUT_MS = 20_000
 
 const bytes = (value: Buffer) => value
 const method = (name: string, streams: boolean): MethodDefinition<Buffer, Buffer> => ({
@@ -100,7 +102,9 @@ describe('gateway, gRPC', { skip }, () => {
     return promise
   }
 
-  test('calls pass with their trailers and status, and the API hears who calls', async () => {
+  test('calls pass with their trailers and status, and the API hears who calls', {
+    timeout: TEST_TIMEOUT_MS,
+  }, async () => {
     const { error, value, trailers } = await call(SERVICE.say, withToken())
     assert.deepEqual([error, value, trailers.get('x-sum')], [null, 'hello', ['42']])
     assert.deepEqual(heard.get('x-tollward-client'), ['grpc-client'])
@@ -108,7 +112,7 @@ describe('gateway, gRPC', { skip }, () => {
     assert.deepEqual([failed.error?.code, failed.error?.details], [status.ABORTED, 'is so'])
   })
 
-  test('streams go both ways message by message', async () => {
+  test('streams go both ways message by message', { timeout: TEST_TIMEOUT_MS }, async () => {
     const stream = client.makeBidiStreamRequest(SERVICE.talk.path, bytes, bytes, withToken())
     for (const message of ['one', 'two']) {
       stream.write(Buffer.from(message))
@@ -120,14 +124,16 @@ describe('gateway, gRPC', { skip }, () => {
     assert.equal(ended.code, status.OK)
   })
 
-  test('a refusal is a status that a client of gRPC understands, with its sentence and decision', async () => {
+  test('a refusal is a status that a client of gRPC understands, with its sentence and decision', {
+    timeout: TEST_TIMEOUT_MS,
+  }, async () => {
     const { error, trailers } = await call(SERVICE.say, new Metadata())
     assert.equal(error?.code, status.UNAUTHENTICATED)
     assert.match(error?.details ?? '', /Get an access token/)
     assert.match(String(trailers.get('x-tollward-decision')), /^[0-9a-f-]{36}$/)
   })
 
-  test('a stream ends when its caller is revoked', async () => {
+  test('a stream ends when its caller is revoked', { timeout: TEST_TIMEOUT_MS }, async () => {
     const metadata = withToken()
     const stream = client.makeBidiStreamRequest(SERVICE.talk.path, bytes, bytes, metadata)
     stream.write(Buffer.from('one'))

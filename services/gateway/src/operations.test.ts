@@ -17,6 +17,8 @@ import {
 } from './test-gateway.ts'
 
 const skip = await requires({ tools: ['nats-server', 'openssl'] })
+/** What waits for an end that does not come fails, rather than wait for ever. */
+const TEST_TIMEOUT_MS = 20_000
 const PER_SOURCE_MAX = 20
 const BODY_DECISION_BYTES_MAX = 1000
 
@@ -167,7 +169,9 @@ describe('gateway, operations', { skip }, () => {
     assert.equal(second.decision, refused.headers['x-tollward-decision'])
   })
 
-  test('an orderly restart of one of two gateways loses no request of a client that tries the other', async () => {
+  test('an orderly restart of one of two gateways loses no request of a client that tries the other', {
+    timeout: TEST_TIMEOUT_MS,
+  }, async () => {
     let served = 0
     api = (_request, response) => {
       served += 1
@@ -225,7 +229,9 @@ describe('gateway, operations', { skip }, () => {
     assert.ok(served >= answered && retried <= 64, `${served} served, ${answered} answered, ${retried} tried again`)
   })
 
-  test('while it drains, a gateway says so on every connection, and HTTP/2 streams under way are finished', async () => {
+  test('while it drains, a gateway says so on every connection, and HTTP/2 streams under way are finished', {
+    timeout: TEST_TIMEOUT_MS,
+  }, async () => {
     const held: ServerResponse[] = []
     api = (_request, response) => void held.push(response)
     const { service, httpPort, httpsPort } = await gateway.another()
@@ -323,7 +329,9 @@ describe('gateway, operations', { skip }, () => {
     assert.equal(await status(gateway.httpsPort, vouched), 401)
   })
 
-  test('a rule that looks into bodies gets them whole, or knows that they are not, and the API gets them unchanged', async () => {
+  test('a rule that looks into bodies gets them whole, or knows that they are not, and the API gets them unchanged', {
+    timeout: TEST_TIMEOUT_MS,
+  }, async () => {
     api = echo
     const { httpPort, httpsPort } = await gateway.another({
       TOLLWARD_BODY_DECISION_BYTES_MAX: String(BODY_DECISION_BYTES_MAX),

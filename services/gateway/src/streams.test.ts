@@ -7,6 +7,8 @@ import { eventually, requires } from '@tollward/testkit'
 import { askHttp2, connectHttp2, startTestGateway, type TestGateway, textOf } from './test-gateway.ts'
 
 const skip = await requires({ tools: ['nats-server', 'openssl'] })
+/** What waits for an end that does not come fails, rather than wait for ever. */
+const TEST_TIMEOUT_MS = 20_000
 
 /** Many times what may be on the way. */
 const LARGE = 256 * 1024 * 1024
@@ -60,7 +62,9 @@ describe('gateway, streams', { skip }, () => {
     await eventually(stays, { what, intervalMs: 300 })
   }
 
-  test('server-sent events arrive one by one, headers first, over both versions', async () => {
+  test('server-sent events arrive one by one, headers first, over both versions', {
+    timeout: TEST_TIMEOUT_MS,
+  }, async () => {
     let say: (event: string) => void = () => {}
     api = (_request, response) => {
       response.writeHead(200, { 'content-type': 'text/event-stream' }).flushHeaders()
@@ -207,7 +211,7 @@ describe('gateway, streams', { skip }, () => {
     assert.deepEqual([range.status, range.body, range.headers[1]?.['content-range']], [206, 'cde', 'bytes 2-4/10'])
   })
 
-  test('a client that goes away takes its request to the API with it', async () => {
+  test('a client that goes away takes its request to the API with it', { timeout: TEST_TIMEOUT_MS }, async () => {
     for (const version of ['1.1', '2']) {
       const ended = Promise.withResolvers<void>()
       const began = Promise.withResolvers<void>()
@@ -233,7 +237,9 @@ describe('gateway, streams', { skip }, () => {
     assert.ok(before >= 2)
   })
 
-  test('an answer that the API breaks off is no whole answer for the client either', async () => {
+  test('an answer that the API breaks off is no whole answer for the client either', {
+    timeout: TEST_TIMEOUT_MS,
+  }, async () => {
     for (const headers of [{ 'content-length': '100' }, {}]) {
       api = (_request, response) => {
         response.writeHead(200, headers).write('some', () => response.destroy())
@@ -260,7 +266,7 @@ describe('gateway, streams', { skip }, () => {
     assert.equal(received.match(/HTTP\/1\.1/g)?.length, 1)
   })
 
-  test('a stream ends when its token is revoked or its source is blocked', async () => {
+  test('a stream ends when its token is revoked or its source is blocked', { timeout: TEST_TIMEOUT_MS }, async () => {
     api = (_request, response) => void response.writeHead(200).write('open;')
     for (const end of [
       (token: string) => gateway.neighbours.revoke(token),

@@ -1,6 +1,6 @@
 import { execFileSync } from 'node:child_process'
 import { once } from 'node:events'
-import { chmodSync, writeFileSync } from 'node:fs'
+import { chmodSync } from 'node:fs'
 import { createServer, type IncomingMessage, type RequestListener, type Server } from 'node:http'
 import { type ClientHttp2Session, type ClientHttp2Stream, connect, type OutgoingHttpHeaders } from 'node:http2'
 import type { AddressInfo } from 'node:net'
@@ -82,7 +82,7 @@ export async function startTestGateway(
 }
 
 /** Lets a server listen on a free port until the end of the test. */
-export async function listening(server: Server, resources: AsyncDisposableStack): Promise<number> {
+async function listening(server: Server, resources: AsyncDisposableStack): Promise<number> {
   server.listen(0, '127.0.0.1')
   await once(server, 'listening')
   resources.defer(() => {
@@ -122,7 +122,7 @@ export async function connectHttp2(
   return session
 }
 
-export interface Answer {
+interface Answer {
   readonly status: number
   readonly headers: Readonly<Record<string, string | string[] | undefined>>
   readonly body: string
@@ -153,9 +153,4 @@ export async function textOf(message: IncomingMessage): Promise<string> {
   let text = ''
   for await (const chunk of message) text += chunk
   return text
-}
-
-/** Writes a file that others may not read. */
-export function writeSecret(path: string, text: string): void {
-  writeFileSync(path, text, { mode: 0o600 })
 }

@@ -8,6 +8,8 @@ import { WebSocket, WebSocketServer } from 'ws'
 import { startTestGateway, type TestGateway } from './test-gateway.ts'
 
 const skip = await requires({ tools: ['nats-server', 'openssl'] })
+/** What waits for an end that does not come fails, rather than wait for ever. */
+const TEST_TIMEOUT_MS = 20_000
 const WEBSOCKETS_MAX = 5
 const IDLE_MS = 1500
 
@@ -63,7 +65,9 @@ describe('gateway, WebSockets', { skip }, () => {
     return { status: response.statusCode, type: response.headers['content-type'] ?? '', body }
   }
 
-  test('a WebSocket is decided about like any request, and the API hears who calls', async () => {
+  test('a WebSocket is decided about like any request, and the API hears who calls', {
+    timeout: TEST_TIMEOUT_MS,
+  }, async () => {
     using stack = new DisposableStack()
     const refused = await refusal(open(stack))
     assert.deepEqual([refused.status, refused.type], [401, 'application/problem+json'])
@@ -105,7 +109,9 @@ describe('gateway, WebSockets', { skip }, () => {
     }
   })
 
-  test('an open WebSocket ends at once when its token or client is revoked, or its source is blocked', async () => {
+  test('an open WebSocket ends at once when its token or client is revoked, or its source is blocked', {
+    timeout: TEST_TIMEOUT_MS,
+  }, async () => {
     const { neighbours } = gateway
     const ends: [string, (token: string) => Promise<void>][] = [
       ['token-invalid', (token) => neighbours.revoke(token)],
@@ -130,7 +136,7 @@ describe('gateway, WebSockets', { skip }, () => {
     }
   })
 
-  test('no more WebSockets are open than may be, and idle ones end', async () => {
+  test('no more WebSockets are open than may be, and idle ones end', { timeout: TEST_TIMEOUT_MS }, async () => {
     using stack = new DisposableStack()
     const none = async () => (await gateway.metric('tollward_gateway_websockets')) === 0
     await eventually(none, { what: 'those of earlier tests are over' })
@@ -146,7 +152,7 @@ describe('gateway, WebSockets', { skip }, () => {
     assert.equal(busy.readyState, WebSocket.OPEN)
   })
 
-  test('WebSockets end when the gateway does', async () => {
+  test('WebSockets end when the gateway does', { timeout: TEST_TIMEOUT_MS }, async () => {
     using stack = new DisposableStack()
     const client = open(stack, { host: 'open.example' })
     await once(client, 'open')

@@ -106,7 +106,10 @@ const WEBSOCKET_GUID = '258EAFA5-E914-47DA-95CA-C5AB0DC85B11'
 const SOCKET_ANSWER = ['HTTP/1.1 101 Switching Protocols', 'Upgrade: websocket', 'Connection: Upgrade']
 
 /** The example API with what it lacks to show how bodies go through a proxy. */
-async function startApi(arrived: string[], resources: AsyncDisposableStack): Promise<number> {
+async function startApi(
+  arrived: string[],
+  resources: AsyncDisposableStack,
+): Promise<{ port: number; hangUp: () => void }> {
   const api = createApi()
   api.addHook('onRequest', async ({ method, url }) => void arrived.push(`${method} ${url}`))
   api.addContentTypeParser('application/octet-stream', { parseAs: 'buffer' }, (_request, body, done) =>
@@ -133,10 +136,10 @@ async function startApi(arrived: string[], resources: AsyncDisposableStack): Pro
     open.push(socket)
   })
   resources.defer(() => api.close())
-  resources.defer(() => {
+  const hangUp = () => {
     for (const each of open) each.destroy()
-  })
-  return Number(new URL(await api.listen({ host: '127.0.0.1', port: 0 })).port)
+  }
+  return { port: Number(new URL(await api.listen({ host: '127.0.0.1', port: 0 })).port), hangUp }
 }
 
 async function startStack({ start }: ProxyUnderTest): Promise<Stack> {
@@ -144,7 +147,7 @@ async function startStack({ start }: ProxyUnderTest): Promise<Stack> {
   const neighbours = resources.use(await startNeighbours())
   await neighbours.apply(DOCUMENTS)
   const arrived: string[] = []
-  const apiPort = await startApi(arrived, resources)
+  const { port: apiPort, hangUp } = await startApi(arrived, resources)
   const [authorizerPort, gatewayPort, proxyPort] = [await freePort(), await freePort(), await freePort()]
   const shared = { TOLLWARD_NATS_URL: neighbours.nats.url, TOLLWARD_PAYMENT_URL: 'http://pay.example' }
   const authorizer = resources.use(
@@ -165,6 +168,8 @@ async function startStack({ start }: ProxyUnderTest): Promise<Stack> {
     }),
   )
   const { lines } = await start({ proxyPort, apiPort, authorizerPort }, resources)
+  // First of all: a proxy waits for what goes on before it ends.
+  resources.defer(hangUp)
   await eventually(async () => (await ask(proxyPort, {})).status === 200, { what: 'the proxy serves' }).catch(
     (cause) => {
       throw new Error(`the proxy does not serve:\n${lines.join('\n')}`, { cause })

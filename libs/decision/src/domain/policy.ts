@@ -81,8 +81,12 @@ export function compilePolicies(documents: Iterable<ApiPolicy>): PolicyIndex {
   const exactHosts = new Map<string, HostPolicies>()
   const wildcardHosts = new Map<string, HostPolicies>()
   let anyHost: HostPolicies | undefined
+  // A policy of many hosts is compiled once for all those that have the same policies.
+  const compiledOf = new Map<string, HostPolicies>()
   for (const [pattern, sharing] of byPattern) {
-    const compiled = compileHost(sharing)
+    const names = sharing.map(({ metadata }) => metadata.name).join(' ')
+    const compiled = compiledOf.get(names) ?? compileHost(sharing)
+    compiledOf.set(names, compiled)
     if (pattern === '*') anyHost = compiled
     else if (pattern.startsWith('*.')) wildcardHosts.set(pattern.slice(2), compiled)
     else exactHosts.set(pattern, compiled)

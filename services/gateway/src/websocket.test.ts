@@ -59,7 +59,9 @@ describe('gateway, WebSockets', { skip }, () => {
   }
 
   async function refusal(client: WebSocket): Promise<{ status: number | undefined; type: string; body: string }> {
-    const [, response] = (await once(client, 'unexpected-response')) as [unknown, IncomingMessage]
+    const opened = once(client, 'open').then(() => assert.fail('it was not refused'))
+    const refused = once(client, 'unexpected-response') as Promise<[unknown, IncomingMessage]>
+    const [, response] = await Promise.race([refused, opened])
     let body = ''
     for await (const chunk of response) body += chunk
     return { status: response.statusCode, type: response.headers['content-type'] ?? '', body }

@@ -119,6 +119,12 @@ export async function listen(options: ListenerOptions): Promise<Listener> {
   server.maxConnections = options.connectionsMax
   server.on('drop', () => metrics.connectionsRefused.inc({ reason: 'all' }))
   server.prependListener('connection', countingSources(options))
+  // Also those in a handshake, of HTTP/2, and of WebSockets, which the server does not end by itself.
+  const sockets = new Set<Socket>()
+  server.on('connection', (socket: Socket) => {
+    sockets.add(socket)
+    socket.once('close', () => sockets.delete(socket))
+  })
   const open = new Map<Socket, Exchange>()
   server.on('request', (request, response) => {
     const exchange = exchangeOf(request, response, names, ending)
@@ -134,7 +140,7 @@ export async function listen(options: ListenerOptions): Promise<Listener> {
   await new Promise<void>((resolve, reject) => {
     server.once('error', reject).listen(port, host, resolve)
   })
-  const drain = draining(server, sessions, ending, options.drainMs)
+  const drain = draining(server, sessions, sockets, ending, options.drainMs)
   return {
     port: (server.address() as AddressInfo).port,
     renew: (renewed) => (server as SecureServer).setSecureContext({ ...renewed, ...TLS }),
@@ -199,10 +205,6 @@ class Sessions {
     this.#onExchange = onExchange
   }
 
-  get size(): number {
-    return this.#open.size
-  }
-
   begin(socket: TLSSocket): void {
     const session = performServerHandshake(socket, HTTP2)
     this.#open.add(session)
@@ -246,10 +248,6 @@ class Sessions {
   close(): void {
     for (const session of this.#open) session.close()
   }
-
-  destroy(): void {
-    for (const session of this.#open) session.destroy()
-  }
 }
 
 const FLOODS: Readonly<Record<string, string>> = {
@@ -290,6 +288,7 @@ function answerPlain({ decider }: Pick<ListenerOptions, 'decider'>, socket: Dupl
 function draining(
   server: Server | SecureServer,
   sessions: Sessions,
+  sockets: ReadonlySet<Socket>,
   ending: { draining: boolean },
   drainMs: number,
 ): () => Promise<void> {
@@ -302,8 +301,7 @@ function draining(
     sessions.close()
     const idle = setInterval(() => server.closeIdleConnections(), DRAIN_IDLE_MS)
     const end = setTimeout(() => {
-      server.closeAllConnections()
-      sessions.destroy()
+      for (const socket of sockets) socket.destroy()
     }, drainMs)
     await promise
     clearInterval(idle)

@@ -26,12 +26,16 @@ export interface WebSockets {
 /** After its end a WebSocket has so long to send what is left. */
 const LINGER_MS = 1000
 
+/** Those that are open, and whether there may be no more: the gateway ends. */
+type Opened = Set<WebSocket> & { closed: boolean }
+
 /** Decides about WebSockets like about any request, joins admitted ones with the API's, and looks after them. */
 export function webSockets(options: WebSocketOptions): WebSockets {
-  const open = new Set<WebSocket>()
+  const open: Opened = Object.assign(new Set<WebSocket>(), { closed: false })
   return {
     onUpgrade: (request, socket, head) => new WebSocket(options, open, request, socket, head).decide(),
     end: () => {
+      open.closed = true
       for (const one of open) one.end('stopping')
     },
   }
@@ -40,7 +44,7 @@ export function webSockets(options: WebSocketOptions): WebSockets {
 /** One that a client asks for, and what becomes of it. */
 class WebSocket {
   readonly #options: WebSocketOptions
-  readonly #open: Set<WebSocket>
+  readonly #open: Opened
   readonly #request: ReceivedRequest
   readonly #socket: Socket
   readonly #head: Buffer
@@ -52,7 +56,7 @@ class WebSocket {
   #status = 0
   #ended = false
 
-  constructor(options: WebSocketOptions, open: Set<WebSocket>, message: IncomingMessage, socket: Socket, head: Buffer) {
+  constructor(options: WebSocketOptions, open: Opened, message: IncomingMessage, socket: Socket, head: Buffer) {
     const { rawHeaders: fields, method = '', url: target = '' } = message
     this.#options = options
     this.#open = open
@@ -79,7 +83,7 @@ class WebSocket {
   #conclude(decision: Decision, facts: RequestFacts): void {
     this.#decision = decision
     if (!decision.admitted) this.#refuse(decision)
-    else if (this.#open.size >= this.#options.webSocketsMax) this.#fail('too-busy')
+    else if (this.#open.closed || this.#open.size >= this.#options.webSocketsMax) this.#fail('too-busy')
     else if (!this.#ended) this.#ask(decision, facts)
   }
 

@@ -88,7 +88,7 @@ class Passage implements UpstreamListener {
     }
     const facts = requestFacts(request, trustedProxies)
     if (!facts) this.#refuse(decider.refuse('malformed-request'))
-    else if (!decider.needsBody(facts)) this.#judge(facts)
+    else if ((!body && request.method === 'GET') || !decider.needsBody(facts)) this.#judge(facts)
     else if (body) this.#readBeginning(body, facts)
     else this.#judge({ ...facts, body: { bytes: new Uint8Array(), isWhole: true } })
   }

@@ -394,6 +394,7 @@ test('a broadcast reaches everybody who listens now, and nobody keeps it', { ski
   const [teller, one, other] = [await setup.bus('gateway'), await setup.bus('authorizer'), await setup.bus('gateway')]
   const tell = (sequence: bigint) => teller.broadcast(rates, create(RateUsedSchema, { decider: 'd', sequence }))
   assert.ok(tell(1n), 'before anybody listens')
+  await settled(teller)
   await using _one = one.listen(rates, note('one'))
   await using _other = other.listen(rates, note('other'))
   for (const bus of [teller, one, other]) await settled(bus)

@@ -143,7 +143,14 @@ test('a node that takes calls and never answers delays the first look only', { s
 test('a payment that only another node still knows is not missed', { skip }, async () => {
   await using nodes = await pair()
   const { first, second } = nodes
-  const { one, become } = several(sourceOf(first), sourceOf(second))
+  const other = sourceOf(second)
+  const asked: string[] = []
+  const transactions = other.transactions.bind(other)
+  other.transactions = async (txids) => {
+    asked.push(...txids)
+    return await transactions(txids)
+  }
+  const { one, become } = several(sourceOf(first), other)
   await using chain = follow(first, { source: one, pollIntervalMs: POLL_INTERVAL_MS })
   await chain.reaches(await best(first))
   await become('followed', 'equal')
@@ -155,6 +162,10 @@ test('a payment that only another node still knows is not missed', { skip }, asy
   await eventually(() => chain.seen.length > 0, { what: 'the payment is seen' })
   const rival = await first.rpc<{ txid: string }>('bumpfee', [txid, { fee_rate: 100 }])
   await eventually(() => chain.seen.some((output) => output.txid === rival.txid), { what: 'the rival is seen' })
+  // Looks follow one another: when it is asked again, what the look before concluded was told.
+  const looks = () => asked.filter((asking) => asking === txid).length
+  const before = looks()
+  await eventually(() => looks() >= before + 2, { what: 'the other node is asked whether it has the payment' })
   assert.deepEqual(chain.vanished, [])
   await second.stop()
   await eventually(() => chain.vanished.length > 0, { what: 'nobody has it any more' })

@@ -26,15 +26,22 @@ export function copyTree(): TreeCopy {
   for (const file of listed.split('\0')) {
     if (file === '' || !existsSync(join(ROOT, file))) continue
     mkdirSync(dirname(join(path, file)), { recursive: true })
-    cpSync(join(ROOT, file), join(path, file), { verbatimSymlinks: true })
+    copyFile(file, path)
   }
   linkModules(path)
-  for (const shared of ['.tollward/tools', 'bpf/build']) {
-    if (!existsSync(join(ROOT, shared))) continue
-    mkdirSync(dirname(join(path, shared)), { recursive: true })
-    symlinkSync(join(ROOT, shared), join(path, shared))
+  const tools = '.tollward/tools'
+  if (existsSync(join(ROOT, tools))) {
+    mkdirSync(dirname(join(path, tools)), { recursive: true })
+    symlinkSync(join(ROOT, tools), join(path, tools))
   }
+  // Not a link: whoever breaks a kernel program must neither load another copy's object nor leave theirs to us.
+  if (existsSync(join(ROOT, 'bpf/build'))) copyFile('bpf/build', path)
   return { path, [Symbol.dispose]: () => rmSync(path, { recursive: true, force: true }) }
+}
+
+/** With its time, so that only what is changed in the copy is built again. */
+function copyFile(file: string, copy: string): void {
+  cpSync(join(ROOT, file), join(copy, file), { verbatimSymlinks: true, recursive: true, preserveTimestamps: true })
 }
 
 function linkModules(copy: string): void {

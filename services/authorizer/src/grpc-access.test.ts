@@ -128,7 +128,7 @@ describe('who may ask over gRPC', { skip }, () => {
     assert.equal(await shown(it.port), 'server')
 
     writeFileSync(at('changing.pem'), 'nonsense')
-    await it.service.line(/certificate not replaced/)
+    await it.service.line(/certificate not renewed/)
     assert.equal(await shown(it.port), 'server')
     for (const kind of ['key', 'pem']) {
       copyFileSync(at(`later.${kind}`), at(`changing.${kind}.new`))

@@ -7,6 +7,7 @@ export interface AuthorizerMetrics {
   readonly unapplied: Counter<'part'>
   readonly rateLimits: Counter<'outcome'>
   readonly failedCalls: Counter<'code'>
+  readonly tlsReloads: Counter<'result'>
 }
 
 /** Registers them all. */
@@ -41,6 +42,12 @@ export function authorizerMetrics(registry: Registry): AuthorizerMetrics {
       name: 'tollward_authorizer_grpc_failed_total',
       help: 'gRPC calls that did not end with OK, by status code: given up by the client (1), too late (4), or not to be read.',
       labelNames: ['code'],
+      registers,
+    }),
+    tlsReloads: new Counter({
+      name: 'tollward_authorizer_tls_reloads_total',
+      help: 'Changes of the certificate files, taken or refused: then the one before stays in use.',
+      labelNames: ['result'],
       registers,
     }),
   }

@@ -1,9 +1,7 @@
 import { connectBus } from '@tollward/bus'
 import { createDecider } from '@tollward/decision'
 import { AppError } from '@tollward/errors'
-import { aborted, readSecretFile, type ServiceContext } from '@tollward/runtime'
-import type { Logger } from 'pino'
-import { openCertificates } from './adapters/certificates.ts'
+import { aborted, readSecretFile, readTlsFiles, type ServiceContext } from '@tollward/runtime'
 import { startForwardAuthServer } from './adapters/forward-auth-server.ts'
 import { startGrpcServer } from './adapters/grpc-server.ts'
 import type { GrpcAddress } from './adapters/grpc-transport.ts'
@@ -29,7 +27,7 @@ export async function run({ name, config, log, registry, health, signal }: Servi
   const grpc = resources.use(
     await startGrpcServer({
       ...shared,
-      at: grpcAddress(config, log),
+      at: await grpcAddress(config),
       trustedProxies,
       notReady: () => health.reasons()[0],
     }),
@@ -47,7 +45,7 @@ export async function run({ name, config, log, registry, health, signal }: Servi
   await aborted(signal)
 }
 
-function grpcAddress(config: Config, log: Logger): GrpcAddress {
+async function grpcAddress(config: Config): Promise<GrpcAddress> {
   const { grpcHost: host, grpcPort: port, grpcSocket: socket } = config
   const { grpcTlsCertFile: certFile, grpcTlsKeyFile: keyFile, grpcClientCaFile: clientCaFile } = config
   if (socket !== undefined) {
@@ -57,7 +55,8 @@ function grpcAddress(config: Config, log: Logger): GrpcAddress {
     return { socket }
   }
   if (certFile !== undefined && keyFile !== undefined) {
-    return { host, port, certificates: openCertificates({ certFile, keyFile, clientCaFile }, log) }
+    const files = { certFile, keyFile, clientCaFile }
+    return { host, port, tls: { files, material: await readTlsFiles(files) } }
   }
   if (certFile ?? keyFile ?? clientCaFile) {
     throw new AppError(
@@ -65,5 +64,5 @@ function grpcAddress(config: Config, log: Logger): GrpcAddress {
       'GRPC_TLS_CERT_FILE and GRPC_TLS_KEY_FILE belong together; GRPC_CLIENT_CA_FILE needs both',
     )
   }
-  return { host, port, certificates: undefined }
+  return { host, port, tls: undefined }
 }

@@ -3,11 +3,17 @@ import { connectBus } from '@tollward/bus'
 import { parseAddress } from '@tollward/contracts'
 import { createDecider, isTrusted } from '@tollward/decision'
 import { AppError } from '@tollward/errors'
-import { aborted, readSecretFile, type ServiceContext } from '@tollward/runtime'
+import {
+  aborted,
+  readSecretFile,
+  readTlsFiles,
+  type ServiceContext,
+  type TlsFiles,
+  watchTlsFiles,
+} from '@tollward/runtime'
 import { openAccessLog } from './adapters/access-log.ts'
 import { type Listener, type ListenerOptions, listen } from './adapters/listener.ts'
 import { type ProxyContext, pass } from './adapters/proxy.ts'
-import { readTlsFiles, type TlsFiles, watchTlsFiles } from './adapters/tls-files.ts'
 import { openUpstream } from './adapters/upstream.ts'
 import { openUpstreamHttp2 } from './adapters/upstream-http2.ts'
 import { webSockets } from './adapters/websocket.ts'
@@ -75,7 +81,9 @@ export async function run(
   await serve({ host: config.httpHost, port: config.httpPort })
   if (files && tls) {
     const https = await serve({ host: config.httpsHost, port: config.httpsPort, tls })
-    const watch = resources.use(watchTlsFiles(files, tls, (read) => https.renew(read), { log, metrics }))
+    const watch = resources.use(
+      watchTlsFiles(files, tls, (read) => https.renew(read), { log, reloads: metrics.tlsReloads }),
+    )
     onHangup(() => void watch.check())
   }
   health.ready()

@@ -12,6 +12,8 @@ import { connect as connectTcp } from 'node:net'
 import { describe, test } from 'node:test'
 import { eventually } from '@tollward/testkit'
 import { pino } from 'pino'
+import { Registry } from 'prom-client'
+import { authorizerMetrics } from '../metrics.ts'
 import type { Method } from './grpc-calls.ts'
 import type { Failure } from './grpc-messages.ts'
 import { startGrpcTransport } from './grpc-transport.ts'
@@ -42,9 +44,12 @@ async function serving(more: readonly Method[] = []) {
     { path: '/t.T/Rejects', handle: () => Promise.reject(new Error('a secret')) },
     ...more,
   ]
-  const at = { host: '127.0.0.1', port: 0, certificates: undefined }
+  const at = { host: '127.0.0.1', port: 0, tls: undefined }
   const failed = (failure: Failure) => failures.push(failure)
-  const server = resources.use(await startGrpcTransport({ at, methods, failed, log: pino({ level: 'silent' }) }))
+  const { tlsReloads } = authorizerMetrics(new Registry())
+  const server = resources.use(
+    await startGrpcTransport({ at, methods, failed, tlsReloads, log: pino({ level: 'silent' }) }),
+  )
   const session = resources.adopt(connect(`http://127.0.0.1:${server.port}`), (open) => open.destroy())
   const owned = resources.move()
   return { server, session, failures, held, [Symbol.asyncDispose]: () => owned.disposeAsync() }

@@ -9,8 +9,9 @@ import type {
 import { constants, createSecureServer, createServer } from 'node:http2'
 import type { AddressInfo } from 'node:net'
 import { setTimeout as setTimeoutPromise } from 'node:timers/promises'
+import { type TlsFiles, type TlsMaterial, watchTlsFiles } from '@tollward/runtime'
 import type { Logger } from 'pino'
-import type { Certificates } from './certificates.ts'
+import type { Counter } from 'prom-client'
 import { Call, type CallOptions, type Method, refuse, stop } from './grpc-calls.ts'
 import { type Failure, Status } from './grpc-messages.ts'
 import { bindSocket } from './grpc-socket.ts'
@@ -20,13 +21,21 @@ export interface GrpcTransportOptions {
   readonly methods: readonly Method[]
   /** Hears of every call that does not end with OK. */
   readonly failed: (failure: Failure) => void
+  /** Counts what became of changed certificates. */
+  readonly tlsReloads: Counter<'result'>
   readonly log: Logger
 }
 
 /** Where it listens: over TCP, with TLS where there are certificates, or on a unix socket. */
 export type GrpcAddress =
-  | { readonly host: string; readonly port: number; readonly certificates: Certificates | undefined }
+  | { readonly host: string; readonly port: number; readonly tls: GrpcTls | undefined }
   | { readonly socket: string }
+
+/** With authorities for clients in it, only who has a certificate of theirs may ask. */
+interface GrpcTls {
+  readonly files: TlsFiles
+  readonly material: TlsMaterial
+}
 
 export interface ListeningServer extends AsyncDisposable {
   /** 0: it listens on a unix socket. */
@@ -70,7 +79,7 @@ const SHUTDOWN_NOTICE_STREAM = 2 ** 31 - 1
  * At the end it says so (GOAWAY), and takes calls that were sent before that was heard; what is under way has DRAIN_MS.
  */
 export async function startGrpcTransport(options: GrpcTransportOptions): Promise<ListeningServer> {
-  const { at, log } = options
+  const { at, tlsReloads, log } = options
   const server = newServer(at)
   const calls = new Set<Call>()
   const sessions = new Set<ServerHttp2Session>()
@@ -84,9 +93,10 @@ export async function startGrpcTransport(options: GrpcTransportOptions): Promise
   server.on('sessionError', (error) => log.debug({ err: error }, 'gRPC connection failed'))
   server.on('tlsClientError', (error: Error) => log.debug({ err: error }, 'TLS handshake failed'))
   await using resources = new AsyncDisposableStack()
-  const certificates = 'host' in at ? at.certificates : undefined
-  if (certificates && 'setSecureContext' in server) {
-    resources.defer(certificates.follow((files) => server.setSecureContext(files)))
+  const tls = 'host' in at ? at.tls : undefined
+  if (tls && 'setSecureContext' in server) {
+    const renew = (read: TlsMaterial) => server.setSecureContext(read)
+    resources.use(watchTlsFiles(tls.files, tls.material, renew, { log, reloads: tlsReloads }))
   }
   const deadlines = setInterval(() => expireCalls(calls, performance.now()), DEADLINE_TICK_MS)
   resources.defer(() => clearInterval(deadlines))
@@ -114,11 +124,13 @@ function newServer(at: GrpcAddress): Http2Server | Http2SecureServer {
       maxHeaderListSize: CALL_HEADER_BYTES_MAX,
     },
   }
-  if ('socket' in at || !at.certificates) return createServer(options)
+  if ('socket' in at || !at.tls) return createServer(options)
+  const isAsked = at.tls.material.ca !== undefined
   return createSecureServer({
     ...options,
-    ...at.certificates.current,
-    ...at.certificates.demands,
+    ...at.tls.material,
+    requestCert: isAsked,
+    rejectUnauthorized: isAsked,
     minVersion: 'TLSv1.2',
   })
 }

@@ -1,10 +1,10 @@
 import { readFile, stat } from 'node:fs/promises'
-import { createSecureContext, type SecureContextOptions } from 'node:tls'
-import { readSecretFile } from '@tollward/runtime'
+import { createSecureContext } from 'node:tls'
 import type { Logger } from 'pino'
-import type { GatewayMetrics } from '../metrics.ts'
+import type { Counter } from 'prom-client'
+import { readSecretFile } from './config.ts'
 
-/** PEM files. */
+/** PEM files of a server. */
 export interface TlsFiles {
   readonly certFile: string
   readonly keyFile: string
@@ -12,16 +12,24 @@ export interface TlsFiles {
   readonly clientCaFile: string | undefined
 }
 
-/** How often files are looked at: certificates are renewed days before they end. */
-const CHECK_EVERY_MS = 5000
+/** What stands in them: options of Node's TLS servers. */
+export interface TlsMaterial {
+  readonly cert: string
+  readonly key: string
+  readonly ca?: string
+}
 
-/** Reads them. Throws if they make no server. */
-export async function readTlsFiles({ certFile, keyFile, clientCaFile }: TlsFiles): Promise<SecureContextOptions> {
+/** How often files are looked at, by their times and sizes alone; certificates are renewed days before they end. */
+const CHECK_EVERY_MS = 1000
+
+/** Reads them. Throws if they make no server, or others may read the key. */
+export async function readTlsFiles({ certFile, keyFile, clientCaFile }: TlsFiles): Promise<TlsMaterial> {
   const read = {
     cert: await readFile(certFile, 'utf8'),
     key: readSecretFile(keyFile),
     ...(clientCaFile !== undefined && { ca: await readFile(clientCaFile, 'utf8') }),
   }
+  // Throws unless the key is the certificate's.
   createSecureContext(read)
   return read
 }
@@ -32,29 +40,30 @@ export interface TlsWatch extends Disposable {
   check(): Promise<void>
 }
 
-/** Begins to look after them. `current`: what is in use. */
+/** Begins to look after them. `current`: what is in use; `reloads` counts what became of changes. */
 export function watchTlsFiles(
   files: TlsFiles,
-  current: SecureContextOptions,
-  renew: (read: SecureContextOptions) => void,
-  { log, metrics }: { readonly log: Logger; readonly metrics: GatewayMetrics },
+  current: TlsMaterial,
+  renew: (read: TlsMaterial) => void,
+  { log, reloads }: { readonly log: Logger; readonly reloads: Counter<'result'> },
 ): TlsWatch {
   let inUse = JSON.stringify(current)
-  let refused = ''
+  let known = ''
   const check = async () => {
     const found = await stamp(files)
-    if (found === refused) return
+    if (found === known) return
     try {
       const read = await readTlsFiles(files)
+      known = found
       if (JSON.stringify(read) === inUse) return
       renew(read)
       inUse = JSON.stringify(read)
-      metrics.tlsReloads.inc({ result: 'taken' })
+      reloads.inc({ result: 'taken' })
       log.info({ certFile: files.certFile }, 'certificate renewed')
     } catch (error) {
       // Told once for each state of the files.
-      refused = found
-      metrics.tlsReloads.inc({ result: 'refused' })
+      known = found
+      reloads.inc({ result: 'refused' })
       log.error({ err: error, certFile: files.certFile }, 'certificate not renewed, the old one stays in use')
     }
   }

@@ -265,12 +265,12 @@ describe('authorizer', { skip }, () => {
   })
 
   describe('forward-auth', () => {
-    async function forward(headers: Record<string, string | string[]>, from = '127.0.0.2') {
+    async function forward(headers: Record<string, string | string[]>, from = '127.0.0.2', path = '/forward-auth') {
       const sent = httpRequest({
         host: '127.0.0.1',
         port: httpPort,
         localAddress: from,
-        path: '/forward-auth',
+        path,
         headers,
         agent: false,
       })
@@ -343,6 +343,17 @@ describe('authorizer', { skip }, () => {
       const { status, body } = await forward(original('/public'), '127.0.0.3')
       assert.equal(status, 403)
       assert.match(JSON.parse(body).type, /untrusted-proxy$/)
+    })
+
+    test('a refusal is made whole again for configured proxies, and for nobody else', async () => {
+      const refused = await forward(original('/internal'), '127.0.0.2', '/forward-auth?for=nginx')
+      const packed = { 'x-tollward-refusal': String(refused.headers['x-tollward-refusal']) }
+      const whole = await forward(packed, '127.0.0.2', '/refusal')
+      assert.equal(whole.status, Number(refused.headers['x-tollward-status']))
+      assert.match(JSON.parse(whole.body).type, /token-missing$/)
+      const stranger = await forward(packed, '127.0.0.3', '/refusal')
+      assert.equal(stranger.status, 403)
+      assert.match(JSON.parse(stranger.body).type, /untrusted-proxy$/)
     })
 
     test('a question that does not say once what the request was is refused', async () => {

@@ -46,3 +46,12 @@ function cell(value: unknown): string {
   const text = printable(String(value))
   return text.length <= CELL_WIDTH_MAX ? text : `${text.slice(0, CELL_WIDTH_MAX - 1)}…`
 }
+
+/** What a text is as JSON; the text itself where it is none. */
+export function jsonOrText(text: string): unknown {
+  try {
+    return JSON.parse(text)
+  } catch {
+    return text
+  }
+}

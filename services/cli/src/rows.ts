@@ -16,6 +16,7 @@ import { type Invoice, type Pass, PassState } from '@tollward/contracts/payment'
 import { type CallObserved, Direction, type Flow, Outcome } from '@tollward/contracts/sensor'
 import type { Grant, RegisteredClient, Session, SigningKey, User } from '@tollward/contracts/token'
 import { z } from 'zod'
+import { jsonOrText } from './output.ts'
 
 /*
  * Answers of admin-api as rows: addresses and times as text, amounts as numbers (no amount of bitcoin exceeds 2^53 sats), enum
@@ -118,7 +119,7 @@ const Shown = z.object({
 })
 
 export function alertRow({ publishedAt, severity, ocsfJson }: PublishedFinding) {
-  const finding = parsed(ocsfJson)
+  const finding = jsonOrText(ocsfJson)
   const shown = Shown.safeParse(finding).data
   return {
     ...{ publishedAt: timeText(publishedAt), severity: word(Severity, severity), title: shown?.finding_info?.title },
@@ -182,12 +183,4 @@ function endpoint(bytes: Uint8Array, port: number): string {
 
 function address(bytes: Uint8Array): string {
   return bytes.length === 16 ? formatAddress(bytes) : ''
-}
-
-function parsed(text: string): unknown {
-  try {
-    return JSON.parse(text)
-  } catch {
-    return text
-  }
 }

@@ -4,7 +4,7 @@ import { type Command, InvalidArgumentError, Option } from 'commander'
 import { AnswerIsNo } from '../answer.ts'
 import { answering, type OutputOptions, several } from '../arguments.ts'
 import type { ExampleRow } from '../examples.ts'
-import { json, printable } from '../output.ts'
+import { json, jsonOrText, printable } from '../output.ts'
 import { type Surroundings, withSession } from '../session.ts'
 import { simulationRow, simulationText } from '../simulating.ts'
 import { readText } from '../text-file.ts'
@@ -187,12 +187,4 @@ function claim(text: string, before: readonly Claim[]): readonly Claim[] {
   const at = text.indexOf('=')
   if (at < 1) throw new InvalidArgumentError('It is a name and a value, such as tenant=acme.')
   return [...before, [text.slice(0, at), jsonOrText(text.slice(at + 1))]]
-}
-
-function jsonOrText(text: string): unknown {
-  try {
-    return JSON.parse(text)
-  } catch {
-    return text
-  }
 }

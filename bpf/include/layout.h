@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * What kernel and user space share: keys and values of the maps, records of the rings.
- * libs/libbpf/src/layout.ts reads and writes the same bytes; a test compares both through the object's BTF.
+ * What kernel and user space share: keys and values of the maps, records of the rings; of flows in
+ * flow-layout.h. libs/libbpf/src/layout.ts and flow-layout.ts read and write the same bytes; a test compares
+ * both through the object's BTF.
  * Addresses are always 16 bytes, IPv4 as ::ffff:a.b.c.d; ports and lengths are in host byte order; times are
  * nanoseconds of CLOCK_BOOTTIME. Structures have no holes, so that they can be hash keys and compared as
  * bytes. Whatever changes here changes LAYOUT_VERSION: pinned maps of another version are never adopted.
@@ -11,8 +12,11 @@
 
 #include <linux/types.h>
 
-#define LAYOUT_VERSION	     1
+#define LAYOUT_VERSION	     2
 #define MANAGEMENT_PORTS_MAX 16
+
+#define CHECK_SIZE(type, size)	      _Static_assert(sizeof(type) == (size), #type " has another size")
+#define CHECK_OFFSET(type, field, at) _Static_assert(__builtin_offsetof(type, field) == (at), #field " moved")
 
 struct address {
 	__u8 bytes[16];
@@ -61,47 +65,6 @@ struct cidr6_key {
 	__u8 address[16];
 };
 
-enum flow_direction {
-	FLOW_INGRESS = 0,
-	FLOW_EGRESS = 1,
-};
-
-struct flow_key {
-	struct address source;
-	struct address destination;
-	__u16 source_port;
-	__u16 destination_port; /* ICMP: type << 8 | code */
-	__u8 protocol;
-	__u8 direction;
-	__u16 zero;
-};
-
-/* Bits 0-7 of flags are the TCP flags of all packets OR-ed. */
-enum flow_flag {
-	FLOW_TCP_FLAGS = 0xff,
-	FLOW_ESTABLISHED = 1 << 16, /* this kernel completed the handshake: the source is not forged */
-	FLOW_FRAGMENT = 1 << 17,    /* non-first fragments, counted without ports */
-	FLOW_AUDITED = 1 << 18,	    /* would have been dropped, were it not for audit mode */
-};
-
-struct flow {
-	__u64 packets;
-	__u64 bytes; /* of IP, headers included; of dropped packets too */
-	__u64 dropped_packets;
-	__u64 first_seen_ns;
-	__u64 last_seen_ns;
-	__u32 pure_syns; /* SYN without ACK */
-	__u32 flags;
-	__u32 ifindex;
-	__u32 vlan; /* outermost id, 0: none */
-};
-
-/* Record of the ring spilled_flows: a packet for which the flow map had no room. */
-struct spilled_flow {
-	struct flow_key key;
-	struct flow flow;
-};
-
 /* Record of the ring first_hits: the first packet that an entry drops, once per entry. */
 struct first_hit {
 	__u64 at_ns;
@@ -135,11 +98,8 @@ enum counter {
 	COUNTER_FLOW_MAP_BUSY = 25,
 	COUNTER_FLOW_SPILL_LOST = 26,
 	COUNTER_EGRESS_UNPARSED = 27,
-	COUNTER_SLOTS = 32,
+	COUNTER_SLOTS = 96,
 };
-
-#define CHECK_SIZE(type, size)	      _Static_assert(sizeof(type) == (size), #type " has another size")
-#define CHECK_OFFSET(type, field, at) _Static_assert(__builtin_offsetof(type, field) == (at), #field " moved")
 
 CHECK_SIZE(struct address, 16);
 CHECK_SIZE(struct config, 48);
@@ -149,12 +109,6 @@ CHECK_OFFSET(struct block, rule_id, 32);
 CHECK_OFFSET(struct block, prefix_length, 37);
 CHECK_SIZE(struct cidr4_key, 8);
 CHECK_SIZE(struct cidr6_key, 20);
-CHECK_SIZE(struct flow_key, 40);
-CHECK_OFFSET(struct flow_key, source_port, 32);
-CHECK_OFFSET(struct flow_key, protocol, 36);
-CHECK_SIZE(struct flow, 56);
-CHECK_OFFSET(struct flow, pure_syns, 40);
-CHECK_SIZE(struct spilled_flow, 96);
 CHECK_SIZE(struct first_hit, 32);
 
 #endif

@@ -5,7 +5,7 @@
 
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
-#include "layout.h"
+#include "flow-layout.h"
 
 /* About 110 bytes an entry, preallocated: 14 MiB. An exact address costs one hash lookup however many there
  * are. */

@@ -98,6 +98,7 @@ export const BUCKETS: Readonly<Record<string, BucketTopology>> = {
   blocks: { maxBytes: 512 * MIB },
   passes: { maxBytes: 512 * MIB },
   conduct: { maxBytes: 256 * MIB },
+  sensors: { maxBytes: 16 * MIB },
   'oidc-ClientSecret': { maxBytes: 16 * MIB },
   'oidc-Client': { maxBytes: 64 * MIB },
   'oidc-ClientCredentials': { maxBytes: 512 * MIB },
@@ -190,8 +191,13 @@ export const ACCESS: Readonly<Record<string, Access>> = {
   authorizer: { ...DECISION_POINT, publishes: ['tollward.sensor.v1.call.observed.authorizer', RATE_USED] },
   gateway: { ...DECISION_POINT, publishes: ['tollward.sensor.v1.call.observed.gateway', RATE_USED] },
   'node-sensor': {
-    publishes: ['tollward.sensor.v1.flow.observed.*', 'tollward.detection.v1.alert.raised'],
+    publishes: [
+      'tollward.sensor.v1.flow.observed.*',
+      'tollward.sensor.v1.call.captured.*',
+      'tollward.detection.v1.alert.raised',
+    ],
     readsBuckets: ['blocks', 'documents'],
+    writesBuckets: ['sensors'],
   },
   'sensor-ingest': {
     publishes: ['tollward.detection.v1.alert.raised', 'tollward.enforcement.v1.>'],
@@ -210,8 +216,8 @@ export const ACCESS: Readonly<Record<string, Access>> = {
       { stream: FINDING_STREAM, filter: `${FINDING_SUBJECT}.*` },
       { stream: 'OBSERVED', filter: 'tollward.sensor.v1.call.observed.*' },
     ],
-    listens: ['tollward.sensor.v1.flow.observed.*'],
-    readsBuckets: ['documents', 'blocks', 'passes'],
+    listens: ['tollward.sensor.v1.flow.observed.*', 'tollward.sensor.v1.call.captured.*'],
+    readsBuckets: ['documents', 'blocks', 'passes', 'sensors'],
     writesBuckets: ['documents', 'blocks'],
     calls: ['auth-issuer', 'token-introspector', 'payment-verifier', 'payment-treasury', 'payment-conduct'],
   },

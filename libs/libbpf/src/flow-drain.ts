@@ -1,4 +1,4 @@
-import { decodeFlow, FLOW, FLOW_KEY, type FlowRecord } from './layout.ts'
+import { decodeFlow, FLOW, FLOW_KEY, type FlowRecord } from './flow-layout.ts'
 import type { BpfMap } from './map.ts'
 
 /** Turns over the two generations of flows, so that what is read is whole and nobody adds to it. */

@@ -3,7 +3,7 @@ import { once } from 'node:events'
 import { test } from 'node:test'
 import { Worker } from 'node:worker_threads'
 import { FlowDrain } from './flow-drain.ts'
-import { decodeSpilledFlow, type FlowRecord } from './layout.ts'
+import { decodeSpilledFlow, type FlowRecord } from './flow-layout.ts'
 import { testRun } from './object.ts'
 import { RingReader } from './ring.ts'
 import {

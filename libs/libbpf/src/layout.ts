@@ -4,7 +4,7 @@
  */
 
 /** Pinned maps of another version are never adopted: it is part of the pin directory. */
-export const LAYOUT_VERSION = 1
+export const LAYOUT_VERSION = 2
 export const MANAGEMENT_PORTS_MAX = 16
 
 export const CONFIG = { bytes: 48, layoutVersion: 0, mode: 4, netnsInum: 8, managementPorts: 16 } as const
@@ -20,33 +20,10 @@ export const BLOCK = {
 } as const
 export const CIDR4_KEY = { bytes: 8, prefixLength: 0, address: 4 } as const
 export const CIDR6_KEY = { bytes: 20, prefixLength: 0, address: 4 } as const
-export const FLOW_KEY = {
-  bytes: 40,
-  source: 0,
-  destination: 16,
-  sourcePort: 32,
-  destinationPort: 34,
-  protocol: 36,
-  direction: 37,
-} as const
-export const FLOW = {
-  bytes: 56,
-  packets: 0,
-  bytesTotal: 8,
-  droppedPackets: 16,
-  firstSeenNs: 24,
-  lastSeenNs: 32,
-  pureSyns: 40,
-  flags: 44,
-  ifindex: 48,
-  vlan: 52,
-} as const
-export const SPILLED_FLOW = { bytes: 96, key: 0, flow: 40 } as const
 export const FIRST_HIT = { bytes: 32, atNs: 0, source: 8, ruleId: 24, prefixLength: 28 } as const
 
 export const GUARD_MODE = { off: 0, audit: 1, enforce: 2 } as const
 export const BLOCK_MODE = { drop: 0, audit: 1 } as const
-const FLOW_FLAG = { tcpFlags: 0xff, established: 1 << 16, fragment: 1 << 17, audited: 1 << 18 } as const
 
 /** Index of each counter; the first ten are verdicts, and each packet counts under exactly one of them. */
 export const COUNTER = {
@@ -105,34 +82,6 @@ export interface BlockTarget {
   readonly key: Buffer
   /** As the kernel's entry holds it: 0 to 32 for block_cidr4, else 0 to 128. */
   readonly prefixLength: number
-}
-
-/** What one 5-tuple did in one direction since the last drain. */
-export interface FlowRecord {
-  readonly source: Uint8Array
-  readonly destination: Uint8Array
-  readonly sourcePort: number
-  /** ICMP: type × 256 + code. */
-  readonly destinationPort: number
-  readonly protocol: number
-  readonly direction: 'ingress' | 'egress'
-  readonly packets: bigint
-  /** Sum of IP lengths, of dropped packets too. */
-  readonly bytes: bigint
-  readonly droppedPackets: bigint
-  readonly pureSyns: number
-  readonly tcpFlags: number
-  /** This kernel completed the handshake of the connection. */
-  readonly established: boolean
-  readonly fragments: boolean
-  /** Some packet would have been dropped, were it not for audit mode. */
-  readonly audited: boolean
-  /** Where the first packet was seen. */
-  readonly ifindex: number
-  /** Outermost VLAN id; 0: none. */
-  readonly vlan: number
-  readonly firstSeenNs: bigint
-  readonly lastSeenNs: bigint
 }
 
 /** The first packet that an entry dropped. */
@@ -205,46 +154,17 @@ export function decodeBlock(value: Buffer): Block {
   }
 }
 
-/** One flow, from its key and value at these offsets; addresses are copied. */
-export function decodeFlow(keys: Buffer, keyAt: number, values: Buffer, valueAt: number): FlowRecord {
-  const flags = values.readUInt32LE(valueAt + FLOW.flags)
-  return {
-    source: copy(keys, keyAt + FLOW_KEY.source),
-    destination: copy(keys, keyAt + FLOW_KEY.destination),
-    sourcePort: keys.readUInt16LE(keyAt + FLOW_KEY.sourcePort),
-    destinationPort: keys.readUInt16LE(keyAt + FLOW_KEY.destinationPort),
-    protocol: keys.readUInt8(keyAt + FLOW_KEY.protocol),
-    direction: keys.readUInt8(keyAt + FLOW_KEY.direction) === 0 ? 'ingress' : 'egress',
-    packets: values.readBigUInt64LE(valueAt + FLOW.packets),
-    bytes: values.readBigUInt64LE(valueAt + FLOW.bytesTotal),
-    droppedPackets: values.readBigUInt64LE(valueAt + FLOW.droppedPackets),
-    pureSyns: values.readUInt32LE(valueAt + FLOW.pureSyns),
-    tcpFlags: flags & FLOW_FLAG.tcpFlags,
-    established: (flags & FLOW_FLAG.established) !== 0,
-    fragments: (flags & FLOW_FLAG.fragment) !== 0,
-    audited: (flags & FLOW_FLAG.audited) !== 0,
-    ifindex: values.readUInt32LE(valueAt + FLOW.ifindex),
-    vlan: values.readUInt32LE(valueAt + FLOW.vlan),
-    firstSeenNs: values.readBigUInt64LE(valueAt + FLOW.firstSeenNs),
-    lastSeenNs: values.readBigUInt64LE(valueAt + FLOW.lastSeenNs),
-  }
-}
-
-/** A record of the ring `spilled_flows`. */
-export function decodeSpilledFlow(data: Buffer, at: number): FlowRecord {
-  return decodeFlow(data, at + SPILLED_FLOW.key, data, at + SPILLED_FLOW.flow)
-}
-
 /** A record of the ring `first_hits`. */
 export function decodeFirstHit(data: Buffer, at: number): FirstHit {
   return {
     atNs: data.readBigUInt64LE(at + FIRST_HIT.atNs),
-    source: copy(data, at + FIRST_HIT.source),
+    source: copyAddress(data, at + FIRST_HIT.source),
     ruleId: data.readUInt32LE(at + FIRST_HIT.ruleId),
     prefixLength: data.readUInt32LE(at + FIRST_HIT.prefixLength),
   }
 }
 
-function copy(from: Buffer, at: number): Uint8Array {
+/** The 16 bytes of an address, copied. */
+export function copyAddress(from: Buffer, at: number): Uint8Array {
   return new Uint8Array(from.subarray(at, at + 16))
 }

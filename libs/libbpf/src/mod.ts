@@ -11,6 +11,7 @@ export {
 } from './attach.ts'
 export { bootNsToWallTimeMs, bootTimeNs, wallTimeToBootNs } from './clock.ts'
 export { FlowDrain } from './flow-drain.ts'
+export { decodeSpilledFlow, type FlowRecord } from './flow-layout.ts'
 export {
   type Block,
   type BlockMode,
@@ -20,11 +21,9 @@ export {
   type CounterName,
   decodeBlock,
   decodeFirstHit,
-  decodeSpilledFlow,
   encodeBlock,
   encodeConfig,
   type FirstHit,
-  type FlowRecord,
   type GuardConfig,
   type GuardMode,
   LAYOUT_VERSION,

@@ -13,7 +13,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file tollward/sensor/v1/flow.proto.
  */
 export const file_tollward_sensor_v1_flow: GenFile = /*@__PURE__*/
-  fileDesc("Ch10b2xsd2FyZC9zZW5zb3IvdjEvZmxvdy5wcm90bxISdG9sbHdhcmQuc2Vuc29yLnYxItgBCgxGbG93T2JzZXJ2ZWQSDAoEbm9kZRgBIAEoCRIPCgdzZXNzaW9uGAIgASgJEhAKCHNlcXVlbmNlGAMgASgEEi4KCmRyYWluZWRfYXQYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEicKBWZsb3dzGAUgAygLMhgudG9sbHdhcmQuc2Vuc29yLnYxLkZsb3cSDAoEbG9zdBgGIAEoBDow6scYLAogdG9sbHdhcmQuc2Vuc29yLnYxLmZsb3cub2JzZXJ2ZWQSCE9CU0VSVkVEIoUDCgRGbG93Eg4KBnNvdXJjZRgBIAEoDBITCgtkZXN0aW5hdGlvbhgCIAEoDBITCgtzb3VyY2VfcG9ydBgDIAEoDRIYChBkZXN0aW5hdGlvbl9wb3J0GAQgASgNEhAKCHByb3RvY29sGAUgASgNEjAKCWRpcmVjdGlvbhgGIAEoDjIdLnRvbGx3YXJkLnNlbnNvci52MS5EaXJlY3Rpb24SEQoJaW50ZXJmYWNlGAcgASgJEg8KB3BhY2tldHMYCCABKAQSDQoFYnl0ZXMYCSABKAQSFwoPZHJvcHBlZF9wYWNrZXRzGAogASgEEhEKCXRjcF9mbGFncxgLIAEoDRIMCgRzeW5zGAwgASgNEhMKC2VzdGFibGlzaGVkGA0gASgIEjEKDWZpcnN0X3NlZW5fYXQYDiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEjAKDGxhc3Rfc2Vlbl9hdBgPIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAqUwoJRGlyZWN0aW9uEhkKFURJUkVDVElPTl9VTlNQRUNJRklFRBAAEhUKEURJUkVDVElPTl9JTkdSRVNTEAESFAoQRElSRUNUSU9OX0VHUkVTUxACYgZwcm90bzM", [file_google_protobuf_timestamp, file_tollward_options_v1_options]);
+  fileDesc("Ch10b2xsd2FyZC9zZW5zb3IvdjEvZmxvdy5wcm90bxISdG9sbHdhcmQuc2Vuc29yLnYxIo4CCgxGbG93T2JzZXJ2ZWQSDAoEbm9kZRgBIAEoCRIPCgdzZXNzaW9uGAIgASgJEhAKCHNlcXVlbmNlGAMgASgEEi4KCmRyYWluZWRfYXQYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEicKBWZsb3dzGAUgAygLMhgudG9sbHdhcmQuc2Vuc29yLnYxLkZsb3cSDAoEbG9zdBgGIAEoBBI0CgxrZXJuZWxfZHJvcHMYByADKAsyHi50b2xsd2FyZC5zZW5zb3IudjEuS2VybmVsRHJvcDow6scYLAogdG9sbHdhcmQuc2Vuc29yLnYxLmZsb3cub2JzZXJ2ZWQSCE9CU0VSVkVEIoUECgRGbG93Eg4KBnNvdXJjZRgBIAEoDBITCgtkZXN0aW5hdGlvbhgCIAEoDBITCgtzb3VyY2VfcG9ydBgDIAEoDRIYChBkZXN0aW5hdGlvbl9wb3J0GAQgASgNEhAKCHByb3RvY29sGAUgASgNEjAKCWRpcmVjdGlvbhgGIAEoDjIdLnRvbGx3YXJkLnNlbnNvci52MS5EaXJlY3Rpb24SEQoJaW50ZXJmYWNlGAcgASgJEg8KB3BhY2tldHMYCCABKAQSDQoFYnl0ZXMYCSABKAQSFwoPZHJvcHBlZF9wYWNrZXRzGAogASgEEhEKCXRjcF9mbGFncxgLIAEoDRIMCgRzeW5zGAwgASgNEhMKC2VzdGFibGlzaGVkGA0gASgIEjEKDWZpcnN0X3NlZW5fYXQYDiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEjAKDGxhc3Rfc2Vlbl9hdBgPIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEgoKcnR0X21pY3JvcxgQIAEoDRIMCgR2bGFuGBEgASgNEhEKCWZyYWdtZW50cxgSIAEoCBIPCgdhdWRpdGVkGBMgASgIEigKBW93bmVyGBQgASgLMhkudG9sbHdhcmQuc2Vuc29yLnYxLk93bmVyEg4KBmNsb3NlZBgVIAEoCCJoCgVPd25lchISCgpwcm9jZXNzX2lkGAEgASgNEhQKDHByb2Nlc3NfbmFtZRgCIAEoCRIOCgZjZ3JvdXAYAyABKAkSFAoMY29udGFpbmVyX2lkGAQgASgJEg8KB3BvZF91aWQYBSABKAkikwEKCktlcm5lbERyb3ASDgoGcmVhc29uGAEgASgJEg4KBnNvdXJjZRgCIAEoDBITCgtkZXN0aW5hdGlvbhgDIAEoDBITCgtzb3VyY2VfcG9ydBgEIAEoDRIYChBkZXN0aW5hdGlvbl9wb3J0GAUgASgNEhAKCHByb3RvY29sGAYgASgNEg8KB3BhY2tldHMYByABKAQqUwoJRGlyZWN0aW9uEhkKFURJUkVDVElPTl9VTlNQRUNJRklFRBAAEhUKEURJUkVDVElPTl9JTkdSRVNTEAESFAoQRElSRUNUSU9OX0VHUkVTUxACYgZwcm90bzM", [file_google_protobuf_timestamp, file_tollward_options_v1_options]);
 
 /**
  * A batch of flow records that one node's sensor drained from the kernel. Trailing key of the subject: the node.
@@ -56,6 +56,13 @@ export type FlowObserved = Message<"tollward.sensor.v1.FlowObserved"> & {
    * @generated from field: uint64 lost = 6;
    */
   lost: bigint;
+
+  /**
+   * Packets that this node's kernel threw away since the last batch, by its own reasons.
+   *
+   * @generated from field: repeated tollward.sensor.v1.KernelDrop kernel_drops = 7;
+   */
+  kernelDrops: KernelDrop[];
 };
 
 /**
@@ -159,6 +166,48 @@ export type Flow = Message<"tollward.sensor.v1.Flow"> & {
    * @generated from field: google.protobuf.Timestamp last_seen_at = 15;
    */
   lastSeenAt?: Timestamp | undefined;
+
+  /**
+   * Smoothed round-trip time as this kernel's TCP knows it; 0: not known.
+   *
+   * @generated from field: uint32 rtt_micros = 16;
+   */
+  rttMicros: number;
+
+  /**
+   * Outermost VLAN id; 0: none.
+   *
+   * @generated from field: uint32 vlan = 17;
+   */
+  vlan: number;
+
+  /**
+   * Some packets were fragments other than the first, which have no ports.
+   *
+   * @generated from field: bool fragments = 18;
+   */
+  fragments: boolean;
+
+  /**
+   * Some packet would have been dropped, were it not for audit mode.
+   *
+   * @generated from field: bool audited = 19;
+   */
+  audited: boolean;
+
+  /**
+   * Which process of this node holds the connection; absent where the kernel does not know it.
+   *
+   * @generated from field: tollward.sensor.v1.Owner owner = 20;
+   */
+  owner?: Owner | undefined;
+
+  /**
+   * The connection was closed, reset or given up, as this kernel saw it.
+   *
+   * @generated from field: bool closed = 21;
+   */
+  closed: boolean;
 };
 
 /**
@@ -167,6 +216,104 @@ export type Flow = Message<"tollward.sensor.v1.Flow"> & {
  */
 export const FlowSchema: GenMessage<Flow> = /*@__PURE__*/
   messageDesc(file_tollward_sensor_v1_flow, 1);
+
+/**
+ * Whose a connection or a call is.
+ *
+ * @generated from message tollward.sensor.v1.Owner
+ */
+export type Owner = Message<"tollward.sensor.v1.Owner"> & {
+  /**
+   * @generated from field: uint32 process_id = 1;
+   */
+  processId: number;
+
+  /**
+   * As the kernel shortens it: at most 15 bytes.
+   *
+   * @generated from field: string process_name = 2;
+   */
+  processName: string;
+
+  /**
+   * Path in the unified hierarchy, or where there is only the old one in that of its first controller.
+   *
+   * @generated from field: string cgroup = 3;
+   */
+  cgroup: string;
+
+  /**
+   * As the container runtime named it: 64 hexadecimal digits; empty outside of containers.
+   *
+   * @generated from field: string container_id = 4;
+   */
+  containerId: string;
+
+  /**
+   * Of the Kubernetes pod; empty outside of pods.
+   *
+   * @generated from field: string pod_uid = 5;
+   */
+  podUid: string;
+};
+
+/**
+ * Describes the message tollward.sensor.v1.Owner.
+ * Use `create(OwnerSchema)` to create a new message.
+ */
+export const OwnerSchema: GenMessage<Owner> = /*@__PURE__*/
+  messageDesc(file_tollward_sensor_v1_flow, 2);
+
+/**
+ * Packets that the kernel dropped for one reason, of one 5-tuple.
+ *
+ * @generated from message tollward.sensor.v1.KernelDrop
+ */
+export type KernelDrop = Message<"tollward.sensor.v1.KernelDrop"> & {
+  /**
+   * As the kernel names it, such as TCP_CSUM or NO_SOCKET.
+   *
+   * @generated from field: string reason = 1;
+   */
+  reason: string;
+
+  /**
+   * @generated from field: bytes source = 2;
+   */
+  source: Uint8Array;
+
+  /**
+   * @generated from field: bytes destination = 3;
+   */
+  destination: Uint8Array;
+
+  /**
+   * @generated from field: uint32 source_port = 4;
+   */
+  sourcePort: number;
+
+  /**
+   * @generated from field: uint32 destination_port = 5;
+   */
+  destinationPort: number;
+
+  /**
+   * @generated from field: uint32 protocol = 6;
+   */
+  protocol: number;
+
+  /**
+   * @generated from field: uint64 packets = 7;
+   */
+  packets: bigint;
+};
+
+/**
+ * Describes the message tollward.sensor.v1.KernelDrop.
+ * Use `create(KernelDropSchema)` to create a new message.
+ */
+export const KernelDropSchema: GenMessage<KernelDrop> = /*@__PURE__*/
+  messageDesc(file_tollward_sensor_v1_flow, 3);
 
 /**
  * @generated from enum tollward.sensor.v1.Direction

@@ -1,5 +1,6 @@
 import { z } from 'zod'
 import { type ApiPolicy, ApiPolicySchema } from './api-policy.ts'
+import { type KernelRule, KernelRuleSchema } from './kernel-rule.ts'
 import { cidr, document, duration, scope } from './parts.ts'
 import { type RateLimit, RateLimitSchema } from './rate-limit.ts'
 
@@ -255,10 +256,11 @@ export const KINDS = {
   Client: ClientSchema,
   DetectorSettings: DetectorSettingsSchema,
   RateLimit: RateLimitSchema,
+  KernelRule: KernelRuleSchema,
 } as const
 
 export type Kind = keyof typeof KINDS
 export type Plan = z.infer<typeof PlanSchema>
 export type Client = z.infer<typeof ClientSchema>
 export type DetectorSettings = z.infer<typeof DetectorSettingsSchema>
-export type TollwardDocument = ApiPolicy | Plan | Client | DetectorSettings | RateLimit
+export type TollwardDocument = ApiPolicy | Plan | Client | DetectorSettings | RateLimit | KernelRule

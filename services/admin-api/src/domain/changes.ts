@@ -10,6 +10,7 @@ const ORDER: Readonly<Record<TollwardDocument['kind'], number>> = {
   DetectorSettings: 2,
   ApiPolicy: 3,
   RateLimit: 4,
+  KernelRule: 5,
 }
 
 /**

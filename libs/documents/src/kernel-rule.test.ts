@@ -55,7 +55,9 @@ test('what a kernel could not do as it is written is refused where it stands', (
     [{ sources: ['10.0.0.1/8'] }, /sources\[0\]: must be an address or a CIDR without host bits/],
     [{ sources: ['10.0.0.0/8'], destinations: ['::/0'] }, /destinations: are of another IP version than sources/],
     [{ priority: 65_536 }, /spec\.priority: must be at most 65535/],
-    ...[[0], [65_536], ['80'], ['90-80'], ['80-80'], ['0-10'], ['1-65536'], ['080-90'], [1.5]].map(
+    [{ ports: [0] }, /ports\[0\]: must be at least 1/],
+    [{ ports: [65_536] }, /ports\[0\]: must be at most 65535/],
+    ...[['80'], ['90-80'], ['80-80'], ['0-10'], ['1-65536'], ['080-90'], [null], [1.5]].map(
       (ports): [Record<string, unknown>, RegExp] => [{ ports }, port],
     ),
   ]

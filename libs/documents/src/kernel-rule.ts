@@ -10,18 +10,18 @@ const PORTS_MAX = 16
 const PACKETS_MAX = 10_000_000
 const PRIORITY_MAX = 65_535
 
-const portNumber = z.int().min(1).max(65_535)
+const PORT_ERROR = { error: 'must be a port from 1 to 65535, or a range of them such as 8000-8999' }
 
 /** A port, or a range of them such as 8000-8999. */
 const ports = z.union(
   [
-    portNumber,
+    z.int().min(1).max(65_535),
     z
       .string()
-      .regex(/^\d{1,5}-\d{1,5}$/)
-      .refine((text) => portsBetween(text) !== undefined),
+      .regex(/^\d{1,5}-\d{1,5}$/, PORT_ERROR)
+      .refine((text) => portsBetween(text) !== undefined, PORT_ERROR),
   ],
-  { error: 'must be a port from 1 to 65535, or a range of them such as 8000-8999' },
+  PORT_ERROR,
 )
 
 const ranges = z.array(cidr).min(1).max(RANGES_MAX)

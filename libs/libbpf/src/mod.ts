@@ -9,6 +9,20 @@ export {
   type RemovedPins,
   removePins,
 } from './attach.ts'
+export {
+  CALL_COUNTER,
+  type CallBinding,
+  type CallConfig,
+  type CallCounterName,
+  type CallDirection,
+  type CallSource,
+  type Chunk,
+  type ChunkAddresses,
+  CLEAR_PORTS_MAX,
+  decodeChunk,
+  encodeCallConfig,
+  PAYLOAD_BYTES_MAX,
+} from './call-layout.ts'
 export { bootNsToWallTimeMs, bootTimeNs, wallTimeToBootNs } from './clock.ts'
 export { FlowDrain } from './flow-drain.ts'
 export { decodeSpilledFlow, type FlowRecord } from './flow-layout.ts'

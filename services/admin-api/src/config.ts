@@ -23,6 +23,18 @@ const services = z.string().transform((text, context) => {
   return z.NEVER
 })
 
+const managementPorts = z.string().transform((text, context) =>
+  text
+    .split(',')
+    .map((part) => part.trim())
+    .filter((part) => part !== '')
+    .map((part) => {
+      const number = /^\d{1,5}$/.test(part) ? Number(part) : 0
+      if (number < 1 || number > 65_535) context.addIssue({ code: 'custom', message: `"${part}" is no port` })
+      return number
+    }),
+)
+
 /** Configuration of admin-api, from TOLLWARD_* variables. */
 export const ConfigSchema = z.strictObject({
   ...baseConfig,
@@ -31,8 +43,10 @@ export const ConfigSchema = z.strictObject({
   listenPort: port.default(9090),
   /** JSON: the services whose readiness `tollward status` shows, and those that this stack cannot run, with the reason. */
   services: services.prefault('[]'),
-  /** Addresses of the nodes themselves, separated by commas. They, 127.0.0.1 and ::1 are never blocked. */
+  /** Addresses of the nodes themselves, separated by commas. They, 127.0.0.1 and ::1 are never blocked, and touched by no kernel rule. */
   guardedAddresses,
+  /** The nodes' management ports, as node-sensor has them: no kernel rule touches them. */
+  managementPorts: managementPorts.prefault('22,4222,9090'),
   /** JSON-RPC of a regtest node whose wallet pays and mines for `tollward regtest`; without it those are refused. */
   bitcoinRpcUrl: z.url({ protocol: /^https?$/ }).optional(),
   /** The node's cookie file. */

@@ -29,9 +29,10 @@ export async function run({ name, config, log, registry, health, signal }: Servi
   })
   health.check('bus', () => (bus.connected ? undefined : 'is not connected'))
 
+  const guarded = { addresses: config.guardedAddresses, managementPorts: config.managementPorts }
   const methods = {
     ...statusMethods(config.services),
-    ...documentMethods({ bus, metrics, log }),
+    ...documentMethods({ bus, guarded, metrics, log }),
     ...registrationMethods(bus),
     ...tokenMethods(bus),
     ...peopleMethods(bus),

@@ -102,6 +102,7 @@ export async function startTestStack(): Promise<TestStack> {
       TOLLWARD_HEALTH_PORT: String(await freePort()),
       TOLLWARD_LISTEN_PORT: String(port),
       TOLLWARD_GUARDED_ADDRESSES: '192.0.2.10',
+      TOLLWARD_MANAGEMENT_PORTS: '22, 2222,2223',
       TOLLWARD_SERVICES: JSON.stringify([
         { name: 'gateway', readyUrl: `${services.url}/ready` },
         { name: 'authorizer', readyUrl: `${services.url}/busy` },

@@ -1,6 +1,6 @@
 import { create, type MessageInitShape } from '@bufbuild/protobuf'
 import { timestampFromMs } from '@bufbuild/protobuf/wkt'
-import type { Bus, Entry } from '@tollward/bus'
+import type { Bus, Entry, WriteOptions } from '@tollward/bus'
 import { bucketContract } from '@tollward/contracts'
 import { type AppliedDocumentSchema, Change } from '@tollward/contracts/admin'
 import { type StoredDocument, StoredDocumentSchema } from '@tollward/contracts/document'
@@ -18,6 +18,7 @@ import { AppError } from '@tollward/errors'
 import type { Logger } from 'pino'
 import { shortTarget } from '../domain/audit.ts'
 import { conflictsAfter, orderedForApply, refuseIfNeeded } from '../domain/changes.ts'
+import { endOfDocument, type Guarded } from '../domain/kernel-rule.ts'
 import type { Metrics } from '../metrics.ts'
 import type { AdminMethods } from './calls.ts'
 
@@ -40,10 +41,12 @@ interface Write {
 /** Documents, in the bucket that this service alone writes; and the secrets of clients, which auth-issuer keeps. */
 export function documentMethods({
   bus,
+  guarded,
   metrics,
   log,
 }: {
   bus: Bus
+  guarded: Guarded
   metrics: Metrics
   log: Logger
 }): Pick<AdminMethods, 'apply' | 'listDocuments' | 'deleteDocument' | 'replaceClientSecret'> {
@@ -64,11 +67,15 @@ export function documentMethods({
   const write = async (source: DocumentSource, before: Entry<StoredDocument> | undefined, clientId: string) => {
     const { kind, metadata } = source.document
     const key = documentKey(kind, metadata.name)
+    const nowMs = Date.now()
     const value = create(StoredDocumentSchema, {
       ...{ format: STORED_FORMAT, kind, name: metadata.name, yaml: source.yaml },
-      ...{ appliedBy: clientId, appliedAt: timestampFromMs(Date.now()) },
+      ...{ appliedBy: clientId, appliedAt: timestampFromMs(nowMs) },
     })
-    const revision = before ? await bucket.update(key, value, before.revision) : await bucket.create(key, value)
+    const options = endingAt(endOfDocument(source.document, nowMs))
+    const revision = before
+      ? await bucket.update(key, value, before.revision, options)
+      : await bucket.create(key, value, options)
     return { key, title: titleOf(source), before, revision }
   }
 
@@ -76,7 +83,7 @@ export function documentMethods({
     const stuck: string[] = []
     for (const { key, title, before, revision } of writes.toReversed()) {
       try {
-        if (before) await bucket.update(key, before.value, revision)
+        if (before) await bucket.update(key, before.value, revision, endingAt(before.expiresAtMs))
         else await bucket.remove(key, { revision })
       } catch (error) {
         log.error({ err: error, document: title }, 'document could not be taken back')
@@ -134,7 +141,7 @@ export function documentMethods({
         const entries = await readAll()
         const inForce = inForceOf(entries)
         const { clientId } = action.caller
-        const ordered = orderedForApply(sources, inForce, clientId)
+        const ordered = orderedForApply(sources, inForce, clientId, guarded)
         const conflicts = conflictsAfter(sources, inForce)
         if (dryRun) return { applied: sources.map((source) => foreseen(source, entries)), conflicts }
         const changes = await writeAll(ordered, entries, clientId)
@@ -201,8 +208,10 @@ function requireKind(kind: string): void {
   }
 }
 
-function changeOf({ yaml }: DocumentSource, before: Entry<StoredDocument> | undefined): Change {
+function changeOf({ document, yaml }: DocumentSource, before: Entry<StoredDocument> | undefined): Change {
   if (!before) return Change.CREATED
+  // What ends by itself is applied again to last longer.
+  if (endOfDocument(document, 0) !== undefined) return Change.REPLACED
   return before.value.yaml === yaml ? Change.UNCHANGED : Change.REPLACED
 }
 
@@ -210,6 +219,10 @@ function changeOf({ yaml }: DocumentSource, before: Entry<StoredDocument> | unde
 function foreseen(source: DocumentSource, entries: Entries): MessageInitShape<typeof AppliedDocumentSchema> {
   const { kind, metadata } = source.document
   return { kind, name: metadata.name, change: changeOf(source, entries.get(documentKey(kind, metadata.name))) }
+}
+
+function endingAt(expiresAtMs: number | undefined): WriteOptions {
+  return expiresAtMs === undefined ? {} : { expiresAtMs }
 }
 
 function titleOf({ document }: DocumentSource): string {

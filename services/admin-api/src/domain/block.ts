@@ -127,7 +127,7 @@ function isMapped({ address }: AddressRange): boolean {
 }
 
 /** Whether every address of the range is guarded. */
-function namesOnlyGuarded(range: AddressRange, guarded: readonly AddressRange[]): boolean {
+export function namesOnlyGuarded(range: AddressRange, guarded: readonly AddressRange[]): boolean {
   const bits = 128 - range.prefixLength
   if (bits > GUARDED_BITS_MAX) return false
   const inside = guarded.filter(({ address }) => rangeContains(range, address)).map(formatRange)

@@ -2,6 +2,7 @@ import { type Conflict, policyConflicts } from '@tollward/decision/policies'
 import type { DocumentFault, DocumentSet, DocumentSource, TollwardDocument } from '@tollward/documents'
 import { DocumentError, documentsOfKind } from '@tollward/documents'
 import { AppError } from '@tollward/errors'
+import { type Guarded, kernelRuleFaults } from './kernel-rule.ts'
 
 /** What is written first: whoever follows the bucket never meets a policy before the plan that it names. */
 const ORDER: Readonly<Record<TollwardDocument['kind'], number>> = {
@@ -21,10 +22,15 @@ export function orderedForApply(
   sources: readonly DocumentSource[],
   inForce: DocumentSet,
   operatorClientId: string,
+  guarded: Guarded,
 ): DocumentSource[] {
   const plans = new Set(documentsOfKind(inForce, 'Plan').keys())
   for (const { document } of sources) if (document.kind === 'Plan') plans.add(document.metadata.name)
-  const faults = sources.flatMap((source) => [...planFaults(source, plans), ...clientFaults(source, operatorClientId)])
+  const faults = sources.flatMap((source) => [
+    ...planFaults(source, plans),
+    ...clientFaults(source, operatorClientId),
+    ...kernelRuleFaults(source, guarded),
+  ])
   if (faults.length > 0) throw new DocumentError(faults)
   return [...sources].sort((a, b) => ORDER[a.document.kind] - ORDER[b.document.kind])
 }

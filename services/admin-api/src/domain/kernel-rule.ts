@@ -1,0 +1,52 @@
+import { type AddressRange, parseRange } from '@tollward/contracts'
+import {
+  type DocumentFault,
+  type DocumentSource,
+  durationMs,
+  portsBetween,
+  type TollwardDocument,
+} from '@tollward/documents'
+import { namesOnlyGuarded } from './block.ts'
+
+/** What no rule touches: every node lets these packets through before it looks at any rule. */
+export interface Guarded {
+  readonly addresses: readonly AddressRange[]
+  /** Of TCP and UDP, on the nodes. */
+  readonly managementPorts: readonly number[]
+}
+
+/** What of a rule would do nothing on any node, because it names only what is guarded. */
+export function kernelRuleFaults({ document, fault }: DocumentSource, guarded: Guarded): DocumentFault[] {
+  // What passes anyway may be allowed.
+  if (document.kind !== 'KernelRule' || document.spec.action === 'allow') return []
+  const { direction, ports = [] } = document.spec
+  // At egress these are the ports of others.
+  const ownPorts = direction === 'ingress' ? ports : []
+  const peers = direction === 'ingress' ? 'sources' : 'destinations'
+  const addresses = 'is guarded: 127.0.0.1, ::1 and the nodes themselves are touched by no rule'
+  const management = `is a management port (${guarded.managementPorts.join(', ')}), which no rule touches`
+  return [
+    ...(document.spec[peers] ?? []).flatMap((written, index) => {
+      const range = parseRange(written)
+      const isGuarded = range !== undefined && namesOnlyGuarded(range, guarded.addresses)
+      return isGuarded ? [fault(['spec', peers, index], `${written} ${addresses}`)] : []
+    }),
+    ...ownPorts.flatMap((written, index) =>
+      isOnlyManagement(written, guarded.managementPorts)
+        ? [fault(['spec', 'ports', index], `${written} ${management}`)]
+        : [],
+    ),
+  ]
+}
+
+/** When a document that is applied now ends by itself; undefined: never. */
+export function endOfDocument(document: TollwardDocument, nowMs: number): number | undefined {
+  if (document.kind !== 'KernelRule' || document.spec.ttl === undefined) return undefined
+  return nowMs + durationMs(document.spec.ttl)
+}
+
+function isOnlyManagement(written: number | string, managementPorts: readonly number[]): boolean {
+  const [first, last] = portsBetween(written) ?? [0, 0]
+  const inside = managementPorts.filter((port) => port >= first && port <= last)
+  return new Set(inside).size === last - first + 1
+}

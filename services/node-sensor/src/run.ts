@@ -1,5 +1,6 @@
 import { type Bus, connectBus, type Following } from '@tollward/bus'
 import { aborted, readSecretFile, type ServiceContext } from '@tollward/runtime'
+import { Outbox } from './adapters/batch-publisher.ts'
 import { BlockTable } from './adapters/block-table.ts'
 import { followBlocks } from './adapters/blocks.ts'
 import { drainFlows } from './adapters/flow-drain.ts'
@@ -40,7 +41,8 @@ export async function run({ name, config, log, registry, health, signal }: Servi
   resources.use(watchNode({ kernel, table, hooks, guardedAddresses, log }))
 
   const own = resources.use(new OwnConnections())
-  const publisher = new FlowPublisher({ node, metrics, log })
+  const outbox = new Outbox({ log })
+  const publisher = new FlowPublisher({ node, outbox, metrics })
   const draining = drainFlows({
     kernel,
     publisher,
@@ -63,7 +65,7 @@ export async function run({ name, config, log, registry, health, signal }: Servi
   bus = await unless(signal, connectBus({ servers: config.natsUrl, name, ...nkey, log, registry }))
   if (!bus) return
   resources.use(bus)
-  const publishing = publisher.run(bus, signal)
+  const publishing = outbox.run(bus, signal)
   blocks = await unless(signal, followBlocks({ bus, table, metrics, log }))
   if (blocks) resources.use(blocks)
   log.info({ blocks: table.sizes() }, 'ready')

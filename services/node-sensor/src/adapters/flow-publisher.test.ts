@@ -8,6 +8,7 @@ import { pino } from 'pino'
 import { Registry } from 'prom-client'
 import { sensorMetrics } from '../metrics.ts'
 import { decidingBus, provisionBus } from '../test-node.ts'
+import { Outbox } from './batch-publisher.ts'
 import { FlowPublisher } from './flow-publisher.ts'
 
 const skip = await requires({ tools: ['nats-server'] })
@@ -22,11 +23,13 @@ test('flows that find no room while the bus is away are counted as lost: the old
   const nothing = () => ({})
   const metrics = sensorMetrics(registry, { verdicts: nothing, events: nothing, blocks: nothing })
   const log = pino({ level: 'silent' })
-  const publisher = new FlowPublisher({ node: 'rack.1', metrics, log, bufferFlowsMax: 3 })
+  // Room for two of the batches below.
+  const outbox = new Outbox({ log, bufferBytesMax: 600 })
+  const publisher = new FlowPublisher({ node: 'rack.1', outbox, metrics })
   const end = new AbortController()
   await nats.stop()
   await eventually(() => !bus.connected, { what: 'the bus is away' })
-  const running = publisher.run(bus, end.signal)
+  const running = outbox.run(bus, end.signal)
 
   publisher.add(flowsFrom(1, 2), 0)
   await eventually(() => true, { what: 'a turn' })

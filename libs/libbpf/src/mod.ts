@@ -43,6 +43,7 @@ export {
   LAYOUT_VERSION,
   MANAGEMENT_PORTS_MAX,
 } from './layout.ts'
+export { sendLiveFrames } from './live-frames.ts'
 export { type Batch, type BpfMap, openPinnedMap } from './map.ts'
 export { BpfError, isErrno } from './native.ts'
 export {

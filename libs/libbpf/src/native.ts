@@ -19,7 +19,7 @@ const LIBBPF_INTEGERS = {
   bpf_map__set_max_entries: 'int bpf_map__set_max_entries(void *map, uint32_t entries)',
   bpf_map__set_pin_path: 'int bpf_map__set_pin_path(void *map, const char *path)',
   bpf_map__fd: 'int bpf_map__fd(void *map)',
-  bpf_program__set_autoload: 'int bpf_program__set_autoload(void *program, bool autoload)',
+  bpf_program__set_autoload: 'int bpf_program__set_autoload(void *program, int autoload)',
   bpf_program__fd: 'int bpf_program__fd(void *program)',
   bpf_map_lookup_elem: 'int bpf_map_lookup_elem(int fd, const void *key, void *value)',
   bpf_map_update_elem: 'int bpf_map_update_elem(int fd, const void *key, const void *value, uint64_t flags)',
@@ -29,6 +29,13 @@ const LIBBPF_INTEGERS = {
     'int bpf_map_lookup_and_delete_batch(int fd, void *in, void *out, void *keys, void *values, uint32_t *count, const void *opts)',
   bpf_map_update_batch:
     'int bpf_map_update_batch(int fd, const void *keys, const void *values, uint32_t *count, const void *opts)',
+  bpf_map_lookup_batch:
+    'int bpf_map_lookup_batch(int fd, void *in, void *out, void *keys, void *values, uint32_t *count, const void *opts)',
+  bpf_map_delete_batch: 'int bpf_map_delete_batch(int fd, const void *keys, uint32_t *count, const void *opts)',
+  bpf_map_get_fd_by_id: 'int bpf_map_get_fd_by_id(uint32_t id)',
+  bpf_prog_get_fd_by_id: 'int bpf_prog_get_fd_by_id(uint32_t id)',
+  bpf_link_get_fd_by_id: 'int bpf_link_get_fd_by_id(uint32_t id)',
+  bpf_link_get_next_id: 'int bpf_link_get_next_id(uint32_t id, uint32_t *next)',
   bpf_obj_pin: 'int bpf_obj_pin(int fd, const char *path)',
   bpf_obj_get: 'int bpf_obj_get(const char *path)',
   bpf_obj_get_info_by_fd: 'int bpf_obj_get_info_by_fd(int fd, void *info, uint32_t *length)',
@@ -44,6 +51,7 @@ const LIBBPF_INTEGERS = {
   bpf_prog_test_run_opts: 'int bpf_prog_test_run_opts(int program, void *opts)',
   libbpf_num_possible_cpus: 'int libbpf_num_possible_cpus()',
   btf__find_by_name: 'int btf__find_by_name(void *btf, const char *name)',
+  btf__resolve_size: 'int64_t btf__resolve_size(void *btf, uint32_t id)',
 } as const
 
 const LIBBPF_POINTERS = {
@@ -51,8 +59,11 @@ const LIBBPF_POINTERS = {
   bpf_object__close: 'void *bpf_object__close(void *object)',
   bpf_object__find_map_by_name: 'void *bpf_object__find_map_by_name(void *object, const char *name)',
   bpf_object__find_program_by_name: 'void *bpf_object__find_program_by_name(void *object, const char *name)',
+  bpf_object__next_program: 'void *bpf_object__next_program(void *object, void *program)',
+  bpf_object__next_map: 'void *bpf_object__next_map(void *object, void *map)',
   libbpf_set_print: 'void *libbpf_set_print(void *print)',
   btf__parse: 'void *btf__parse(const char *path, void *ext)',
+  btf__load_from_kernel_by_id: 'void *btf__load_from_kernel_by_id(uint32_t id)',
   btf__free: 'void *btf__free(void *btf)',
   btf__type_by_id: 'void *btf__type_by_id(void *btf, uint32_t id)',
 } as const
@@ -60,6 +71,9 @@ const LIBBPF_POINTERS = {
 const LIBBPF_TEXTS = {
   libbpf_version_string: 'const char *libbpf_version_string()',
   btf__name_by_offset: 'const char *btf__name_by_offset(void *btf, uint32_t offset)',
+  bpf_program__name: 'const char *bpf_program__name(void *program)',
+  bpf_program__section_name: 'const char *bpf_program__section_name(void *program)',
+  bpf_map__name: 'const char *bpf_map__name(void *map)',
 } as const
 
 const LIBC_INTEGERS = {

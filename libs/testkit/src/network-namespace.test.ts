@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict'
 import { once } from 'node:events'
+import { readFileSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { test } from 'node:test'
 import { networkNamespace, requires } from './mod.ts'
@@ -40,4 +41,21 @@ test('namespace, devices and what runs inside are gone when the scope ends', { s
   assert.equal(await exited, 'SIGTERM')
   await using other = await networkNamespace()
   assert.doesNotMatch(await other.exec('ip', ['netns', 'list']), new RegExp(`^${name}\\b`, 'm'))
+})
+
+test('work within a namespace sees its devices, and afterwards this side is as before even if it failed', {
+  skip,
+}, async () => {
+  await using namespace = await networkNamespace()
+  const devices = () => readFileSync('/proc/thread-self/net/dev', 'utf8')
+  assert.match(namespace.within(devices), new RegExp(`^ *${namespace.device}:`, 'm'))
+  const failure = new Error('of the work')
+  assert.throws(
+    () =>
+      namespace.within(() => {
+        throw failure
+      }),
+    failure,
+  )
+  assert.match(devices(), new RegExp(`^ *${namespace.hostDevice}:`, 'm'))
 })

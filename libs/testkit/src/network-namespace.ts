@@ -1,6 +1,8 @@
 import { execFile } from 'node:child_process'
+import { closeSync, openSync } from 'node:fs'
 import { readdir } from 'node:fs/promises'
 import { promisify } from 'node:util'
+import koffi from 'koffi'
 import { type ProcessOptions, type RunningProcess, startProcess } from './process.ts'
 
 /** A network namespace, joined to this one by a pair of virtual Ethernet devices. Needs root. */
@@ -18,6 +20,11 @@ export interface NetworkNamespace extends AsyncDisposable {
   exec(command: string, args?: readonly string[]): Promise<string>
   /** Starts a program inside; see startProcess. */
   start(command: string, args?: readonly string[], options?: ProcessOptions): Promise<RunningProcess>
+  /**
+   * Does something in this process that must happen inside, such as attaching a kernel program to a device. Only this thread
+   * moves, and only meanwhile: nothing that `work` leaves to a callback happens inside.
+   */
+  within<T>(work: () => T): T
 }
 
 /** What a test may choose; addresses are by default ones that no other test has. */
@@ -34,6 +41,7 @@ const PREFIX_LENGTH_6 = 126
 const ADDRESSES_EACH = 4
 const NAMESPACES_MAX = 0x20000 / ADDRESSES_EACH
 const TRIES_MAX = 50
+const CLONE_NEWNET = 0x4000_0000
 
 const run = promisify(execFile)
 const ip = async (...args: string[]) => (await run('ip', args)).stdout
@@ -71,8 +79,28 @@ export async function networkNamespace(options: NetworkNamespaceOptions = {}): P
     hostAddress6: addresses.hostAddress6,
     exec: (command, args = []) => ip(...inside(command, args)),
     start: (command, args = [], processOptions = {}) => startProcess('ip', inside(command, args), processOptions),
+    within: (work) => inNamespace(`/run/netns/${name}`, work),
     [Symbol.asyncDispose]: () => owned.disposeAsync(),
   }
+}
+
+function inNamespace<T>(path: string, work: () => T): T {
+  const [own, other] = [openSync('/proc/thread-self/ns/net', 'r'), openSync(path, 'r')]
+  try {
+    enter(other)
+    return work()
+  } finally {
+    enter(own)
+    closeSync(own)
+    closeSync(other)
+  }
+}
+
+let setns: ((fd: number, type: number) => number) | undefined
+
+function enter(namespace: number): void {
+  setns ??= koffi.load('libc.so.6').func('int setns(int fd, int type)') as (fd: number, type: number) => number
+  if (setns(namespace, CLONE_NEWNET) !== 0) throw new Error(`setns failed (errno ${koffi.errno()})`)
 }
 
 async function addAddresses(where: string[], device: string, address: string, address6: string): Promise<void> {

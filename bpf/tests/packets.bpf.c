@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/*
+ * What tests and benchmarks need in the kernel; no sensor loads it.
+ * send_on     XDP, run by TEST_RUN with live frames: gives each frame the next sender of a list and sends it
+ * out. drop_all    XDP_DROP and nothing else: what every verdict is measured against. fill_ring   writes
+ * records to a ring as fast as one CPU can, and counts those that found no room.
+ */
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/ip.h>
+#include <bpf/bpf_helpers.h>
+
+#define SENDERS_MAX	 1048576
+#define RING_BYTES	 (16 * 1024 * 1024)
+#define RECORD_BYTES	 96
+#define RECORDS_EACH_RUN 64
+
+/* One sender; the header's checksum belongs to the address. */
+struct sender {
+	__be32 address;
+	__be16 checksum;
+	__be16 port;
+};
+
+/* What to send where. Written by user space before a run; next goes round. */
+struct order {
+	__u32 ifindex;
+	__u32 senders;
+	__u32 next;
+	__u32 zero;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct order);
+} orders SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, SENDERS_MAX);
+	__type(key, __u32);
+	__type(value, struct sender);
+} senders SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, RING_BYTES);
+} records SEC(".maps");
+
+/* Written, and without room. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 2);
+	__type(key, __u32);
+	__type(value, __u64);
+} ring_counts SEC(".maps");
+
+SEC("xdp")
+int send_on(struct xdp_md *context)
+{
+	void *data = (void *)(long)context->data;
+	void *end = (void *)(long)context->data_end;
+	struct iphdr *ip = data + sizeof(struct ethhdr);
+	__be16 *port = (void *)(ip + 1);
+	struct sender *sender;
+	struct order *order;
+	__u32 key = 0;
+
+	order = bpf_map_lookup_elem(&orders, &key);
+	if (!order || (void *)(port + 1) > end)
+		return XDP_ABORTED;
+	key = order->next;
+	if (key >= order->senders)
+		key = 0;
+	order->next = key + 1;
+	sender = bpf_map_lookup_elem(&senders, &key);
+	if (!sender)
+		return XDP_ABORTED;
+	ip->saddr = sender->address;
+	ip->check = sender->checksum;
+	*port = sender->port;
+	return bpf_redirect(order->ifindex, 0);
+}
+
+SEC("xdp")
+int drop_all(struct xdp_md *context)
+{
+	return XDP_DROP;
+}
+
+SEC("xdp")
+int fill_ring(struct xdp_md *context)
+{
+	__u64 record[RECORD_BYTES / 8] = {};
+	__u64 *counts[2];
+
+	for (__u32 i = 0; i < 2; i++) {
+		__u32 key = i;
+
+		counts[i] = bpf_map_lookup_elem(&ring_counts, &key);
+		if (!counts[i])
+			return XDP_ABORTED;
+	}
+	for (int i = 0; i < RECORDS_EACH_RUN; i++) {
+		record[0] = *counts[0];
+		if (bpf_ringbuf_output(&records, record, sizeof(record), BPF_RB_NO_WAKEUP))
+			*counts[1] += 1;
+		else
+			*counts[0] += 1;
+	}
+	return XDP_PASS;
+}
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -49,6 +49,7 @@ const LIBBPF_INTEGERS = {
   bpf_tc_detach: 'int bpf_tc_detach(const void *hook, const void *opts)',
   bpf_tc_query: 'int bpf_tc_query(const void *hook, void *opts)',
   bpf_prog_test_run_opts: 'int bpf_prog_test_run_opts(int program, void *opts)',
+  bpf_enable_stats: 'int bpf_enable_stats(int type)',
   libbpf_num_possible_cpus: 'int libbpf_num_possible_cpus()',
   btf__find_by_name: 'int btf__find_by_name(void *btf, const char *name)',
   btf__resolve_size: 'int64_t btf__resolve_size(void *btf, uint32_t id)',

@@ -10,6 +10,7 @@ import { paymentMethods } from './adapters/payments.ts'
 import { peopleMethods } from './adapters/people.ts'
 import { registrationMethods } from './adapters/registrations.ts'
 import { regtestMethods } from './adapters/regtest.ts'
+import { sensorMethods } from './adapters/sensors.ts'
 import { listenGrpc } from './adapters/server.ts'
 import { statusMethods } from './adapters/status.ts'
 import { tokenMethods } from './adapters/tokens.ts'
@@ -41,6 +42,7 @@ export async function run({ name, config, log, registry, health, signal }: Servi
     ...conductMethods(bus),
     ...blockMethods(bus, config.guardedAddresses),
     ...observationMethods(bus),
+    ...sensorMethods(bus),
     ...regtestMethods(regtestNode(config)),
   }
   const streams = { watchFlows: flowWatcher(bus, metrics), exportLedger: ledgerExporter(bus) }

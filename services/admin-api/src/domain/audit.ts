@@ -28,6 +28,7 @@ export const SCOPES: Readonly<Record<MethodName, Scope>> = {
   listKeys: 'tollward.read',
   watchFlows: 'tollward.read',
   explainDecision: 'tollward.read',
+  listSensors: 'tollward.read',
   apply: 'tollward.admin',
   deleteDocument: 'tollward.admin',
   replaceClientSecret: 'tollward.admin',

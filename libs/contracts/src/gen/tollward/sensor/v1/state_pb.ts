@@ -13,7 +13,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file tollward/sensor/v1/state.proto.
  */
 export const file_tollward_sensor_v1_state: GenFile = /*@__PURE__*/
-  fileDesc("Ch50b2xsd2FyZC9zZW5zb3IvdjEvc3RhdGUucHJvdG8SEnRvbGx3YXJkLnNlbnNvci52MSLtBAoLU2Vuc29yU3RhdGUSDgoGZm9ybWF0GAEgASgNEgwKBG5vZGUYAiABKAkSDwoHdmVyc2lvbhgDIAEoCRIOCgZrZXJuZWwYBCABKAkSLgoKc3RhcnRlZF9hdBgFIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLwoLcmVwb3J0ZWRfYXQYBiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEgwKBG1vZGUYByABKAkSNwoKaW50ZXJmYWNlcxgIIAMoCzIjLnRvbGx3YXJkLnNlbnNvci52MS5TZW5zb3JJbnRlcmZhY2USMwoIcHJvZ3JhbXMYCSADKAsyIS50b2xsd2FyZC5zZW5zb3IudjEuU2Vuc29yUHJvZ3JhbRIrCgRtYXBzGAogAygLMh0udG9sbHdhcmQuc2Vuc29yLnYxLlNlbnNvck1hcBIrCghjb3VudGVycxgLIAMoCzIZLnRvbGx3YXJkLnNlbnNvci52MS5Db3VudBI0CgxjYXBhYmlsaXRpZXMYDCADKAsyHi50b2xsd2FyZC5zZW5zb3IudjEuQ2FwYWJpbGl0eRIsCgVydWxlcxgNIAMoCzIdLnRvbGx3YXJkLnNlbnNvci52MS5SdWxlU3RhdGUSKQoGbG9zc2VzGA4gAygLMhkudG9sbHdhcmQuc2Vuc29yLnYxLkNvdW50EjoKD2NhcHR1cmVfdGFyZ2V0cxgPIAMoCzIhLnRvbGx3YXJkLnNlbnNvci52MS5DYXB0dXJlVGFyZ2V0Eg4KBmZhdWx0cxgQIAMoCToN8scYCQoHc2Vuc29ycyJeCg9TZW5zb3JJbnRlcmZhY2USDAoEbmFtZRgBIAEoCRINCgVpbmRleBgCIAEoDRIPCgdpbmdyZXNzGAMgASgJEg4KBmVncmVzcxgEIAEoCRINCgVmYXVsdBgFIAEoCSJMCg1TZW5zb3JQcm9ncmFtEgwKBG5hbWUYASABKAkSDAoEdHlwZRgCIAEoCRIMCgRydW5zGAMgASgEEhEKCXJ1bl9uYW5vcxgEIAEoBCJLCglTZW5zb3JNYXASDAoEbmFtZRgBIAEoCRIPCgdlbnRyaWVzGAIgASgEEhAKCGNhcGFjaXR5GAMgASgEEg0KBWJ5dGVzGAQgASgEIiQKBUNvdW50EgwKBG5hbWUYASABKAkSDQoFdmFsdWUYAiABKAQiMwoKQ2FwYWJpbGl0eRIMCgRuYW1lGAEgASgJEgoKAm9uGAIgASgIEgsKA3doeRgDIAEoCSJKCglSdWxlU3RhdGUSDAoEbmFtZRgBIAEoCRIPCgdwYWNrZXRzGAIgASgEEg8KB2Ryb3BwZWQYAyABKAQSDQoFZmF1bHQYBCABKAkiSQoNQ2FwdHVyZVRhcmdldBIMCgRwYXRoGAEgASgJEgwKBGtpbmQYAiABKAkSDQoFY2FsbHMYAyABKAQSDQoFZmF1bHQYBCABKAliBnByb3RvMw", [file_google_protobuf_timestamp, file_tollward_options_v1_options]);
+  fileDesc("Ch50b2xsd2FyZC9zZW5zb3IvdjEvc3RhdGUucHJvdG8SEnRvbGx3YXJkLnNlbnNvci52MSLtBAoLU2Vuc29yU3RhdGUSDgoGZm9ybWF0GAEgASgNEgwKBG5vZGUYAiABKAkSDwoHdmVyc2lvbhgDIAEoCRIOCgZrZXJuZWwYBCABKAkSLgoKc3RhcnRlZF9hdBgFIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLwoLcmVwb3J0ZWRfYXQYBiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEgwKBG1vZGUYByABKAkSNwoKaW50ZXJmYWNlcxgIIAMoCzIjLnRvbGx3YXJkLnNlbnNvci52MS5TZW5zb3JJbnRlcmZhY2USMwoIcHJvZ3JhbXMYCSADKAsyIS50b2xsd2FyZC5zZW5zb3IudjEuU2Vuc29yUHJvZ3JhbRIrCgRtYXBzGAogAygLMh0udG9sbHdhcmQuc2Vuc29yLnYxLlNlbnNvck1hcBIrCghjb3VudGVycxgLIAMoCzIZLnRvbGx3YXJkLnNlbnNvci52MS5Db3VudBI0CgxjYXBhYmlsaXRpZXMYDCADKAsyHi50b2xsd2FyZC5zZW5zb3IudjEuQ2FwYWJpbGl0eRIsCgVydWxlcxgNIAMoCzIdLnRvbGx3YXJkLnNlbnNvci52MS5SdWxlU3RhdGUSKQoGbG9zc2VzGA4gAygLMhkudG9sbHdhcmQuc2Vuc29yLnYxLkNvdW50EjoKD2NhcHR1cmVfdGFyZ2V0cxgPIAMoCzIhLnRvbGx3YXJkLnNlbnNvci52MS5DYXB0dXJlVGFyZ2V0Eg4KBmZhdWx0cxgQIAMoCToN8scYCQoHc2Vuc29ycyJeCg9TZW5zb3JJbnRlcmZhY2USDAoEbmFtZRgBIAEoCRINCgVpbmRleBgCIAEoDRIPCgdpbmdyZXNzGAMgASgJEg4KBmVncmVzcxgEIAEoCRINCgVmYXVsdBgFIAEoCSJbCg1TZW5zb3JQcm9ncmFtEgwKBG5hbWUYASABKAkSDAoEdHlwZRgCIAEoCRIMCgRydW5zGAMgASgEEhEKCXJ1bl9uYW5vcxgEIAEoBBINCgVieXRlcxgFIAEoBCJcCglTZW5zb3JNYXASDAoEbmFtZRgBIAEoCRIUCgdlbnRyaWVzGAIgASgESACIAQESEAoIY2FwYWNpdHkYAyABKAQSDQoFYnl0ZXMYBCABKARCCgoIX2VudHJpZXMiJAoFQ291bnQSDAoEbmFtZRgBIAEoCRINCgV2YWx1ZRgCIAEoBCIzCgpDYXBhYmlsaXR5EgwKBG5hbWUYASABKAkSCgoCb24YAiABKAgSCwoDd2h5GAMgASgJIkoKCVJ1bGVTdGF0ZRIMCgRuYW1lGAEgASgJEg8KB3BhY2tldHMYAiABKAQSDwoHZHJvcHBlZBgDIAEoBBINCgVmYXVsdBgEIAEoCSJJCg1DYXB0dXJlVGFyZ2V0EgwKBHBhdGgYASABKAkSDAoEa2luZBgCIAEoCRINCgVjYWxscxgDIAEoBBINCgVmYXVsdBgEIAEoCWIGcHJvdG8z", [file_google_protobuf_timestamp, file_tollward_options_v1_options]);
 
 /**
  * What one node's sensor says of itself, every few seconds. Key in the bucket: the node in base64url. Each sensor writes its own.
@@ -161,7 +161,7 @@ export const SensorInterfaceSchema: GenMessage<SensorInterface> = /*@__PURE__*/
   messageDesc(file_tollward_sensor_v1_state, 1);
 
 /**
- * Since it was loaded, if the kernel counts it (kernel.bpf_stats_enabled).
+ * What a kernel program costs, of the short times in which the sensor lets the kernel count: run_nanos / runs is the average.
  *
  * @generated from message tollward.sensor.v1.SensorProgram
  */
@@ -172,6 +172,8 @@ export type SensorProgram = Message<"tollward.sensor.v1.SensorProgram"> & {
   name: string;
 
   /**
+   * Where it hangs, such as xdp, sched_cls or tracing.
+   *
    * @generated from field: string type = 2;
    */
   type: string;
@@ -185,6 +187,13 @@ export type SensorProgram = Message<"tollward.sensor.v1.SensorProgram"> & {
    * @generated from field: uint64 run_nanos = 4;
    */
   runNanos: bigint;
+
+  /**
+   * Memory that it takes.
+   *
+   * @generated from field: uint64 bytes = 5;
+   */
+  bytes: bigint;
 };
 
 /**
@@ -204,9 +213,11 @@ export type SensorMap = Message<"tollward.sensor.v1.SensorMap"> & {
   name: string;
 
   /**
-   * @generated from field: uint64 entries = 2;
+   * Absent where counting them would cost too much.
+   *
+   * @generated from field: optional uint64 entries = 2;
    */
-  entries: bigint;
+  entries?: bigint | undefined;
 
   /**
    * @generated from field: uint64 capacity = 3;

@@ -3,7 +3,7 @@
  * xdp_guard     XDP, arriving frames: verdict (guard.h), then accounting (flows.h). XDP_DROP only for a
  *               source with a live entry in a block map; everything else, and everything it cannot read, is
  *               XDP_PASS (fails open: a fault here must not take a node off the network).
- * count_egress  TC egress (tcx or clsact), leaving frames: accounting only, always "next program".
+ * guard_egress  TC egress (tcx or clsact), leaving frames: accounting only, always "next program".
  *
  * What is asked of the kernel's own TCP is in who.h. No state lives in a process: maps and links are pinned,
  * and go on without the one who loaded them.
@@ -67,7 +67,7 @@ int xdp_guard(struct xdp_md *context)
 }
 
 SEC("tc")
-int count_egress(struct __sk_buff *skb)
+int guard_egress(struct __sk_buff *skb)
 {
 	struct packet *packet = new_packet(FLOW_EGRESS);
 	struct observation seen = {};

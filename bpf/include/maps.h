@@ -22,6 +22,19 @@
 #define ESTABLISHED_MAX 65536
 /* One record for each block that begins to drop: 1,600 between two reads. */
 #define FIRST_HITS_BYTES (64 * 1024)
+/* A rule with 1,000 ranges is 1,000 prefixes; 210 bytes each, made when used: 13 MiB when full. Half of them
+ * are of the set in force, half of that which is being written. */
+#define RULE_MATCH_MAX 65536
+/* One for each source and rule with a rate, and for each source of SYNs; the least recently used are
+ * forgotten, which lets a source begin anew. */
+#define BUCKETS_MAX 65536
+/* Datagrams under reassembly. Linux keeps them for 30 seconds (IPv6: 60) and 4 MiB. */
+#define FRAGMENTS_MAX 16384
+#define PORTS	      65536
+/* 4,000 records between two reads. */
+#define GUARD_EVENTS_BYTES (256 * 1024)
+/* Rules, blocks and reasons share these by hash: each has a rate of its own, unless two meet. */
+#define EVENT_RATES 256
 /* 10,000 single-packet records between two reads. */
 #define SPILLED_FLOWS_BYTES (1024 * 1024)
 
@@ -61,6 +74,69 @@ struct {
 	__type(key, struct cidr6_key);
 	__type(value, struct block);
 } block_cidr6 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct rule_set);
+} rule_set SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, RULE_MATCH_MAX);
+	__type(key, struct rule_match_key);
+	__type(value, struct rule_bits);
+} rule_match SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, RULE_GENERATIONS * 2 * RULES_MAX);
+	__type(key, __u32);
+	__type(value, struct rule);
+} rules SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, RULE_IDS);
+	__type(key, __u32);
+	__type(value, struct rule_count);
+} rule_counts SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, BUCKETS_MAX);
+	__type(key, struct bucket_key);
+	__type(value, __u64);
+} buckets SEC(".maps");
+
+/* As in buckets, by port; an array, so that forged sources push none of them out. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, PORTS);
+	__type(key, __u32);
+	__type(value, __u64);
+} syn_ports SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, FRAGMENTS_MAX);
+	__type(key, struct fragment_key);
+	__type(value, struct fragment);
+} fragments SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, GUARD_EVENTS_BYTES);
+} guard_events SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, EVENT_RATES);
+	__type(key, __u32);
+	__type(value, __u64);
+} event_rates SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

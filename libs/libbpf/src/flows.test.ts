@@ -105,7 +105,7 @@ test('UDP, ICMP and fragments are flows of their own; only whole packets have po
 test('what leaves is counted as leaving, and goes on to the next program', { skip: needsKernel }, async () => {
   using sensor = await loadSensor()
   sensor.block('10.23.0.1')
-  const { result } = testRun(sensor.object.program('count_egress'), frameFrom('10.23.0.1'))
+  const { result } = testRun(sensor.object.program('guard_egress'), frameFrom('10.23.0.1'))
   assert.equal(result, TC_ACT_UNSPEC)
   const flows = await drainAll(sensor)
   assert.deepEqual(

@@ -14,6 +14,15 @@ const STRUCTS = {
   flow: flowLayout.FLOW,
   spilled_flow: flowLayout.SPILLED_FLOW,
   first_hit: layout.FIRST_HIT,
+  rate: layout.RATE,
+  rule_set: layout.RULE_SET,
+  rule_match_key: layout.RULE_MATCH_KEY,
+  rule_bits: layout.RULE_BITS,
+  rule: layout.RULE,
+  rule_count: layout.RULE_COUNT,
+  bucket_key: layout.BUCKET_KEY,
+  fragment_key: layout.FRAGMENT_KEY,
+  fragment: layout.FRAGMENT,
 } as const
 
 test('every structure has the same size and offsets in C and in TypeScript', { skip: needsKernel }, async () => {

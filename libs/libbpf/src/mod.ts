@@ -27,21 +27,32 @@ export { bootNsToWallTimeMs, bootTimeNs, wallTimeToBootNs } from './clock.ts'
 export { FlowDrain } from './flow-drain.ts'
 export { decodeSpilledFlow, type FlowRecord } from './flow-layout.ts'
 export {
+  ANOMALY,
+  type Anomaly,
   type Block,
   type BlockMode,
   type BlockTarget,
   blockTarget,
   COUNTER,
   type CounterName,
+  type Direction,
   decodeBlock,
   decodeFirstHit,
+  decodeGuardEvent,
+  decodeRuleCount,
   encodeBlock,
   encodeConfig,
   type FirstHit,
   type GuardConfig,
+  type GuardEvent,
   type GuardMode,
   LAYOUT_VERSION,
   MANAGEMENT_PORTS_MAX,
+  type Rate,
+  RULE_IDS,
+  type RuleAction,
+  type RuleCount,
+  type RuleMode,
 } from './layout.ts'
 export { sendLiveFrames } from './live-frames.ts'
 export { type Batch, type BpfMap, openPinnedMap } from './map.ts'
@@ -57,4 +68,13 @@ export {
   testRun,
 } from './object.ts'
 export { type OnRecord, RingReader } from './ring.ts'
+export {
+  compileRuleTable,
+  type LeftOutRule,
+  type Prefix,
+  type RuleMaps,
+  type RuleTable,
+  RuleTables,
+  type RuleTerms,
+} from './rule-table.ts'
 export { compile, isBpffs, mountBpffs, probeSupport, type Support, unmountBpffs } from './support.ts'

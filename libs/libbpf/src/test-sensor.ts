@@ -25,6 +25,14 @@ const TEST_ENTRIES = 512
 
 /** All but the scratch space. */
 export const PINNED_MAPS = [
+  'rule_set',
+  'rule_match',
+  'rules',
+  'rule_counts',
+  'buckets',
+  'syn_ports',
+  'fragments',
+  'guard_events',
   'config',
   'guarded',
   'block_exact',

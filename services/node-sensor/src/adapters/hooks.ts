@@ -16,7 +16,7 @@ import { HANDSHAKE_PROGRAM, hasKernelTypes, type Kernel } from './kernel.ts'
 /** Pins of one interface: its index, as names may hold dots and a bpffs takes none. */
 const INTERFACE_DIRECTORY = /^interface_(\d+)$/
 const HOOKS = { xdp: attachXdp, egress: attachEgress } as const
-const PROGRAMS = { xdp: 'xdp_guard', egress: 'count_egress' } as const
+const PROGRAMS = { xdp: 'xdp_guard', egress: 'guard_egress' } as const
 
 /** One place where a program should be, and whether it is. */
 interface Hook {

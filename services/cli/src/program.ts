@@ -9,6 +9,7 @@ import { addObservationCommands } from './commands/observations.ts'
 import { addPaymentCommands } from './commands/payments.ts'
 import { addPeopleCommands } from './commands/people.ts'
 import { addPolicyCommands } from './commands/policies.ts'
+import { addSensorCommands } from './commands/sensors.ts'
 import { addStatusCommand } from './commands/status.ts'
 import { addTokenCommands } from './commands/tokens.ts'
 import { addTreasuryCommands } from './commands/treasury.ts'
@@ -38,6 +39,7 @@ export async function runCommand(argv: readonly string[], surroundings: Surround
   addBackupCommands(program, surroundings)
   addDefenceCommands(program, surroundings)
   addObservationCommands(program, surroundings)
+  addSensorCommands(program, surroundings)
   try {
     await program.parseAsync(argv, { from: 'user' })
     return 0

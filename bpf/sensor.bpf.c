@@ -14,6 +14,7 @@
 #include "guard.h"
 #include "flows.h"
 #include "who.h"
+#include "drops.h"
 
 /* Headers that may lie outside the linear part of a socket buffer: Ethernet, tags, IPv6, some extensions,
  * TCP. */

@@ -27,6 +27,21 @@ enum flow_flag {
 	FLOW_ESTABLISHED = 1 << 16, /* this kernel completed the handshake: the source is not forged */
 	FLOW_FRAGMENT = 1 << 17,    /* non-first fragments, counted without ports */
 	FLOW_AUDITED = 1 << 18,	    /* would have been dropped, were it not for audit mode */
+	FLOW_CLOSED = 1 << 19,	    /* this kernel's socket was closed, reset or given up */
+};
+
+/* Set in cgroup_id where the process is in no group of the unified hierarchy: the id is one of the old
+ * hierarchy that has the memory controller. */
+#define CGROUP_OF_MEMORY_HIERARCHY (1ULL << 63)
+#define PROCESS_NAME_BYTES	   16
+
+/* What this kernel's TCP knows of a connection; all 0 where it knows nothing. Of connected UDP sockets the
+ * process alone. */
+struct connection {
+	__u64 cgroup_id;
+	__u32 process_id; /* as seen from the first PID namespace */
+	__u32 rtt_us;	  /* smoothed */
+	char process_name[PROCESS_NAME_BYTES];
 };
 
 struct flow {
@@ -39,6 +54,14 @@ struct flow {
 	__u32 flags;
 	__u32 ifindex;
 	__u32 vlan; /* outermost id, 0: none */
+	struct connection connection;
+};
+
+/* Value of "connections", which is keyed as the flow that arrives. */
+struct connection_state {
+	struct connection connection;
+	__u64 established_ns; /* 0: no handshake was completed, as far as is known */
+	__u64 closed_ns;      /* 0: open */
 };
 
 /* Record of the ring spilled_flows: a packet for which the flow map had no room. */
@@ -47,11 +70,27 @@ struct spilled_flow {
 	struct flow flow;
 };
 
+/* Key of "kernel_drops_a" and "_b": packets that the kernel threw away by its own reasons; value: __u64
+ * packets.
+ */
+struct kernel_drop {
+	struct address source;
+	struct address destination;
+	__u16 source_port;
+	__u16 destination_port;
+	__u32 protocol;
+	__u32 reason; /* enum skb_drop_reason of the running kernel */
+};
+
 CHECK_SIZE(struct flow_key, 40);
 CHECK_OFFSET(struct flow_key, source_port, 32);
 CHECK_OFFSET(struct flow_key, protocol, 36);
-CHECK_SIZE(struct flow, 56);
+CHECK_SIZE(struct connection, 32);
+CHECK_SIZE(struct connection_state, 48);
+CHECK_SIZE(struct flow, 88);
 CHECK_OFFSET(struct flow, pure_syns, 40);
-CHECK_SIZE(struct spilled_flow, 96);
+CHECK_OFFSET(struct flow, connection, 56);
+CHECK_SIZE(struct spilled_flow, 128);
+CHECK_SIZE(struct kernel_drop, 44);
 
 #endif

@@ -9,9 +9,23 @@
 
 #include "packet.h"
 
+/* As long as the kernel itself waits for stray packets of a closed connection (TCP_TIMEWAIT_LEN). */
+#define CLOSED_REMEMBERED_NS (60ULL * 1000 * 1000 * 1000)
+/* 48 + 40 bytes and the table's own, preallocated: 11 MiB. The least recently used go first: the closed ones,
+ * which no packet asks for. */
+#define CONNECTIONS_MAX 65536
+
 #ifndef E2BIG
 #define E2BIG 7
 #endif
+
+/* Keyed as the flow that arrives; written by who.h. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, CONNECTIONS_MAX);
+	__type(key, struct flow_key);
+	__type(value, struct connection_state);
+} connections SEC(".maps");
 
 struct observation {
 	__u64 now;
@@ -38,16 +52,24 @@ static __always_inline void reverse(struct flow_key *to, const struct flow_key *
 	to->zero = 0;
 }
 
-static __always_inline int is_established(const struct flow_key *key)
+/* What is known of the flow's connection. Those that were closed are remembered for their last packets; a
+ * pure SYN is none of them, as it asks for a new connection. */
+static __always_inline const struct connection_state *find_connection(const struct flow_key *key, __u64 now)
 {
+	const struct connection_state *found;
 	struct flow_key arriving;
 
-	if (key->protocol != IPPROTO_TCP)
+	if (key->protocol != IPPROTO_TCP && key->protocol != IPPROTO_UDP)
 		return 0;
-	if (key->direction == FLOW_INGRESS)
-		return bpf_map_lookup_elem(&established, key) != 0;
-	reverse(&arriving, key);
-	return bpf_map_lookup_elem(&established, &arriving) != 0;
+	if (key->direction == FLOW_INGRESS) {
+		found = bpf_map_lookup_elem(&connections, key);
+	} else {
+		reverse(&arriving, key);
+		found = bpf_map_lookup_elem(&connections, &arriving);
+	}
+	if (found && found->closed_ns && now - found->closed_ns > CLOSED_REMEMBERED_NS)
+		return 0;
+	return found;
 }
 
 static __always_inline void set_flags(struct flow *flow, __u32 flags)
@@ -67,6 +89,17 @@ static __always_inline void add_to_flow(struct flow *flow, const struct packet *
 		__sync_fetch_and_add(&flow->pure_syns, 1);
 	flow->last_seen_ns = seen->now;
 	set_flags(flow, seen->flags);
+}
+
+static __always_inline void tell_connection(struct flow *flow, const struct connection_state *state)
+{
+	if (!state)
+		return;
+	flow->connection = state->connection;
+	if (state->established_ns)
+		flow->flags |= FLOW_ESTABLISHED;
+	if (state->closed_ns)
+		flow->flags |= FLOW_CLOSED;
 }
 
 static __noinline void spill(const struct spilled_flow *record)
@@ -103,8 +136,8 @@ static __always_inline void account(const struct packet *packet, const struct ob
 					     .ifindex = seen->ifindex,
 					     .vlan = packet->vlan,
 				     }};
-	if (is_established(key))
-		first.flow.flags |= FLOW_ESTABLISHED;
+	if (!is_pure_syn(packet->tcp_flags))
+		tell_connection(&first.flow, find_connection(key, seen->now));
 	error = bpf_map_update_elem(flows, key, &first.flow, BPF_NOEXIST);
 	if (!error)
 		return;
@@ -118,26 +151,25 @@ static __always_inline void account(const struct packet *packet, const struct ob
 	spill(&first);
 }
 
-/* The handshake of this connection is complete: so say its entries now, and those of later generations when
- * made. */
-static __always_inline void mark_established(const struct flow_key *arriving, __u64 now)
+/* What was learned of this connection: its entries say so now, and those of later generations when made. */
+static __always_inline void tell_flows(const struct flow_key *arriving, const struct connection *connection,
+				       __u32 flags)
 {
-	struct flow_key leaving;
+	struct flow_key key = *arriving;
 	__u32 zero = 0;
-	void *flows;
+	void *flows = bpf_map_lookup_elem(&active_flows, &zero);
 	struct flow *flow;
 
-	bpf_map_update_elem(&established, arriving, &now, BPF_ANY);
-	flows = bpf_map_lookup_elem(&active_flows, &zero);
 	if (!flows)
 		return;
-	flow = bpf_map_lookup_elem(flows, arriving);
-	if (flow)
-		set_flags(flow, FLOW_ESTABLISHED);
-	reverse(&leaving, arriving);
-	flow = bpf_map_lookup_elem(flows, &leaving);
-	if (flow)
-		set_flags(flow, FLOW_ESTABLISHED);
+	for (int i = 0; i < 2; i++) {
+		flow = bpf_map_lookup_elem(flows, &key);
+		if (flow) {
+			flow->connection = *connection;
+			set_flags(flow, flags);
+		}
+		reverse(&key, arriving);
+	}
 }
 
 #endif

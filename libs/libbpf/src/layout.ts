@@ -131,6 +131,8 @@ export const COUNTER = {
   egressAudited: 39,
   egressDroppedRule: 40,
   egressDroppedRate: 41,
+  socketNotRemembered: 48,
+  kernelDropNotDetailed: 49,
 } as const
 
 export type GuardMode = keyof typeof GUARD_MODE

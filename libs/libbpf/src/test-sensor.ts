@@ -44,7 +44,11 @@ export const PINNED_MAPS = [
   'flows_b',
   'active_flows',
   'spilled_flows',
-  'established',
+  'connections',
+  'kernel_drops_a',
+  'kernel_drops_b',
+  'active_kernel_drops',
+  'drop_totals',
 ]
 
 /** For node:test's option `skip` of whatever loads programs. */
@@ -112,7 +116,7 @@ export class TestSensor implements Disposable {
 
 export async function loadSensor(): Promise<TestSensor> {
   const maxEntries = TEST_ENTRIES
-  const small = ['block_exact', 'flows_a', 'flows_b', 'established'].map((name) => [name, { maxEntries }] as const)
+  const small = ['block_exact', 'flows_a', 'flows_b', 'connections'].map((name) => [name, { maxEntries }] as const)
   return new TestSensor(loadObject(await compileSensor(), { maps: Object.fromEntries(small) }))
 }
 

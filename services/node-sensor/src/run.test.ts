@@ -343,7 +343,7 @@ describe('a node with a sensor', { skip }, () => {
     await end('stop')
     await using late = await detach()
     assert.equal(await late.exited, 0)
-    assert.match(late.lines.join(), /^removed 5 links, 0 programs and 12 maps at /)
+    assert.match(late.lines.join(), /^removed \d+ links, 0 programs and \d+ maps at /)
     assert(!existsSync(pins))
     for (const namespace of [attacker, neighbour]) assert.doesNotMatch(await linkDetails(namespace), /xdp/)
     assert.equal(await seen(attacker), 'served')

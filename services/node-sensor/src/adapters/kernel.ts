@@ -28,7 +28,11 @@ const PINNED_MAPS = [
   'flows_b',
   'active_flows',
   'spilled_flows',
-  'established',
+  'connections',
+  'kernel_drops_a',
+  'kernel_drops_b',
+  'active_kernel_drops',
+  'drop_totals',
 ] as const
 
 /** The first counters are verdicts, each arriving packet counts under one; see bpf/include/layout.h. */

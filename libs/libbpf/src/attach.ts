@@ -2,7 +2,7 @@ import { closeSync, existsSync, readdirSync, readFileSync, rmdirSync, unlinkSync
 import { constants } from 'node:os'
 import { join } from 'node:path'
 import { uint32 } from './map.ts'
-import { check, isErrno, libbpf, libc } from './native.ts'
+import { check, checkErrno, isErrno, libbpf, libc } from './native.ts'
 import type { BpfProgram } from './object.ts'
 
 /** Attach types of <linux/bpf.h>; tcx is newer than Debian 12's header. */
@@ -46,9 +46,19 @@ export class Attachment implements Disposable {
   }
 }
 
-/** Index of a network interface in this process's namespace; undefined if there is none of that name. */
+/**
+ * Index of a network interface in this process's namespace; undefined if there is none of that name. Throws if it could not be
+ * asked, as by a process that has no descriptor left: that is not the same.
+ */
 export function interfaceIndex(name: string): number | undefined {
-  return libc().if_nametoindex(name) || undefined
+  const index = libc().if_nametoindex(name)
+  if (index !== 0) return index
+  try {
+    checkErrno(`looking for the interface ${name}`, -1)
+  } catch (error) {
+    if (!isErrno(error, 'ENODEV', 'ENXIO')) throw error
+  }
+  return undefined
 }
 
 /**
@@ -105,25 +115,30 @@ export interface RemovedPins {
 
 /**
  * Takes everything under a directory of a bpffs away: links leave their hooks even if another process still holds them, clsact
- * filters go, maps are freed once nobody holds them; then the directory. A directory that is not there is empty already.
+ * filters go, maps are freed once nobody holds them; then the directory. What fails keeps nothing else from going, and is thrown
+ * at the end. A directory that is not there is empty already.
  */
 export function removePins(directory: string): RemovedPins {
   const removed: RemovedPins = { links: 0, programs: 0, maps: 0 }
-  if (!existsSync(directory)) return removed
-  const entries = readdirSync(directory, { withFileTypes: true })
-  for (const entry of entries) {
+  const faults: unknown[] = []
+  if (existsSync(directory)) removeInto(directory, removed, faults)
+  if (faults.length === 1) throw faults[0]
+  if (faults.length > 1) throw new AggregateError(faults, `${directory} could not be emptied: ${faults.join('; ')}`)
+  return removed
+}
+
+function removeInto(directory: string, removed: RemovedPins, faults: unknown[]): void {
+  for (const entry of readdirSync(directory, { withFileTypes: true })) {
     const path = join(directory, entry.name)
-    if (entry.isDirectory()) {
-      const inner = removePins(path)
-      removed.links += inner.links
-      removed.programs += inner.programs
-      removed.maps += inner.maps
-    } else {
-      removed[removePin(path)] += 1
+    try {
+      if (entry.isDirectory()) removeInto(path, removed, faults)
+      else removed[removePin(path)] += 1
+    } catch (error) {
+      faults.push(error)
     }
   }
-  rmdirSync(directory)
-  return removed
+  // With faults something is left in it, and the first of them says what.
+  if (faults.length === 0) rmdirSync(directory)
 }
 
 function removePin(path: string): keyof RemovedPins {
@@ -143,11 +158,11 @@ function removePin(path: string): keyof RemovedPins {
   }
 }
 
-/** Tracing links cannot be detached by hand; they end with their last reference, the pin. */
-function detachLink(path: string, fd: number): void {
+/** Tracing links cannot be detached by hand; they end with their last reference, the pin. `what` is for the error. */
+export function detachLink(what: string, fd: number): void {
   const result = libbpf().bpf_link_detach(fd)
   try {
-    check(`detaching ${path}`, result)
+    check(`detaching ${what}`, result)
   } catch (error) {
     if (!isErrno(error, 'EOPNOTSUPP', 'EINVAL')) throw error
   }

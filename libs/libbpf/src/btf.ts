@@ -27,6 +27,30 @@ export function enumValues(path: string, name: string): Record<string, number> {
   )
 }
 
+/** Where one member of a structure lies. */
+export interface Member {
+  readonly at: number
+  readonly bytes: number
+}
+
+/** Members of a structure by name, from types that the kernel keeps; undefined if the type is no structure. */
+export function kernelMembers(btfId: number, typeId: number): Record<string, Member> | undefined {
+  const btf = checkPointer(`types ${btfId}`, libbpf().btf__load_from_kernel_by_id(btfId))
+  try {
+    const type = checkPointer(`type ${typeId}`, libbpf().btf__type_by_id(btf, typeId))
+    const info = bytesAt(type, TYPE_BYTES).readUInt32LE(4)
+    if (((info >> 24) & 31) !== KIND_STRUCT) return undefined
+    const members = bytesAt(type + BigInt(TYPE_BYTES), (info & 0xffff) * MEMBER_BYTES)
+    const nameAt = (offset: number) => libbpf().btf__name_by_offset(btf, offset)
+    return readAll(members, MEMBER_BYTES, nameAt, (member) => ({
+      at: member.readUInt32LE(8) / 8,
+      bytes: Number(libbpf().btf__resolve_size(btf, member.readUInt32LE(4))),
+    }))
+  } finally {
+    libbpf().btf__free(btf)
+  }
+}
+
 type NameAt = (offset: number) => string
 
 function withType<T>(
@@ -50,8 +74,8 @@ function withType<T>(
   }
 }
 
-function readAll(members: Buffer, step: number, nameAt: NameAt, readMember: (member: Buffer) => number) {
-  const found: Record<string, number> = {}
+function readAll<T>(members: Buffer, step: number, nameAt: NameAt, readMember: (member: Buffer) => T) {
+  const found: Record<string, T> = {}
   for (let at = 0; at < members.length; at += step) {
     const member = members.subarray(at, at + step)
     found[nameAt(member.readUInt32LE(0))] = readMember(member)

@@ -18,14 +18,15 @@ export {
   type CallSource,
   type Chunk,
   type ChunkAddresses,
-  CLEAR_PORTS_MAX,
   decodeChunk,
   encodeCallConfig,
+  encodeClearPorts,
   PAYLOAD_BYTES_MAX,
 } from './call-layout.ts'
 export { bootNsToWallTimeMs, bootTimeNs, wallTimeToBootNs } from './clock.ts'
 export { FlowDrain } from './flow-drain.ts'
 export { decodeSpilledFlow, type FlowRecord } from './flow-layout.ts'
+export { countRuns, mapBytes, type ProgramStats, programStats } from './info.ts'
 export {
   ANOMALY,
   type Anomaly,
@@ -54,8 +55,18 @@ export {
   type RuleCount,
   type RuleMode,
 } from './layout.ts'
+export {
+  detachLinkById,
+  type HookLink,
+  heldLinks,
+  hookLinks,
+  pinLinkById,
+  pinnedLinks,
+  sensorNamespace,
+} from './links.ts'
 export { sendLiveFrames } from './live-frames.ts'
-export { type Batch, type BpfMap, openPinnedMap } from './map.ts'
+export { type Batch, type BpfMap, openMap, openPinnedMap } from './map.ts'
+export { hasSameLayout, type Migration, migrateBlocks, migrateEntries } from './migrate.ts'
 export { BpfError, isErrno } from './native.ts'
 export {
   type BpfObject,
@@ -64,6 +75,9 @@ export {
   type LoadOptions,
   loadObject,
   type MapOptions,
+  type ObjectContents,
+  objectContents,
+  refusedProgram,
   type TestRun,
   testRun,
 } from './object.ts'
@@ -77,4 +91,4 @@ export {
   RuleTables,
   type RuleTerms,
 } from './rule-table.ts'
-export { compile, isBpffs, mountBpffs, probeSupport, type Support, unmountBpffs } from './support.ts'
+export { compile, hasKernelTypes, isBpffs, mountBpffs, probeSupport, type Support, unmountBpffs } from './support.ts'

@@ -1,5 +1,6 @@
+import { join } from 'node:path'
 import { BpfMap } from './map.ts'
-import { addressOf, check, checkPointer, isErrno, libbpf, type Pointer } from './native.ts'
+import { addressOf, BpfError, check, checkPointer, isErrno, libbpf, type Pointer } from './native.ts'
 
 const TEST_RUN_OPTS_BYTES = 80
 /** What a program under test may make of a packet: XDP refuses more than a page anyway. */
@@ -14,6 +15,8 @@ export interface MapOptions {
 
 export interface LoadOptions {
   readonly maps?: Readonly<Record<string, MapOptions>>
+  /** Pins every map of the object there by its name, or takes over the one that is pinned, but for those in `except`. */
+  readonly pins?: { readonly directory: string; readonly except: readonly string[] }
   /** Programs to leave out, such as those whose hook this kernel lacks. */
   readonly withoutPrograms?: readonly string[]
 }
@@ -25,6 +28,13 @@ export interface TestRun {
   readonly output: Buffer
   /** Average of the repetitions. */
   readonly durationNs: number
+}
+
+/** What an object file holds, by the names in its source. */
+export interface ObjectContents {
+  /** Programs with the sections that say where they hang, such as `tp_btf/kfree_skb`. */
+  readonly programs: readonly { readonly name: string; readonly section: string }[]
+  readonly maps: readonly string[]
 }
 
 /** A program in the kernel, by an open descriptor. */
@@ -74,9 +84,13 @@ export class BpfObject implements Disposable {
  * Opens an object file, applies the options and loads it into the kernel. Throws BpfError; its log holds what libbpf and the
  * verifier said. Maps that were newly pinned before a failure stay pinned: `removePins` takes them away.
  */
-export function loadObject(path: string, { maps = {}, withoutPrograms = [] }: LoadOptions = {}): BpfObject {
+export function loadObject(path: string, { maps = {}, pins, withoutPrograms = [] }: LoadOptions = {}): BpfObject {
   const object = checkPointer(`opening ${path}`, libbpf().bpf_object__open_file(path, null))
   try {
+    if (pins) {
+      const names = contentsOf(object).maps.filter((name) => !pins.except.includes(name))
+      for (const name of names) setMap(mapOf(object, name), name, { pinPath: join(pins.directory, name) })
+    }
     for (const [name, options] of Object.entries(maps)) setMap(mapOf(object, name), name, options)
     for (const name of withoutPrograms) libbpf().bpf_program__set_autoload(programOf(object, name), 0)
     check(`loading ${path}`, libbpf().bpf_object__load(object))
@@ -85,6 +99,22 @@ export function loadObject(path: string, { maps = {}, withoutPrograms = [] }: Lo
     libbpf().bpf_object__close(object)
     throw error
   }
+}
+
+/** What an object file holds; nothing of it is loaded. */
+export function objectContents(path: string): ObjectContents {
+  const object = checkPointer(`opening ${path}`, libbpf().bpf_object__open_file(path, null))
+  try {
+    return contentsOf(object)
+  } finally {
+    libbpf().bpf_object__close(object)
+  }
+}
+
+/** The program for which loading failed, as libbpf names it; undefined if the failure was of something else. */
+export function refusedProgram(error: unknown): string | undefined {
+  if (!(error instanceof BpfError)) return undefined
+  return [...error.log.matchAll(/prog '([^']+)': .*fail/g)].at(-1)?.[1]
 }
 
 /** Whether loading failed because a pinned map has another shape than the object's. */
@@ -108,6 +138,25 @@ export function testRun(program: BpfProgram, packet: Uint8Array, repeat = 1): Te
     output: output.subarray(0, opts.readUInt32LE(28)),
     durationNs: opts.readUInt32LE(64),
   }
+}
+
+function contentsOf(object: Pointer): ObjectContents {
+  const { bpf_program__name, bpf_program__section_name, bpf_map__name } = libbpf()
+  const programs = listOf((last) => libbpf().bpf_object__next_program(object, last))
+  const maps = listOf((last) => libbpf().bpf_object__next_map(object, last))
+  return {
+    programs: programs.map((program) => ({
+      name: bpf_program__name(program),
+      section: bpf_program__section_name(program),
+    })),
+    maps: maps.map((map) => bpf_map__name(map)),
+  }
+}
+
+function listOf(next: (last: Pointer | null) => Pointer | null): Pointer[] {
+  const found: Pointer[] = []
+  for (let at = next(null); at; at = next(at)) found.push(at)
+  return found
 }
 
 function setMap(map: Pointer, name: string, { maxEntries, pinPath }: MapOptions): void {

@@ -29,8 +29,13 @@ export async function probeSupport(): Promise<Support> {
   return {
     missingToLoad: missingToLoad.filter((reason) => reason !== undefined),
     missingToCompile: missingToCompile.filter((reason) => reason !== undefined),
-    hasKernelTypes: existsSync('/sys/kernel/btf/vmlinux'),
+    hasKernelTypes: hasKernelTypes(),
   }
+}
+
+/** Whether the kernel publishes its types (BTF): without them there is no `tp_btf` program and no iterator. */
+export function hasKernelTypes(): boolean {
+  return existsSync('/sys/kernel/btf/vmlinux')
 }
 
 /** Mounts a bpffs if there is none, as systemd does at boot. Root only. Returns whether it was mounted now. */

@@ -103,7 +103,7 @@ describe('a node with a sensor', { skip }, () => {
   test('says which kernel part is on, and how', async () => {
     await sensor.line(new RegExp(`"interface":"${attacker.hostDevice}","hook":"xdp","on":true,"how":"native"`))
     await sensor.line(new RegExp(`"interface":"${neighbour.hostDevice}","hook":"egress","on":true`))
-    await sensor.line(/"hook":"handshakes","on":true/)
+    await sensor.line(/"hook":"tracepoint","program":"watch_handshake","on":true/)
   })
 
   test('blocked callers are no business of the kernel, and nobody is warned of them', async () => {
@@ -293,7 +293,7 @@ describe('a node with a sensor', { skip }, () => {
   test('maps of another size are replaced, and have the blocks of the bucket', async () => {
     await blocks.add(attacker.address)
     await restart({ TOLLWARD_BLOCKED_ADDRESSES_MAX: '7' })
-    await sensor.line(/pinned maps have other sizes/)
+    await sensor.line(/"block_exact":\{"copied":1,.*pinned maps have another layout or other sizes/)
     assert.equal(await metric(sensor.healthUrl, 'tollward_node_sensor_blocks_capacity{map="block_exact"}'), 7)
     assert.equal(await seen(attacker), 'silence')
     await end('stop')

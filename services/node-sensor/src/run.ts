@@ -6,11 +6,11 @@ import { followBlocks } from './adapters/blocks.ts'
 import { drainFlows } from './adapters/flow-drain.ts'
 import { FlowPublisher } from './adapters/flow-publisher.ts'
 import { Hooks } from './adapters/hooks.ts'
-import { loadKernel } from './adapters/kernel.ts'
+import { loadKernel, removeOutdated } from './adapters/kernel.ts'
 import { addressesToGuard, watchNode } from './adapters/node.ts'
 import { objectFile } from './adapters/object-file.ts'
 import { OwnConnections } from './adapters/own-connections.ts'
-import { holdPins, openPins } from './adapters/pins.ts'
+import { holdPins, openPins, takeLinks, takeOrphans } from './adapters/pins.ts'
 import type { Config } from './config.ts'
 import { sensorMetrics } from './metrics.ts'
 
@@ -37,12 +37,17 @@ export async function run({ name, config, log, registry, health, signal }: Servi
     blocks: () => table.sizes(),
   })
   const table = new BlockTable({ kernel, guarded, metrics, log })
+  takeLinks(pins)
+  const orphans = takeOrphans(pins)
+  if (orphans > 0) log.warn({ orphans }, 'programs without a pin were found on their hooks and are taken over')
   const hooks = resources.use(new Hooks({ kernel, directory: pins.directory, interfaces, metrics, log }))
+  const flowsLeft = removeOutdated(pins, log)
   resources.use(watchNode({ kernel, table, hooks, guardedAddresses, log }))
 
   const own = resources.use(new OwnConnections())
   const outbox = new Outbox({ log })
   const publisher = new FlowPublisher({ node, outbox, metrics })
+  publisher.addLost(flowsLeft, 'replaced')
   const draining = drainFlows({
     kernel,
     publisher,

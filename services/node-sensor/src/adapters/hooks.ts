@@ -2,6 +2,7 @@ import { mkdirSync, readdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { AppError } from '@tollward/errors'
 import {
+  type AttachMode,
   type Attachment,
   attachEgress,
   attachTracepoint,
@@ -11,12 +12,16 @@ import {
 } from '@tollward/libbpf'
 import type { Logger } from 'pino'
 import type { Metrics } from '../metrics.ts'
-import { HANDSHAKE_PROGRAM, hasKernelTypes, type Kernel } from './kernel.ts'
+import type { Kernel } from './kernel.ts'
+import { INTERFACE_DIRECTORY } from './pins.ts'
 
-/** Pins of one interface: its index, as names may hold dots and a bpffs takes none. */
-const INTERFACE_DIRECTORY = /^interface_(\d+)$/
 const HOOKS = { xdp: attachXdp, egress: attachEgress } as const
-const PROGRAMS = { xdp: 'xdp_guard', egress: 'guard_egress' } as const
+/** Sections of the programs that belong on each interface; the first program of a section. */
+const SECTIONS = { xdp: /^xdp/, egress: /^(tc|tcx|classifier)\b/ } as const
+/** Programs that hang on a tracepoint of the kernel, once for all interfaces. */
+const TRACEPOINT = /^(tp_btf|raw_tp|raw_tracepoint)\//
+/** A program with this at the end of its name does the work of the one without on kernels that lack that one's tracepoint. */
+const SPARE = '_older'
 
 /** One place where a program should be, and whether it is. */
 interface Hook {
@@ -37,11 +42,28 @@ interface HooksOptions {
   readonly log: Logger
 }
 
+/** A program on a tracepoint. */
+interface Tracing {
+  readonly name: string
+  readonly attachment: Attachment | undefined
+  readonly fault: string | undefined
+}
+
+/** Where a program is, for whoever shows it. */
+export interface HookState {
+  readonly interface?: string
+  readonly hook: string
+  readonly program: string
+  /** How it hangs there; undefined: it does not, and `fault` says why. */
+  readonly how: AttachMode | undefined
+  readonly fault: string | undefined
+}
+
 /** The programs on their hooks, pinned: disposing this, or the end of the process, takes none off. */
 export class Hooks implements Disposable {
   readonly #options: HooksOptions
   readonly #hooks: readonly Hook[]
-  readonly #handshake: Attachment | undefined
+  readonly #tracing: readonly Tracing[]
 
   /** Attaches what can be attached, and takes off what earlier sensors left on interfaces that are no longer configured. */
   constructor(options: HooksOptions) {
@@ -53,7 +75,9 @@ export class Hooks implements Disposable {
       })),
     )
     this.refresh()
-    this.#handshake = this.#watchHandshakes()
+    this.#tracing = options.kernel.programs
+      .filter(({ name, section }) => TRACEPOINT.test(section) && !this.#isSpare(name))
+      .map(({ name }) => this.#trace(name))
   }
 
   /** Attaches what is missing: interfaces come and go. */
@@ -68,41 +92,60 @@ export class Hooks implements Disposable {
     return faults.map((hook) => `${hook.hook} on ${hook.interface}: ${hook.fault}`).join('; ') || undefined
   }
 
+  /** Every place where a program should be. */
+  states(): readonly HookState[] {
+    const onInterfaces = this.#hooks.map(({ interface: name, hook, attachment, fault }) => ({
+      ...{ interface: name, hook, program: this.#programOf(hook) },
+      ...{ how: attachment?.mode, fault },
+    }))
+    const traced = this.#tracing.map(({ name, attachment, fault }) => ({
+      ...{ hook: 'tracepoint', program: name },
+      ...{ how: attachment?.mode, fault },
+    }))
+    return [...onInterfaces, ...traced]
+  }
+
   interfaceName(ifindex: number): string {
     return this.#hooks.find((hook) => hook.ifindex === ifindex)?.interface ?? ''
   }
 
   [Symbol.dispose](): void {
     for (const { attachment } of this.#hooks) attachment?.close()
-    this.#handshake?.close()
+    for (const { attachment } of this.#tracing) attachment?.close()
   }
 
   #refreshHook(hook: Hook): void {
-    const ifindex = interfaceIndex(hook.interface)
-    if (hook.attachment && hook.ifindex === ifindex) return
     const before = hook.fault
-    hook.attachment?.close()
-    hook.attachment = undefined
-    hook.ifindex = ifindex
     try {
+      const ifindex = interfaceIndex(hook.interface)
+      if (hook.attachment && hook.ifindex === ifindex) return
+      hook.attachment?.close()
+      hook.attachment = undefined
+      hook.ifindex = ifindex
       if (ifindex === undefined) throw new AppError('not_found', 'there is no such interface')
       hook.attachment = this.#attach(hook.hook, ifindex)
       hook.fault = undefined
     } catch (error) {
-      hook.fault = error instanceof Error ? error.message : String(error)
+      hook.fault = messageOf(error)
     }
     const { log, metrics } = this.#options
     const labels = { interface: hook.interface, hook: hook.hook }
     metrics.hooks.set(labels, hook.attachment ? 1 : 0)
-    if (hook.attachment) log.info({ ...labels, on: true, how: hook.attachment.mode }, 'kernel part')
+    if (hook.fault === undefined) log.info({ ...labels, on: true, how: hook.attachment?.mode }, 'kernel part')
     else if (hook.fault !== before) log.error({ ...labels, on: false, why: hook.fault }, 'kernel part')
   }
 
   #attach(hook: Hook['hook'], ifindex: number): Attachment {
-    const directory = join(this.#options.directory, `interface_${ifindex}`)
-    mkdirSync(directory, { recursive: true })
-    const program = this.#options.kernel.object.program(PROGRAMS[hook])
-    return HOOKS[hook](program, { ifindex, pinPath: join(directory, hook) })
+    const { directory, kernel } = this.#options
+    const pins = join(directory, `interface_${ifindex}`)
+    mkdirSync(pins, { recursive: true })
+    return HOOKS[hook](kernel.program(this.#programOf(hook)), { ifindex, pinPath: join(pins, hook) })
+  }
+
+  #programOf(hook: Hook['hook']): string {
+    const found = this.#options.kernel.programs.find(({ section }) => SECTIONS[hook].test(section))
+    if (!found) throw new AppError('failed_precondition', `the kernel programs hold none for ${hook}`)
+    return found.name
   }
 
   #removeOthers(): void {
@@ -114,20 +157,28 @@ export class Hooks implements Disposable {
     }
   }
 
-  /** Without it the sensor guards and counts all the same; only no flow is known to come from a true address. */
-  #watchHandshakes(): Attachment | undefined {
+  /** Whether the program only stands in for another on older kernels, and that one works. */
+  #isSpare(name: string): boolean {
+    if (!name.endsWith(SPARE)) return false
+    const better = this.#options.kernel.programs.find((program) => program.name === name.slice(0, -SPARE.length))
+    return better !== undefined && better.fault === undefined
+  }
+
+  /** Without such a program the sensor guards and counts all the same; what it would have told is missing. */
+  #trace(name: string): Tracing {
     const { kernel, directory, log } = this.#options
-    const part = { hook: 'handshakes' }
+    const part = { hook: 'tracepoint', program: name }
     try {
-      if (!hasKernelTypes()) throw new AppError('failed_precondition', 'this kernel publishes no types (BTF)')
-      const program = kernel.object.program(HANDSHAKE_PROGRAM)
-      const attachment = attachTracepoint(program, { pinPath: join(directory, 'handshakes') })
+      const attachment = attachTracepoint(kernel.program(name), { pinPath: join(directory, `tracing_${name}`) })
       log.info({ ...part, on: true, how: attachment.mode }, 'kernel part')
-      return attachment
+      return { name, attachment, fault: undefined }
     } catch (error) {
-      const why = error instanceof Error ? error.message : String(error)
-      log.warn({ ...part, on: false, why, so: 'no flow says that its handshake was completed' }, 'kernel part')
-      return undefined
+      log.warn({ ...part, on: false, why: messageOf(error) }, 'kernel part')
+      return { name, attachment: undefined, fault: messageOf(error) }
     }
   }
+}
+
+function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error)
 }

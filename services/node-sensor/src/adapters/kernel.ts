@@ -1,47 +1,62 @@
 import { existsSync, mkdirSync } from 'node:fs'
-import { join } from 'node:path'
+import { basename, join } from 'node:path'
+import { AppError } from '@tollward/errors'
 import {
   type BpfMap,
   type BpfObject,
+  type BpfProgram,
   COUNTER,
   type CounterName,
   encodeConfig,
   type GuardMode,
+  hasKernelTypes,
+  hasSameLayout,
   isPinMismatch,
+  LAYOUT_VERSION,
+  type LoadOptions,
   loadObject,
   type MapOptions,
+  type Migration,
+  migrateBlocks,
+  migrateEntries,
+  objectContents,
+  openPinnedMap,
+  refusedProgram,
   removePins,
 } from '@tollward/libbpf'
 import type { Logger } from 'pino'
-import { networkNamespaceInum, type Pins } from './pins.ts'
+import { bringIn, networkNamespaceInum, type Pins } from './pins.ts'
 
-/** All but the scratch space of a single packet. */
-const PINNED_MAPS = [
-  'config',
-  'guarded',
-  'block_exact',
-  'block_cidr4',
-  'block_cidr6',
-  'counters',
-  'first_hits',
-  'flows_a',
-  'flows_b',
-  'active_flows',
-  'spilled_flows',
-  'connections',
-  'kernel_drops_a',
-  'kernel_drops_b',
-  'active_kernel_drops',
-  'drop_totals',
-] as const
+/** Scratch space of a single packet: of no use to another process. */
+const NOT_PINNED = ['packets'] as const
+/** What a change of layout or size must not forget until the bus is read. */
+const BLOCK_MAPS = ['block_exact', 'block_cidr4', 'block_cidr6'] as const
+/** Copied together or not at all: they refer to one another by number. */
+const RULE_MAPS = ['rules', 'rule_match', 'rule_set'] as const
+/** Mean the same only in maps of the same layout. */
+const SAME_LAYOUT_MAPS = ['counters', 'rule_counts'] as const
 
 /** The first counters are verdicts, each arriving packet counts under one; see bpf/include/layout.h. */
 const VERDICTS_END = COUNTER.expiredSeen
-/** Marks flows whose handshake this kernel completed; it needs the kernel's own types. */
-export const HANDSHAKE_PROGRAM = 'watch_handshake'
 const ONLY_KEY = Buffer.alloc(4)
 /** Value of the map `guarded`: that there is an entry says all. */
 const GUARDED = Buffer.from([1, 0, 0, 0])
+
+/** Kinds of programs that are verified against the kernel's own types. */
+const NEEDS_KERNEL_TYPES = /^(tp_btf|iter|fentry|fexit|lsm)\//
+
+export interface Program {
+  readonly name: string
+  readonly section: string
+  readonly fault: string | undefined
+}
+
+interface Loaded {
+  readonly object: BpfObject
+  readonly programs: readonly Program[]
+  /** Those that are pinned. */
+  readonly maps: readonly string[]
+}
 
 export interface KernelSettings {
   readonly mode: GuardMode
@@ -51,24 +66,36 @@ export interface KernelSettings {
   readonly flowsMax: number
 }
 
-/** Whether the kernel publishes its types, without which HANDSHAKE_PROGRAM cannot be loaded. */
-export function hasKernelTypes(): boolean {
-  return existsSync('/sys/kernel/btf/vmlinux')
-}
-
 /** The loaded programs and their pinned maps. Disposing it changes nothing in the kernel. */
 export class Kernel implements Disposable {
   /** Whether the maps, with the blocks in them, are those that an earlier sensor left. */
   readonly adopted: boolean
   readonly object: BpfObject
+  /** Every program of the object, with the section that says where it hangs, and why it was left out if it was. */
+  readonly programs: readonly Program[]
 
-  constructor(object: BpfObject, adopted: boolean) {
+  readonly #maps: ReadonlySet<string>
+
+  constructor({ object, programs, maps }: Loaded, adopted: boolean) {
+    this.#maps = new Set(maps)
     this.object = object
+    this.programs = programs
     this.adopted = adopted
   }
 
-  map(name: (typeof PINNED_MAPS)[number]): BpfMap {
+  map(name: string): BpfMap {
     return this.object.map(name)
+  }
+
+  has(map: string): boolean {
+    return this.#maps.has(map)
+  }
+
+  /** Throws `failed_precondition` with the reason if it was left out. */
+  program(name: string): BpfProgram {
+    const fault = this.programs.find((program) => program.name === name)?.fault
+    if (fault !== undefined) throw new AppError('failed_precondition', fault)
+    return this.object.program(name)
   }
 
   /** Makes the map of guarded addresses hold exactly these; returns how many it had no room for. */
@@ -107,39 +134,108 @@ export class Kernel implements Disposable {
 }
 
 /**
- * Loads the programs, and adopts the pinned maps where their shapes match. Where they don't, the programs are loaded and
- * verified first, and only then what was there is removed: until the blocks are read from the bus, nothing is dropped then.
+ * Loads the programs, and adopts the pinned maps where their shapes match. Where they don't, or where a sensor of another
+ * layout was, the programs are loaded and verified with new maps, which get the blocks that were there; only then these
+ * take the place of the others. The links follow: see `takeLinks`. So no packet of a blocked source passes in between.
  */
 export function loadKernel(path: string, pins: Pins, settings: KernelSettings, log: Logger): Kernel {
-  const kernel = adoptMaps(path, pins, settings) ?? replaceMaps(path, pins, settings, log)
-  for (const directory of pins.outdated) {
-    log.warn({ directory, removed: removePins(directory) }, 'what a sensor of another version left was removed')
-  }
+  const kernel = adoptMaps(path, pins, settings, log) ?? replaceMaps(path, pins, settings, log)
   const { mode, managementPorts } = settings
   kernel.map('config').update(ONLY_KEY, encodeConfig({ mode, managementPorts, netnsInum: networkNamespaceInum() }))
   return kernel
 }
 
-/** Undefined if a pinned map has another shape. */
-function adoptMaps(path: string, { directory }: Pins, settings: KernelSettings): Kernel | undefined {
-  const sizes = mapSizes(settings)
-  const maps = PINNED_MAPS.map((name) => [name, { ...sizes[name], pinPath: join(directory, name) }] as const)
-  const adopted = PINNED_MAPS.every((name) => existsSync(join(directory, name)))
+/**
+ * Removes what sensors of other layouts or sizes left, once nothing on a hook needs it any more. Returns how many flows nobody
+ * will read: what was counted since their last drain.
+ */
+export function removeOutdated({ outdated }: Pins, log: Logger): number {
+  let flows = 0
+  for (const directory of outdated()) {
+    for (const path of ['flows_a', 'flows_b'].map((name) => join(directory, name)).filter((file) => existsSync(file))) {
+      using map = openPinnedMap(path)
+      for (const { count } of map.entries()) flows += count
+    }
+    log.info({ directory, removed: removePins(directory) }, 'what a sensor of another version left was removed')
+  }
+  return flows
+}
+
+/** Undefined if a pinned map has another shape, or if there is none yet but those of another sensor. */
+function adoptMaps(path: string, pins: Pins, settings: KernelSettings, log: Logger): Kernel | undefined {
+  const { directory, outdated } = pins
+  const adopted = existsSync(join(directory, 'config'))
+  if (!adopted && outdated().length > 0) return undefined
   try {
-    return new Kernel(loadObject(path, { maps: Object.fromEntries(maps), withoutPrograms: withoutHooks() }), adopted)
+    return new Kernel(load(path, { maps: mapSizes(settings), pins: { directory, except: NOT_PINNED } }, log), adopted)
   } catch (error) {
     if (isPinMismatch(error)) return undefined
     throw error
   }
 }
 
-function replaceMaps(path: string, { directory }: Pins, settings: KernelSettings, log: Logger): Kernel {
-  log.warn({ directory }, 'pinned maps have other sizes and are replaced; their blocks return with the bus')
-  const kernel = new Kernel(loadObject(path, { maps: mapSizes(settings), withoutPrograms: withoutHooks() }), false)
-  removePins(directory)
-  mkdirSync(directory)
-  for (const name of PINNED_MAPS) kernel.map(name).pin(join(directory, name))
+function replaceMaps(path: string, pins: Pins, settings: KernelSettings, log: Logger): Kernel {
+  const { directory, staging, outdated } = pins
+  const loaded = load(path, { maps: mapSizes(settings) }, log)
+  const kernel = new Kernel(loaded, false)
+  for (const old of [...outdated(), directory]) {
+    const migrated = migrate(old, kernel, log)
+    if (Object.keys(migrated).length > 0)
+      log.warn({ from: old, migrated }, 'pinned maps have another layout or other sizes and are replaced')
+  }
+  mkdirSync(staging)
+  for (const name of loaded.maps) kernel.map(name).pin(join(staging, name))
+  bringIn(pins)
   return kernel
+}
+
+/** Copies what must stay from one set of pinned maps. What cannot be copied returns with the bus. */
+function migrate(directory: string, kernel: Kernel, log: Logger): Record<string, Migration> {
+  const migrated: Record<string, Migration> = {}
+  const copy = (names: readonly string[], how: (from: BpfMap, to: BpfMap) => Migration) => {
+    using old = new DisposableStack()
+    const pairs = names
+      .filter((name) => existsSync(join(directory, name)) && kernel.has(name))
+      .map((name) => ({ name, from: old.use(openPinnedMap(join(directory, name))), to: kernel.map(name) }))
+    if (how === migrateEntries && !pairs.every(({ from, to }) => hasSameLayout(from, to))) return
+    for (const { name, from, to } of pairs) {
+      try {
+        migrated[name] = how(from, to)
+        if (migrated[name].left > 0) log.error({ map: name, ...migrated[name] }, 'entries found no room in the new map')
+      } catch (error) {
+        log.error({ err: error, map: name, directory }, 'a pinned map could not be copied; it is filled from the bus')
+      }
+    }
+  }
+  copy(BLOCK_MAPS, migrateBlocks)
+  copy(RULE_MAPS, migrateEntries)
+  if (basename(directory).includes(`v${LAYOUT_VERSION}_`)) copy(SAME_LAYOUT_MAPS, migrateEntries)
+  return migrated
+}
+
+/** Leaves out, one by one, what this kernel cannot run, instead of running nothing. */
+function load(path: string, options: LoadOptions, log: Logger): Loaded {
+  const contents = objectContents(path)
+  const faults = new Map<string, string>()
+  if (!hasKernelTypes())
+    for (const { name, section } of contents.programs)
+      if (NEEDS_KERNEL_TYPES.test(section)) faults.set(name, 'this kernel publishes no types (BTF)')
+  while (true) {
+    try {
+      const object = loadObject(path, { ...options, withoutPrograms: [...faults.keys()] })
+      const programs = contents.programs.map(({ name, section }) => ({ name, section, fault: faults.get(name) }))
+      return {
+        object,
+        programs,
+        maps: contents.maps.filter((name) => !(NOT_PINNED as readonly string[]).includes(name)),
+      }
+    } catch (error) {
+      const name = refusedProgram(error)
+      if (name === undefined || faults.has(name) || faults.size + 1 === contents.programs.length) throw error
+      faults.set(name, error instanceof Error ? error.message : String(error))
+      log.error({ err: error, program: name }, 'this kernel refuses a program; the sensor goes on without it')
+    }
+  }
 }
 
 function mapSizes({ blockedAddressesMax, blockedRangesMax, flowsMax }: KernelSettings): Record<string, MapOptions> {
@@ -150,10 +246,6 @@ function mapSizes({ blockedAddressesMax, blockedRangesMax, flowsMax }: KernelSet
     flows_a: { maxEntries: flowsMax },
     flows_b: { maxEntries: flowsMax },
   }
-}
-
-function withoutHooks(): string[] {
-  return hasKernelTypes() ? [] : [HANDSHAKE_PROGRAM]
 }
 
 function snake(name: string): string {

@@ -1,0 +1,167 @@
+import { closeSync, existsSync, readdirSync, readFileSync, statSync } from 'node:fs'
+import { join } from 'node:path'
+import { detachLink } from './attach.ts'
+import { CONFIG } from './layout.ts'
+import { openMap, uint32 } from './map.ts'
+import { addressOf, check, isErrno, libbpf } from './native.ts'
+
+const LINK_TYPES: Readonly<Record<number, HookLink['hook']>> = { 6: 'xdp', 11: 'tcx' }
+const LINK_INFO_BYTES = 64
+const PROGRAM_INFO_BYTES = 232
+const MAP_IDS_AT = 56
+const PROGRAM_MAPS_MAX = 64
+
+/** A program on the hook of a network interface, by the number that the kernel gave the link. */
+export interface HookLink {
+  readonly id: number
+  readonly hook: 'xdp' | 'tcx'
+  /** In the namespace of the interface. 0: the interface is gone, or in another namespace. */
+  readonly ifindex: number
+  readonly programId: number
+}
+
+/** Every link of the whole system to a network interface, wherever it is pinned or held. */
+export function hookLinks(): HookLink[] {
+  const found: HookLink[] = []
+  const next = uint32(0)
+  while (true) {
+    const result = libbpf().bpf_link_get_next_id(next[0] ?? 0, next)
+    if (isGone(result)) return found
+    check('looking for links', result)
+    const link = withLink(next[0] ?? 0, (fd) => readLink(fd))
+    if (link) found.push(link)
+  }
+}
+
+/** The maps that a program uses: name in the source, and number. Empty if it is gone. */
+function mapsOfProgram(programId: number): { readonly name: string; readonly id: number }[] {
+  const fd = libbpf().bpf_prog_get_fd_by_id(programId)
+  if (isGone(fd)) return []
+  check(`opening program ${programId}`, fd)
+  try {
+    const ids = Buffer.alloc(4 * PROGRAM_MAPS_MAX)
+    const info = Buffer.alloc(PROGRAM_INFO_BYTES)
+    info.writeUInt32LE(PROGRAM_MAPS_MAX, MAP_IDS_AT - 4)
+    info.writeBigUInt64LE(addressOf(ids), MAP_IDS_AT)
+    check('bpf_obj_get_info_by_fd', libbpf().bpf_obj_get_info_by_fd(fd, info, uint32(PROGRAM_INFO_BYTES)))
+    const count = Math.min(info.readUInt32LE(MAP_IDS_AT - 4), PROGRAM_MAPS_MAX)
+    return Array.from({ length: count }, (_, index) => {
+      const id = ids.readUInt32LE(4 * index)
+      using map = openMap(id)
+      return { name: map.name, id }
+    })
+  } finally {
+    closeSync(fd)
+  }
+}
+
+/**
+ * The network namespace of the sensor whose program it is, as the map `config` says in every layout; undefined for a program of
+ * somebody else.
+ */
+export function sensorNamespace(programId: number): number | undefined {
+  const maps = mapsOfProgram(programId)
+  const config = maps.find(({ name }) => name === 'config')
+  if (!config || !maps.some(({ name }) => name === 'active_flows')) return undefined
+  using map = openMap(config.id)
+  return map.lookup(Buffer.alloc(4))?.readUInt32LE(CONFIG.netnsInum)
+}
+
+/** Numbers of the links that are pinned somewhere below a directory of a bpffs. */
+export function pinnedLinks(directory: string): Set<number> {
+  const found = new Set<number>()
+  for (const entry of existsSync(directory) ? readdirSync(directory, { withFileTypes: true }) : []) {
+    const path = join(directory, entry.name)
+    if (entry.isDirectory()) {
+      for (const id of pinnedLinks(path)) found.add(id)
+    } else {
+      const fd = libbpf().bpf_obj_get(path)
+      // Not everything there is a pin: the kernel puts files of its own into a bpffs.
+      if (fd < 0) continue
+      const id = linkNumber(`/proc/self/fdinfo/${fd}`)
+      closeSync(fd)
+      if (id !== undefined) found.add(id)
+    }
+  }
+  return found
+}
+
+/** Numbers of the links that a living process of this network namespace holds open, this process left out. */
+export function heldLinks(): Set<number> {
+  const found = new Set<number>()
+  const own = inumOf('/proc/self/ns/net')
+  for (const pid of readdirSync('/proc')) {
+    if (!/^\d+$/.test(pid) || Number(pid) === process.pid || inumOf(`/proc/${pid}/ns/net`) !== own) continue
+    for (const fd of contentsOf(`/proc/${pid}/fdinfo`)) {
+      const id = linkNumber(`/proc/${pid}/fdinfo/${fd}`)
+      if (id !== undefined) found.add(id)
+    }
+  }
+  return found
+}
+
+/** Takes a link off its hook, whoever holds it or has it pinned. False: it was gone. */
+export function detachLinkById(id: number): boolean {
+  return withLink(id, (fd) => detachLink(`link ${id}`, fd) === undefined) ?? false
+}
+
+/** Pins a link, so that it is found again. */
+export function pinLinkById(id: number, path: string): void {
+  withLink(id, (fd) => check(`pinning ${path}`, libbpf().bpf_obj_pin(fd, path)))
+}
+
+function readLink(fd: number): HookLink | undefined {
+  const info = Buffer.alloc(LINK_INFO_BYTES)
+  check('bpf_obj_get_info_by_fd', libbpf().bpf_obj_get_info_by_fd(fd, info, uint32(LINK_INFO_BYTES)))
+  const hook = LINK_TYPES[info.readUInt32LE(0)]
+  if (!hook) return undefined
+  return { id: info.readUInt32LE(4), hook, ifindex: info.readUInt32LE(16), programId: info.readUInt32LE(8) }
+}
+
+/** Undefined if the link is gone meanwhile. */
+function withLink<T>(id: number, act: (fd: number) => T): T | undefined {
+  const fd = libbpf().bpf_link_get_fd_by_id(id)
+  if (isGone(fd)) return undefined
+  check(`opening link ${id}`, fd)
+  try {
+    return act(fd)
+  } finally {
+    closeSync(fd)
+  }
+}
+
+function isGone(result: number): boolean {
+  try {
+    check('', result)
+    return false
+  } catch (error) {
+    if (isErrno(error, 'ENOENT')) return true
+    throw error
+  }
+}
+
+/** The process, or its descriptor, may be gone by now. */
+function linkNumber(fdinfo: string): number | undefined {
+  try {
+    const [, id] = /^link_id:\s*(\d+)/m.exec(readFileSync(fdinfo, 'utf8')) ?? []
+    return id === undefined ? undefined : Number(id)
+  } catch {
+    return undefined
+  }
+}
+
+function contentsOf(directory: string): string[] {
+  try {
+    return readdirSync(directory)
+  } catch {
+    return []
+  }
+}
+
+function inumOf(path: string): number | undefined {
+  try {
+    return statSync(path).ino
+  } catch {
+    return undefined
+  }
+}

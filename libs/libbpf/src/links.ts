@@ -21,7 +21,7 @@ export interface HookLink {
 }
 
 /** Every link of the whole system to a network interface, wherever it is pinned or held. */
-export function hookLinks(): HookLink[] {
+function hookLinks(): HookLink[] {
   const found: HookLink[] = []
   const next = uint32(0)
   while (true) {
@@ -56,15 +56,27 @@ function mapsOfProgram(programId: number): { readonly name: string; readonly id:
 }
 
 /**
- * The network namespace of the sensor whose program it is, as the map `config` says in every layout; undefined for a program of
- * somebody else.
+ * Links of sensors, each with the network namespace that its map `config` names, as it does in every layout. A program that
+ * does not read it is known by the map of flows that it shares with one that does.
  */
-export function sensorNamespace(programId: number): number | undefined {
-  const maps = mapsOfProgram(programId)
-  const config = maps.find(({ name }) => name === 'config')
-  if (!config || !maps.some(({ name }) => name === 'active_flows')) return undefined
-  using map = openMap(config.id)
-  return map.lookup(Buffer.alloc(4))?.readUInt32LE(CONFIG.netnsInum)
+export function sensorLinks(): (HookLink & { readonly namespace: number })[] {
+  const namespaces = new Map<number, number>()
+  const links = hookLinks().map((link) => {
+    const maps = mapsOfProgram(link.programId)
+    const flows = maps.find(({ name }) => name === 'active_flows')?.id
+    const config = maps.find(({ name }) => name === 'config')?.id
+    if (flows !== undefined && config !== undefined) namespaces.set(flows, namespaceOf(config))
+    return { link, flows }
+  })
+  return links.flatMap(({ link, flows }) => {
+    const namespace = flows === undefined ? undefined : namespaces.get(flows)
+    return namespace === undefined ? [] : [{ ...link, namespace }]
+  })
+}
+
+function namespaceOf(configId: number): number {
+  using map = openMap(configId)
+  return map.lookup(Buffer.alloc(4))?.readUInt32LE(CONFIG.netnsInum) ?? 0
 }
 
 /** Numbers of the links that are pinned somewhere below a directory of a bpffs. */

@@ -59,10 +59,9 @@ export {
   detachLinkById,
   type HookLink,
   heldLinks,
-  hookLinks,
   pinLinkById,
   pinnedLinks,
-  sensorNamespace,
+  sensorLinks,
 } from './links.ts'
 export { sendLiveFrames } from './live-frames.ts'
 export { type Batch, type BpfMap, openMap, openPinnedMap } from './map.ts'

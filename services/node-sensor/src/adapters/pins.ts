@@ -7,7 +7,6 @@ import { AppError } from '@tollward/errors'
 import {
   detachLinkById,
   heldLinks,
-  hookLinks,
   isBpffs,
   isErrno,
   LAYOUT_VERSION,
@@ -15,7 +14,7 @@ import {
   pinLinkById,
   pinnedLinks,
   removePins,
-  sensorNamespace,
+  sensorLinks,
   unmountBpffs,
 } from '@tollward/libbpf'
 
@@ -165,7 +164,7 @@ function removeOwn(pinDirectory: string, others: readonly string[]): string {
 /** Links of this namespace's sensors that can be reached neither by a pin nor by a process. */
 function orphans() {
   const own = networkNamespaceInum()
-  const ours = hookLinks().filter(({ ifindex, programId }) => ifindex !== 0 && sensorNamespace(programId) === own)
+  const ours = sensorLinks().filter(({ ifindex, namespace }) => ifindex !== 0 && namespace === own)
   if (ours.length === 0) return []
   const known = pinnedLinks(BPFFS)
   const rest = ours.filter(({ id }) => !known.has(id))

@@ -9,8 +9,8 @@
 
 #include "layout.h"
 
-#define COMM_BYTES	16
-#define CLEAR_PORTS_MAX 16
+#define COMM_BYTES	 16
+#define CLEAR_PORT_WORDS 1024 /* a bit for each of 65,536 ports */
 /* One record's payload: room is reserved in one of these sizes, as the kernel wants a constant. */
 #define PAYLOAD_SMALL  512
 #define PAYLOAD_MIDDLE 4096
@@ -66,12 +66,18 @@ enum chunk_flag {
 /* The only element of the map "call_config". All zero (a fresh map) means: capture nothing. */
 struct call_config {
 	__u32 enabled;
-	__u32 payload_bytes_max;       /* of one read or write, at most PAYLOAD_LARGE */
-	__u64 cgroup_bytes_per_second; /* payload of one cgroup; 0: no bound */
-	__u64 cgroup_burst_bytes;
-	__u32 sample_one_in;		    /* connections, by hash; 0 and 1: all */
-	__u32 own_pid;			    /* never captured: the reader itself */
-	__u16 clear_ports[CLEAR_PORTS_MAX]; /* local or remote ports in the clear; 0: slot not used */
+	__u32 payload_bytes_max; /* of one read or write, at most PAYLOAD_LARGE */
+	/* Of the payload of one cgroup: what a byte costs, and how much time it may be ahead. 0: no bound. */
+	__u64 picoseconds_per_byte;
+	__u64 burst_ns;
+	__u32 sample_one_in; /* connections, by hash; 0 and 1: all */
+	__u32 own_pid;	     /* never captured: the reader itself */
+};
+
+/* The only element of the map "clear_ports": connections with such a port at either end are captured in the
+ * clear. */
+struct clear_ports {
+	__u64 words[CLEAR_PORT_WORDS];
 };
 
 /* Record of the ring "calls": what one read or write of a connection carried, the payload behind it. */
@@ -115,8 +121,8 @@ enum call_counter {
 	CALL_COUNTER_SLOTS = 32,
 };
 
-CHECK_SIZE(struct call_config, 72);
-CHECK_OFFSET(struct call_config, clear_ports, 40);
+CHECK_SIZE(struct call_config, 32);
+CHECK_SIZE(struct clear_ports, 8192);
 CHECK_SIZE(struct call_chunk, 104);
 CHECK_OFFSET(struct call_chunk, local, 48);
 CHECK_OFFSET(struct call_chunk, direction, 96);

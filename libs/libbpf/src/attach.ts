@@ -18,6 +18,7 @@ const TC_PRIORITY = 0x746c
 /** A clsact filter has no link to pin. Its program is pinned instead, with the interface in the name, and whether the qdisc is ours. */
 const CLSACT_PIN = /_(clsact|qdisc)_(\d+)$/
 const LINK_INFO_BYTES = 64
+const XDP_QUERY_BYTES = 32
 
 /** How a program hangs on its hook. `adopted`: an earlier process's pinned link, now running this program. */
 export type AttachMode = 'native' | 'generic' | 'adopted' | 'tcx' | 'clsact' | 'tracing'
@@ -81,6 +82,16 @@ export function attachXdp(
     if (isErrno(error, 'EBUSY', 'EPERM', 'ENODEV')) throw error
     return create('generic')
   }
+}
+
+/** How the XDP program of an interface hangs, whoever attached it; undefined: none does. */
+export function xdpMode(ifindex: number): 'native' | 'generic' | undefined {
+  const opts = Buffer.alloc(XDP_QUERY_BYTES)
+  opts.writeBigUInt64LE(BigInt(XDP_QUERY_BYTES), 0)
+  check(`asking for XDP on interface ${ifindex}`, libbpf().bpf_xdp_query(ifindex, 0, opts))
+  const [program, native, offloaded] = [8, 12, 16].map((at) => opts.readUInt32LE(at))
+  if (program === 0) return undefined
+  return native || offloaded ? 'native' : 'generic'
 }
 
 /** Attaches a classifier to what leaves an interface: tcx where the kernel has it (6.6), else clsact. */

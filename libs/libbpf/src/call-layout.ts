@@ -2,19 +2,20 @@ import { copyAddress } from './layout.ts'
 
 /** The bytes that bpf/include/call-layout.h lays out, for user space; as in layout.ts. */
 
-export const CLEAR_PORTS_MAX = 16
 export const PAYLOAD_BYTES_MAX = 16_384
+const PORT_MAX = 65_535
+const PICOSECONDS_PER_SECOND = 1e12
 
 export const CALL_CONFIG = {
-  bytes: 72,
+  bytes: 32,
   enabled: 0,
   payloadBytesMax: 4,
-  cgroupBytesPerSecond: 8,
-  cgroupBurstBytes: 16,
+  picosecondsPerByte: 8,
+  burstNs: 16,
   sampleOneIn: 24,
   ownPid: 28,
-  clearPorts: 40,
 } as const
+export const CLEAR_PORTS = { bytes: 8192, words: 0 } as const
 export const CALL_CHUNK = {
   bytes: 104,
   connection: 0,
@@ -74,13 +75,12 @@ export interface CallConfig {
   readonly payloadBytesMax: number
   /** Payload of all connections of one cgroup together; 0: no bound. */
   readonly cgroupBytesPerSecond: number
+  /** How much of it at once. */
   readonly cgroupBurstBytes: number
   /** Each so many-th connection is captured, whole. */
   readonly sampleOneIn: number
   /** A process that is never captured, such as the reader itself; 0: none. */
   readonly ownPid: number
-  /** Connections with such a port at either end are captured in the clear; at most 16. */
-  readonly clearPorts: readonly number[]
 }
 
 /** What one read or write of a connection carried, or that the connection ended. */
@@ -122,21 +122,27 @@ const SIDES = [undefined, 'server', 'client'] as const
 
 /** Value of the map `call_config`. Throws RangeError for what the programs could not obey. */
 export function encodeCallConfig(config: CallConfig): Buffer {
-  const { clearPorts, payloadBytesMax, sampleOneIn } = config
-  if (clearPorts.length > CLEAR_PORTS_MAX)
-    throw new RangeError(`at most ${CLEAR_PORTS_MAX} ports in the clear, not ${clearPorts.length}`)
+  const { payloadBytesMax, cgroupBytesPerSecond, cgroupBurstBytes } = config
   if (payloadBytesMax < 1 || payloadBytesMax > PAYLOAD_BYTES_MAX)
     throw new RangeError(`payload of 1 to ${PAYLOAD_BYTES_MAX} bytes, not ${payloadBytesMax}`)
+  const perByte =
+    cgroupBytesPerSecond === 0 ? 0 : Math.max(1, Math.round(PICOSECONDS_PER_SECOND / cgroupBytesPerSecond))
   const value = Buffer.alloc(CALL_CONFIG.bytes)
   value.writeUInt32LE(config.enabled ? 1 : 0, CALL_CONFIG.enabled)
   value.writeUInt32LE(payloadBytesMax, CALL_CONFIG.payloadBytesMax)
-  value.writeBigUInt64LE(BigInt(config.cgroupBytesPerSecond), CALL_CONFIG.cgroupBytesPerSecond)
-  value.writeBigUInt64LE(BigInt(config.cgroupBurstBytes), CALL_CONFIG.cgroupBurstBytes)
-  value.writeUInt32LE(sampleOneIn, CALL_CONFIG.sampleOneIn)
+  value.writeBigUInt64LE(BigInt(perByte), CALL_CONFIG.picosecondsPerByte)
+  value.writeBigUInt64LE(BigInt(Math.round((cgroupBurstBytes * perByte) / 1000)), CALL_CONFIG.burstNs)
+  value.writeUInt32LE(config.sampleOneIn, CALL_CONFIG.sampleOneIn)
   value.writeUInt32LE(config.ownPid, CALL_CONFIG.ownPid)
-  for (const [index, port] of clearPorts.entries()) {
-    if (port === 0) throw new RangeError('0 is not a port')
-    value.writeUInt16LE(port, CALL_CONFIG.clearPorts + 2 * index)
+  return value
+}
+
+/** Value of the map `clear_ports`. Throws RangeError for what is no port. */
+export function encodeClearPorts(ports: readonly number[]): Buffer {
+  const value = Buffer.alloc(CLEAR_PORTS.bytes)
+  for (const port of ports) {
+    if (!Number.isInteger(port) || port < 1 || port > PORT_MAX) throw new RangeError(`${port} is not a port`)
+    value.writeUInt8(value.readUInt8(port >> 3) | (1 << (port & 7)), port >> 3)
   }
   return value
 }

@@ -8,6 +8,7 @@ export {
   type LinkOptions,
   type RemovedPins,
   removePins,
+  xdpMode,
 } from './attach.ts'
 export {
   CALL_COUNTER,
@@ -64,7 +65,7 @@ export {
   sensorLinks,
 } from './links.ts'
 export { sendLiveFrames } from './live-frames.ts'
-export { type Batch, type BpfMap, openMap, openPinnedMap } from './map.ts'
+export { type Batch, type BpfMap, hasBatches, openMap, openPinnedMap } from './map.ts'
 export { hasSameLayout, type Migration, migrateBlocks, migrateEntries } from './migrate.ts'
 export { BpfError, isErrno } from './native.ts'
 export {

@@ -20,6 +20,7 @@ const LIBBPF_INTEGERS = {
   bpf_map__set_pin_path: 'int bpf_map__set_pin_path(void *map, const char *path)',
   bpf_map__fd: 'int bpf_map__fd(void *map)',
   bpf_program__set_autoload: 'int bpf_program__set_autoload(void *program, int autoload)',
+  bpf_program__set_expected_attach_type: 'int bpf_program__set_expected_attach_type(void *program, int type)',
   bpf_program__fd: 'int bpf_program__fd(void *program)',
   bpf_map_lookup_elem: 'int bpf_map_lookup_elem(int fd, const void *key, void *value)',
   bpf_map_update_elem: 'int bpf_map_update_elem(int fd, const void *key, const void *value, uint64_t flags)',
@@ -43,6 +44,7 @@ const LIBBPF_INTEGERS = {
   bpf_link_update: 'int bpf_link_update(int link, int program, const void *opts)',
   bpf_link_detach: 'int bpf_link_detach(int link)',
   bpf_raw_tracepoint_open: 'int bpf_raw_tracepoint_open(const char *name, int program)',
+  bpf_xdp_query: 'int bpf_xdp_query(int ifindex, int flags, void *opts)',
   bpf_tc_hook_create: 'int bpf_tc_hook_create(void *hook)',
   bpf_tc_hook_destroy: 'int bpf_tc_hook_destroy(void *hook)',
   bpf_tc_attach: 'int bpf_tc_attach(const void *hook, void *opts)',
@@ -85,6 +87,9 @@ const LIBC_INTEGERS = {
   munmap: 'int munmap(void *address, size_t length)',
   sysconf: 'int sysconf(int name)',
   if_nametoindex: 'int if_nametoindex(const char *name)',
+  syscall: 'int64_t syscall(int64_t number, int64_t a, int64_t b, int64_t c, int64_t d, int64_t e)',
+  close: 'int close(int fd)',
+  ioctl: 'int ioctl(int fd, uint64_t request, int64_t argument)',
 } as const
 
 const LIBC_POINTERS = {

@@ -19,6 +19,8 @@ export interface LoadOptions {
   readonly pins?: { readonly directory: string; readonly except: readonly string[] }
   /** Programs to leave out, such as those whose hook this kernel lacks. */
   readonly withoutPrograms?: readonly string[]
+  /** Attach types of <linux/bpf.h> for programs that are to be attached otherwise than their section says. */
+  readonly attachTypes?: Readonly<Record<string, number>>
 }
 
 export interface TestRun {
@@ -84,7 +86,10 @@ export class BpfObject implements Disposable {
  * Opens an object file, applies the options and loads it into the kernel. Throws BpfError; its log holds what libbpf and the
  * verifier said. Maps that were newly pinned before a failure stay pinned: `removePins` takes them away.
  */
-export function loadObject(path: string, { maps = {}, pins, withoutPrograms = [] }: LoadOptions = {}): BpfObject {
+export function loadObject(
+  path: string,
+  { maps = {}, pins, withoutPrograms = [], attachTypes = {} }: LoadOptions = {},
+): BpfObject {
   const object = checkPointer(`opening ${path}`, libbpf().bpf_object__open_file(path, null))
   try {
     if (pins) {
@@ -93,6 +98,8 @@ export function loadObject(path: string, { maps = {}, pins, withoutPrograms = []
     }
     for (const [name, options] of Object.entries(maps)) setMap(mapOf(object, name), name, options)
     for (const name of withoutPrograms) libbpf().bpf_program__set_autoload(programOf(object, name), 0)
+    for (const [name, type] of Object.entries(attachTypes))
+      check(`attach type of ${name}`, libbpf().bpf_program__set_expected_attach_type(programOf(object, name), type))
     check(`loading ${path}`, libbpf().bpf_object__load(object))
     return new BpfObject(object)
   } catch (error) {

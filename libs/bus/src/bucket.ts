@@ -82,8 +82,8 @@ export interface Bucket<T> {
   match(filter: string): Promise<Entry<T> | undefined>
   /** Everything that is in the bucket now, or what of it has a matching key. */
   entries(filter?: string): Promise<Entry<T>[]>
-  /** Watches the bucket until disposed. Resolves after the first snapshot. */
-  follow(observer: BucketObserver<T> | BucketBuilder<T>): Promise<Following>
+  /** Watches the bucket, or what of it has a matching key, until disposed. Resolves after the first snapshot. */
+  follow(observer: BucketObserver<T> | BucketBuilder<T>, filter?: string): Promise<Following>
 }
 
 export interface Codec<T> {
@@ -193,7 +193,7 @@ export function openBucket<T>(session: Session, name: string, codec: Codec<T>): 
       return await promise
     },
 
-    follow: (observer) => followBucket(session, name, codec, observer, `$KV.${name}.>`),
+    follow: (observer, filter = '>') => followBucket(session, name, codec, observer, filterOf(name, filter)),
   }
   return bucket
 }

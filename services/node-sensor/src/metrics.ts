@@ -105,6 +105,51 @@ export function sensorMetrics(registry: Registry, kernel: KernelReadings) {
       help: 'Flow records that wait for the bus.',
       registers,
     }),
+    rules: new Gauge({
+      name: 'tollward_node_sensor_rules',
+      help: 'Kernel rules: in_force, or left_out because the kernel programs have no room. Alert when any is left out.',
+      labelNames: ['state'],
+      registers,
+    }),
+    ruleApply: new Histogram({
+      name: 'tollward_node_sensor_rule_apply_seconds',
+      help: 'From the time a kernel rule was applied (clock of admin-api) until it is in force.',
+      buckets: APPLY_BUCKETS_SECONDS,
+      registers,
+    }),
+    ruleRefusals: new Counter({
+      name: 'tollward_node_sensor_rule_refusals_total',
+      help: 'Times that the kernel did not take the rules; those before stay in force, and it is tried again.',
+      registers,
+    }),
+    rulesUnreadable: new Counter({
+      name: 'tollward_node_sensor_rules_unreadable_total',
+      help: 'Kernel rules in the bucket that this version cannot read; what was in force under their names stays.',
+      registers,
+    }),
+    alerts: new Counter({
+      name: 'tollward_node_sensor_alerts_total',
+      help: 'Alerts about kernel rules that were published.',
+      labelNames: ['result'],
+      registers,
+    }),
+    alertsLost: new Counter({
+      name: 'tollward_node_sensor_alerts_lost_total',
+      help: 'Alerts that nobody will see: no room in the buffer while the bus is away, or refused by it.',
+      labelNames: ['reason'],
+      registers,
+    }),
+    alertsBuffered: new Gauge({
+      name: 'tollward_node_sensor_alerts_buffered',
+      help: 'Alerts that wait for the bus.',
+      registers,
+    }),
+    stateReports: new Counter({
+      name: 'tollward_node_sensor_state_reports_total',
+      help: 'Times that the sensor said how it is, by whether the bus took it.',
+      labelNames: ['result'],
+      registers,
+    }),
     drain: new Histogram({
       name: 'tollward_node_sensor_drain_seconds',
       help: 'Time to read the flows of one interval out of the kernel.',

@@ -13,7 +13,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file tollward/sensor/v1/state.proto.
  */
 export const file_tollward_sensor_v1_state: GenFile = /*@__PURE__*/
-  fileDesc("Ch50b2xsd2FyZC9zZW5zb3IvdjEvc3RhdGUucHJvdG8SEnRvbGx3YXJkLnNlbnNvci52MSLtBAoLU2Vuc29yU3RhdGUSDgoGZm9ybWF0GAEgASgNEgwKBG5vZGUYAiABKAkSDwoHdmVyc2lvbhgDIAEoCRIOCgZrZXJuZWwYBCABKAkSLgoKc3RhcnRlZF9hdBgFIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLwoLcmVwb3J0ZWRfYXQYBiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEgwKBG1vZGUYByABKAkSNwoKaW50ZXJmYWNlcxgIIAMoCzIjLnRvbGx3YXJkLnNlbnNvci52MS5TZW5zb3JJbnRlcmZhY2USMwoIcHJvZ3JhbXMYCSADKAsyIS50b2xsd2FyZC5zZW5zb3IudjEuU2Vuc29yUHJvZ3JhbRIrCgRtYXBzGAogAygLMh0udG9sbHdhcmQuc2Vuc29yLnYxLlNlbnNvck1hcBIrCghjb3VudGVycxgLIAMoCzIZLnRvbGx3YXJkLnNlbnNvci52MS5Db3VudBI0CgxjYXBhYmlsaXRpZXMYDCADKAsyHi50b2xsd2FyZC5zZW5zb3IudjEuQ2FwYWJpbGl0eRIsCgVydWxlcxgNIAMoCzIdLnRvbGx3YXJkLnNlbnNvci52MS5SdWxlU3RhdGUSKQoGbG9zc2VzGA4gAygLMhkudG9sbHdhcmQuc2Vuc29yLnYxLkNvdW50EjoKD2NhcHR1cmVfdGFyZ2V0cxgPIAMoCzIhLnRvbGx3YXJkLnNlbnNvci52MS5DYXB0dXJlVGFyZ2V0Eg4KBmZhdWx0cxgQIAMoCToN8scYCQoHc2Vuc29ycyJeCg9TZW5zb3JJbnRlcmZhY2USDAoEbmFtZRgBIAEoCRINCgVpbmRleBgCIAEoDRIPCgdpbmdyZXNzGAMgASgJEg4KBmVncmVzcxgEIAEoCRINCgVmYXVsdBgFIAEoCSJbCg1TZW5zb3JQcm9ncmFtEgwKBG5hbWUYASABKAkSDAoEdHlwZRgCIAEoCRIMCgRydW5zGAMgASgEEhEKCXJ1bl9uYW5vcxgEIAEoBBINCgVieXRlcxgFIAEoBCJcCglTZW5zb3JNYXASDAoEbmFtZRgBIAEoCRIUCgdlbnRyaWVzGAIgASgESACIAQESEAoIY2FwYWNpdHkYAyABKAQSDQoFYnl0ZXMYBCABKARCCgoIX2VudHJpZXMiJAoFQ291bnQSDAoEbmFtZRgBIAEoCRINCgV2YWx1ZRgCIAEoBCIzCgpDYXBhYmlsaXR5EgwKBG5hbWUYASABKAkSCgoCb24YAiABKAgSCwoDd2h5GAMgASgJIkoKCVJ1bGVTdGF0ZRIMCgRuYW1lGAEgASgJEg8KB3BhY2tldHMYAiABKAQSDwoHZHJvcHBlZBgDIAEoBBINCgVmYXVsdBgEIAEoCSJJCg1DYXB0dXJlVGFyZ2V0EgwKBHBhdGgYASABKAkSDAoEa2luZBgCIAEoCRINCgVjYWxscxgDIAEoBBINCgVmYXVsdBgEIAEoCWIGcHJvdG8z", [file_google_protobuf_timestamp, file_tollward_options_v1_options]);
+  fileDesc("Ch50b2xsd2FyZC9zZW5zb3IvdjEvc3RhdGUucHJvdG8SEnRvbGx3YXJkLnNlbnNvci52MSLtBAoLU2Vuc29yU3RhdGUSDgoGZm9ybWF0GAEgASgNEgwKBG5vZGUYAiABKAkSDwoHdmVyc2lvbhgDIAEoCRIOCgZrZXJuZWwYBCABKAkSLgoKc3RhcnRlZF9hdBgFIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLwoLcmVwb3J0ZWRfYXQYBiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEgwKBG1vZGUYByABKAkSNwoKaW50ZXJmYWNlcxgIIAMoCzIjLnRvbGx3YXJkLnNlbnNvci52MS5TZW5zb3JJbnRlcmZhY2USMwoIcHJvZ3JhbXMYCSADKAsyIS50b2xsd2FyZC5zZW5zb3IudjEuU2Vuc29yUHJvZ3JhbRIrCgRtYXBzGAogAygLMh0udG9sbHdhcmQuc2Vuc29yLnYxLlNlbnNvck1hcBIrCghjb3VudGVycxgLIAMoCzIZLnRvbGx3YXJkLnNlbnNvci52MS5Db3VudBI0CgxjYXBhYmlsaXRpZXMYDCADKAsyHi50b2xsd2FyZC5zZW5zb3IudjEuQ2FwYWJpbGl0eRIsCgVydWxlcxgNIAMoCzIdLnRvbGx3YXJkLnNlbnNvci52MS5SdWxlU3RhdGUSKQoGbG9zc2VzGA4gAygLMhkudG9sbHdhcmQuc2Vuc29yLnYxLkNvdW50EjoKD2NhcHR1cmVfdGFyZ2V0cxgPIAMoCzIhLnRvbGx3YXJkLnNlbnNvci52MS5DYXB0dXJlVGFyZ2V0Eg4KBmZhdWx0cxgQIAMoCToN8scYCQoHc2Vuc29ycyJeCg9TZW5zb3JJbnRlcmZhY2USDAoEbmFtZRgBIAEoCRINCgVpbmRleBgCIAEoDRIPCgdpbmdyZXNzGAMgASgJEg4KBmVncmVzcxgEIAEoCRINCgVmYXVsdBgFIAEoCSJbCg1TZW5zb3JQcm9ncmFtEgwKBG5hbWUYASABKAkSDAoEdHlwZRgCIAEoCRIMCgRydW5zGAMgASgEEhEKCXJ1bl9uYW5vcxgEIAEoBBINCgVieXRlcxgFIAEoBCJcCglTZW5zb3JNYXASDAoEbmFtZRgBIAEoCRIUCgdlbnRyaWVzGAIgASgESACIAQESEAoIY2FwYWNpdHkYAyABKAQSDQoFYnl0ZXMYBCABKARCCgoIX2VudHJpZXMiJAoFQ291bnQSDAoEbmFtZRgBIAEoCRINCgV2YWx1ZRgCIAEoBCIzCgpDYXBhYmlsaXR5EgwKBG5hbWUYASABKAkSCgoCb24YAiABKAgSCwoDd2h5GAMgASgJIq0BCglSdWxlU3RhdGUSDAoEbmFtZRgBIAEoCRIPCgdwYWNrZXRzGAIgASgEEg8KB2Ryb3BwZWQYAyABKAQSDQoFZmF1bHQYBCABKAkSDwoHYXVkaXRlZBgFIAEoBBIOCgZhY3Rpb24YBiABKAkSDAoEbW9kZRgHIAEoCRIyCg5sYXN0X3BhY2tldF9hdBgIIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiSQoNQ2FwdHVyZVRhcmdldBIMCgRwYXRoGAEgASgJEgwKBGtpbmQYAiABKAkSDQoFY2FsbHMYAyABKAQSDQoFZmF1bHQYBCABKAliBnByb3RvMw", [file_google_protobuf_timestamp, file_tollward_options_v1_options]);
 
 /**
  * What one node's sensor says of itself, every few seconds. Key in the bucket: the node in base64url. Each sensor writes its own.
@@ -307,7 +307,7 @@ export type RuleState = Message<"tollward.sensor.v1.RuleState"> & {
   packets: bigint;
 
   /**
-   * Of those, which were dropped.
+   * Of those, which were dropped; all are counted since this sensor began with the rule.
    *
    * @generated from field: uint64 dropped = 3;
    */
@@ -319,6 +319,32 @@ export type RuleState = Message<"tollward.sensor.v1.RuleState"> & {
    * @generated from field: string fault = 4;
    */
   fault: string;
+
+  /**
+   * Of those, which would have been dropped, were it not for audit mode.
+   *
+   * @generated from field: uint64 audited = 5;
+   */
+  audited: bigint;
+
+  /**
+   * As the document has them.
+   *
+   * @generated from field: string action = 6;
+   */
+  action: string;
+
+  /**
+   * @generated from field: string mode = 7;
+   */
+  mode: string;
+
+  /**
+   * When the last one matched; absent: none has.
+   *
+   * @generated from field: google.protobuf.Timestamp last_packet_at = 8;
+   */
+  lastPacketAt?: Timestamp | undefined;
 };
 
 /**

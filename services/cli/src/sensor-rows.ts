@@ -1,5 +1,5 @@
 import { type Timestamp, timestampMs } from '@bufbuild/protobuf/wkt'
-import type { Count, SensorMap, SensorProgram, SensorState } from '@tollward/contracts/sensor'
+import type { Count, RuleState, SensorMap, SensorProgram, SensorState } from '@tollward/contracts/sensor'
 import { fields, printable, type Row, table } from './output.ts'
 import { timeText } from './rows.ts'
 
@@ -25,9 +25,7 @@ export function sensorDetail(sensor: SensorState, nowMs: number) {
     capabilities: sensor.capabilities.map(({ name, on, why }) => ({ name, on, why })),
     programs: sensor.programs.map(programRow),
     maps: sensor.maps.map(mapRow),
-    rules: sensor.rules.map((rule) => {
-      return { name: rule.name, packets: Number(rule.packets), dropped: Number(rule.dropped), fault: rule.fault }
-    }),
+    rules: sensor.rules.map(ruleRow),
     counters: countsOf(sensor.counters),
     losses: countsOf(sensor.losses),
     captureTargets: sensor.captureTargets.map(({ path, kind, calls, fault }) => {
@@ -54,7 +52,7 @@ export function sensorText(detail: ReturnType<typeof sensorDetail>): string {
     ['capabilities', detail.capabilities.map(({ on, ...rest }) => ({ ...rest, is: on ? 'on' : 'off' })), CAPABILITY],
     ['programs', detail.programs, ['name', 'type', 'averageNanos', 'runsMeasured', 'bytes']],
     ['maps', detail.maps, ['name', 'entries', 'capacity', 'bytes']],
-    ['rules', detail.rules, ['name', 'packets', 'dropped', 'fault']],
+    ['rules', detail.rules, ['name', 'action', 'mode', 'packets', 'dropped', 'audited', 'lastPacketAt', 'fault']],
     ['calls are read from', detail.captureTargets, ['path', 'kind', 'calls', 'fault']],
     ['packets and events', counted(detail.counters), ['name', 'value']],
     ['losses', counted(detail.losses), ['name', 'value']],
@@ -80,6 +78,11 @@ function msOf(time: Timestamp | undefined): number {
 function programRow({ name, type, runs, runNanos, bytes }: SensorProgram) {
   const averageNanos = runs === 0n ? undefined : Number(runNanos / runs)
   return { name, type, averageNanos, runsMeasured: Number(runs), bytes: Number(bytes) }
+}
+
+function ruleRow({ name, action, mode, packets, dropped, audited, lastPacketAt, fault }: RuleState) {
+  const counts = { packets: Number(packets), dropped: Number(dropped), audited: Number(audited) }
+  return { name, action, mode, ...counts, lastPacketAt: timeText(lastPacketAt), fault }
 }
 
 function mapRow({ name, entries, capacity, bytes }: SensorMap) {

@@ -78,7 +78,7 @@ test('one sensor is shown whole: what hangs where, what it costs, what rules met
       { name: 'flows_a', capacity: 65_536n, bytes: 9_000_000n },
     ],
     capabilities: [{ name: 'tcx', on: false, why: 'Linux 6.6 has it; clsact is used' }],
-    rules: [{ name: 'no-telnet', packets: 7n, dropped: 6n }],
+    rules: [{ name: 'no-telnet', action: 'rate-limit', mode: 'enforce', packets: 7n, dropped: 6n }],
     ...{ counters: [{ name: 'dropped_rule', value: 6n }, { name: 'passed' }], losses: [{ name: 'flows', value: 3n }] },
     captureTargets: [{ path: '/usr/lib/libssl.so.3', kind: 'openssl', calls: 12n }],
   })
@@ -92,7 +92,7 @@ test('one sensor is shown whole: what hangs where, what it costs, what rules met
     /^block_exact +0 +131072 +5000000$/m,
     /^flows_a +- +65536 +9000000$/m,
     /^tcx +off +Linux 6\.6 has it; clsact is used$/m,
-    /^no-telnet +7 +6 +-$/m,
+    /^no-telnet +rate-limit +enforce +7 +6 +0 +- +-$/m,
     /^\/usr\/lib\/libssl\.so\.3 +openssl +12 +-$/m,
     /^dropped_rule +6$/m,
     /^flows +3$/m,

@@ -231,6 +231,13 @@ export class BpfMap implements Disposable {
   }
 }
 
+/** Whether the kernel moves many entries of such a map at once: hash maps since 5.6, tries since 5.13. */
+export function hasBatches({ fd, keyBytes, valueBytes }: BpfMap): boolean {
+  // Of no entry: nothing is changed.
+  const result = libbpf().bpf_map_update_batch(fd, Buffer.alloc(keyBytes), Buffer.alloc(valueBytes), uint32(0), null)
+  return result !== -ENOTSUPP
+}
+
 /** Opens a pinned map; throws `not_found` if nothing is there. */
 export function openPinnedMap(path: string): BpfMap {
   return new BpfMap(check(`opening ${path}`, libbpf().bpf_obj_get(path)), true)

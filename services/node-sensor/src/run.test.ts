@@ -15,6 +15,7 @@ import {
   startProcess,
   startService,
 } from '@tollward/testkit'
+import type { Capability } from './adapters/capabilities.ts'
 import {
   blocksOf,
   decidingBus,
@@ -104,6 +105,12 @@ describe('a node with a sensor', { skip }, () => {
     await sensor.line(new RegExp(`"interface":"${attacker.hostDevice}","hook":"xdp","on":true,"how":"native"`))
     await sensor.line(new RegExp(`"interface":"${neighbour.hostDevice}","hook":"egress","on":true`))
     await sensor.line(/"hook":"tracepoint","program":"watch_handshake","on":true/)
+    const table = JSON.parse(await sensor.line(/what this kernel offers/)) as { capabilities: Capability[] }
+    const isOn = (name: string) => table.capabilities.find((capability) => capability.name === name)?.on
+    for (const name of ['kernel types (BTF)', 'batches of block_cidr4', 'tracepoint watch_handshake'])
+      assert.equal(isOn(name), true, name)
+    for (const { hostDevice } of [attacker, neighbour]) assert.equal(isOn(`native XDP on ${hostDevice}`), true)
+    assert(table.capabilities.every(({ why }) => why !== ''))
   })
 
   test('blocked callers are no business of the kernel, and nobody is warned of them', async () => {

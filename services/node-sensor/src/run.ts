@@ -3,18 +3,22 @@ import { aborted, readSecretFile, type ServiceContext } from '@tollward/runtime'
 import { Outbox } from './adapters/batch-publisher.ts'
 import { BlockTable } from './adapters/block-table.ts'
 import { followBlocks } from './adapters/blocks.ts'
+import { capabilitiesOf } from './adapters/capabilities.ts'
 import { drainFlows } from './adapters/flow-drain.ts'
 import { FlowPublisher } from './adapters/flow-publisher.ts'
 import { Hooks } from './adapters/hooks.ts'
 import { loadKernel, removeOutdated } from './adapters/kernel.ts'
+import { followKernelRules, KernelRules } from './adapters/kernel-rules.ts'
 import { addressesToGuard, watchNode } from './adapters/node.ts'
 import { objectFile } from './adapters/object-file.ts'
 import { OwnConnections } from './adapters/own-connections.ts'
 import { holdPins, openPins, takeLinks, takeOrphans } from './adapters/pins.ts'
+import { alertOfRules } from './adapters/rule-alerts.ts'
+import { reportState } from './adapters/state-report.ts'
 import type { Config } from './config.ts'
 import { sensorMetrics } from './metrics.ts'
 
-/** The feed of blocks has a heartbeat every second. */
+/** The feeds of blocks and rules have a heartbeat every second. */
 const SILENCE_MAX_MS = 10_000
 
 /** The whole service: the kernel first, so that it guards and counts whether there is a bus or not. */
@@ -37,12 +41,15 @@ export async function run({ name, config, log, registry, health, signal }: Servi
     blocks: () => table.sizes(),
   })
   const table = new BlockTable({ kernel, guarded, metrics, log })
+  const rules = resources.use(new KernelRules({ kernel, metrics, log }))
   takeLinks(pins)
   const orphans = takeOrphans(pins)
   if (orphans > 0) log.warn({ orphans }, 'programs without a pin were found on their hooks and are taken over')
   const hooks = resources.use(new Hooks({ kernel, directory: pins.directory, interfaces, metrics, log }))
   const flowsLeft = removeOutdated(pins, log)
-  resources.use(watchNode({ kernel, table, hooks, guardedAddresses, log }))
+  const capabilities = capabilitiesOf({ kernel, hooks })
+  log.info({ capabilities }, 'what this kernel offers')
+  resources.use(watchNode({ kernel, table, rules, hooks, guardedAddresses, log }))
 
   const own = resources.use(new OwnConnections())
   const outbox = new Outbox({ log })
@@ -59,11 +66,15 @@ export async function run({ name, config, log, registry, health, signal }: Servi
     signal,
   })
 
+  const alerting = alertOfRules({ kernel, rules, mode, node, outbox, metrics, signal })
+
   let bus: Bus | undefined
   let blocks: Following | undefined
+  let followingRules: Following | undefined
   health.check('kernel', () => hooks.fault())
   health.check('bus', () => whyNoBus(bus))
-  health.check('blocks', () => whyNoBlocks(blocks))
+  health.check('blocks', () => whyNotFollowed(blocks, 'blocks'))
+  health.check('rules', () => whyNotFollowed(followingRules, 'rules') ?? rules.fault())
   health.check('flows', () => publisher.fault())
   health.ready()
   const nkey = config.natsNkeyFile === undefined ? {} : { nkeySeed: readSecretFile(config.natsNkeyFile) }
@@ -73,9 +84,15 @@ export async function run({ name, config, log, registry, health, signal }: Servi
   const publishing = outbox.run(bus, signal)
   blocks = await unless(signal, followBlocks({ bus, table, metrics, log }))
   if (blocks) resources.use(blocks)
+  followingRules = await unless(signal, followKernelRules({ bus, rules, metrics, log }))
+  if (followingRules) resources.use(followingRules)
+  const faults = () => health.reasons()
+  const state = { node, mode, kernel, hooks, table, rules, metrics, faults, capabilities: () => capabilities }
+  const reporting = reportState({ ...state, bus, log, signal })
   log.info({ blocks: table.sizes() }, 'ready')
-  await Promise.race([aborted(signal), draining, publishing])
-  await Promise.all([draining, publishing])
+  const work = [draining, alerting, publishing, reporting]
+  await Promise.race([aborted(signal), ...work])
+  await Promise.all(work)
 }
 
 /** What the promise gives; undefined if the service is to end before: the first connection may never come. */
@@ -89,8 +106,8 @@ function whyNoBus(bus: Bus | undefined): string | undefined {
   return `${since}; what the kernel blocks stays blocked, but nothing new is blocked or lifted on this node`
 }
 
-function whyNoBlocks(blocks: Following | undefined): string | undefined {
-  if (!blocks) return 'the list of blocks was not read yet'
-  if (blocks.silentForMs < SILENCE_MAX_MS) return undefined
-  return `nothing was heard of blocks for ${Math.round(blocks.silentForMs / 1000)} s`
+function whyNotFollowed(following: Following | undefined, what: string): string | undefined {
+  if (!following) return `the list of ${what} was not read yet`
+  if (following.silentForMs < SILENCE_MAX_MS) return undefined
+  return `nothing was heard of ${what} for ${Math.round(following.silentForMs / 1000)} s`
 }

@@ -2,13 +2,13 @@ import { mkdirSync, readdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { AppError } from '@tollward/errors'
 import {
-  type AttachMode,
   type Attachment,
   attachEgress,
   attachTracepoint,
   attachXdp,
   interfaceIndex,
   removePins,
+  xdpMode,
 } from '@tollward/libbpf'
 import type { Logger } from 'pino'
 import type { Metrics } from '../metrics.ts'
@@ -49,14 +49,17 @@ interface Tracing {
   readonly fault: string | undefined
 }
 
-/** Where a program is, for whoever shows it. */
-export interface HookState {
-  readonly interface?: string
-  readonly hook: string
-  readonly program: string
-  /** How it hangs there; undefined: it does not, and `fault` says why. */
-  readonly how: AttachMode | undefined
-  readonly fault: string | undefined
+/** An interface and how the programs hang on it, for whoever shows it. */
+export interface InterfaceState {
+  readonly name: string
+  /** 0: there is no such interface. */
+  readonly index: number
+  /** `native` or `generic`; empty: not attached. */
+  readonly ingress: string
+  /** `tcx` or `clsact`; empty: not attached. */
+  readonly egress: string
+  /** Why something is not attached. */
+  readonly faults: { readonly xdp?: string | undefined; readonly egress?: string | undefined }
 }
 
 /** The programs on their hooks, pinned: disposing this, or the end of the process, takes none off. */
@@ -92,17 +95,26 @@ export class Hooks implements Disposable {
     return faults.map((hook) => `${hook.hook} on ${hook.interface}: ${hook.fault}`).join('; ') || undefined
   }
 
-  /** Every place where a program should be. */
-  states(): readonly HookState[] {
-    const onInterfaces = this.#hooks.map(({ interface: name, hook, attachment, fault }) => ({
-      ...{ interface: name, hook, program: this.#programOf(hook) },
-      ...{ how: attachment?.mode, fault },
-    }))
-    const traced = this.#tracing.map(({ name, attachment, fault }) => ({
-      ...{ hook: 'tracepoint', program: name },
-      ...{ how: attachment?.mode, fault },
-    }))
-    return [...onInterfaces, ...traced]
+  /** Every interface that the sensor is to guard. */
+  states(): readonly InterfaceState[] {
+    return this.#options.interfaces.map((name) => {
+      const [xdp, egress] = (['xdp', 'egress'] as const).map((hook) =>
+        this.#hooks.find((candidate) => candidate.interface === name && candidate.hook === hook),
+      )
+      const ifindex = xdp?.ifindex
+      return {
+        ...{ name, index: ifindex ?? 0 },
+        ingress: (xdp?.attachment && ifindex !== undefined && xdpMode(ifindex)) || '',
+        // One that was adopted is a pinned link, and only tcx has links.
+        egress: egress?.attachment?.mode.replace('adopted', 'tcx') ?? '',
+        faults: { xdp: xdp?.fault, egress: egress?.fault },
+      }
+    })
+  }
+
+  /** Programs on tracepoints, and why one is not. */
+  traced(): readonly { readonly name: string; readonly fault: string | undefined }[] {
+    return this.#tracing
   }
 
   interfaceName(ifindex: number): string {

@@ -34,7 +34,7 @@ const BLOCK_MAPS = ['block_exact', 'block_cidr4', 'block_cidr6'] as const
 /** Copied together or not at all: they refer to one another by number. */
 const RULE_MAPS = ['rules', 'rule_match', 'rule_set'] as const
 /** Mean the same only in maps of the same layout. */
-const SAME_LAYOUT_MAPS = ['counters', 'rule_counts'] as const
+const SAME_LAYOUT_MAPS = ['counters', 'rule_counts', 'connections'] as const
 
 /** The first counters are verdicts, each arriving packet counts under one; see bpf/include/layout.h. */
 const VERDICTS_END = COUNTER.expiredSeen
@@ -73,11 +73,11 @@ export class Kernel implements Disposable {
   readonly object: BpfObject
   /** Every program of the object, with the section that says where it hangs, and why it was left out if it was. */
   readonly programs: readonly Program[]
-
-  readonly #maps: ReadonlySet<string>
+  /** Names of the pinned maps. */
+  readonly maps: ReadonlySet<string>
 
   constructor({ object, programs, maps }: Loaded, adopted: boolean) {
-    this.#maps = new Set(maps)
+    this.maps = new Set(maps)
     this.object = object
     this.programs = programs
     this.adopted = adopted
@@ -88,7 +88,7 @@ export class Kernel implements Disposable {
   }
 
   has(map: string): boolean {
-    return this.#maps.has(map)
+    return this.maps.has(map)
   }
 
   /** Throws `failed_precondition` with the reason if it was left out. */

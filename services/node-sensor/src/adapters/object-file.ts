@@ -4,6 +4,8 @@ import { compile, probeSupport } from '@tollward/libbpf'
 
 const BPF_DIRECTORY = join(import.meta.dirname, '../../../../bpf')
 const OBJECT = 'build/sensor.bpf.o'
+const SOURCE = 'sensor.bpf.c'
+const INCLUDE = 'include'
 
 /** What this machine lacks to run the sensor, each with what to do about it. `configured` is the setting `bpfObject`. */
 export async function whatIsMissing(configured: string | undefined): Promise<readonly string[]> {
@@ -24,8 +26,7 @@ function isStale(): boolean {
   const object = join(BPF_DIRECTORY, OBJECT)
   if (!existsSync(object)) return true
   const madeMs = statSync(object).mtimeMs
-  const sources = readdirSync(BPF_DIRECTORY, { withFileTypes: true, recursive: true })
-    .filter((entry) => entry.isFile() && /(\.[ch]|^Makefile)$/.test(entry.name))
-    .map((entry) => join(entry.parentPath, entry.name))
-  return sources.some((source) => statSync(source).mtimeMs > madeMs)
+  const headers = readdirSync(join(BPF_DIRECTORY, INCLUDE)).map((name) => join(INCLUDE, name))
+  // As the Makefile says: other programs beside this one are none of its sources.
+  return [SOURCE, 'Makefile', ...headers].some((name) => statSync(join(BPF_DIRECTORY, name)).mtimeMs > madeMs)
 }

@@ -1,0 +1,138 @@
+// A process of http-cost.bench.ts, in a network of its own: HTTP over its loopback device, without the sensor and with it, in turns.
+import { execFileSync } from 'node:child_process'
+import { writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import process from 'node:process'
+import { connect } from '@nats-io/transport-node'
+import { acquireNginx } from '@tollward/acquire'
+import { provision } from '@tollward/bus'
+import {
+  enterOwnNetwork,
+  eventually,
+  freePort,
+  type NatsServer,
+  type Service,
+  startNatsServer,
+  startProcess,
+  startService,
+  temporaryDirectory,
+} from '@tollward/testkit'
+import { ROOT } from '../checks/copy.ts'
+import { GENERATOR_CORE, moveTo, SERVER_CORE } from './cores.ts'
+import { cpuMs } from './cpu.ts'
+import { type Load, load, type Target } from './http-load.ts'
+import { median, percentile, rounded } from './latencies.ts'
+
+const PORT = 8080
+const CONNECTIONS = 32
+const ROUNDS = 5
+const WARM_UP_MS = 300
+const TURN_MS = 2000
+/** What is promised of throughput. */
+const LOST_MAX = 0.03
+const REQUEST = Buffer.from('GET / HTTP/1.1\r\nhost: 127.0.0.1\r\naccept: */*\r\n\r\n')
+const TARGET: Target = { port: PORT, next: () => REQUEST, accepts: (answer) => answer.includes('200 OK') }
+
+/** One turn: what came back, and the CPU time for one request, of nginx, of the generator and of the sensor's process. */
+interface Turn {
+  readonly perSecond: number
+  readonly latenciesMs: readonly number[]
+  readonly nginxMicros: number
+  readonly generatorMicros: number
+  readonly sensorMicros: number
+}
+
+enterOwnNetwork()
+await using resources = new AsyncDisposableStack()
+moveTo(SERVER_CORE)
+const nginx = await startNginx(resources)
+const nats = resources.use(await startNatsServer())
+const provisioner = await connect({ servers: nats.url })
+await provision(provisioner)
+await provisioner.close()
+moveTo(GENERATOR_CORE)
+await load(TARGET, CONNECTIONS, WARM_UP_MS)
+const turns = { without: [] as Turn[], with: [] as Turn[] }
+for (let round = 0; round < ROUNDS; round++) {
+  turns.without.push(await turn())
+  turns.with.push(await withSensor(nats, (sensor) => turn(sensor.pid)))
+}
+process.stdout.write(`${JSON.stringify(rowsOf())}\n`)
+await resources.disposeAsync()
+process.exit(0)
+
+async function startNginx(stack: AsyncDisposableStack): Promise<number> {
+  const { path } = stack.use(await temporaryDirectory('http-cost'))
+  const file = join(path, 'nginx.conf')
+  const server = `server { listen 127.0.0.1:${PORT}; location / { default_type text/plain; return 200 "hello\\n"; } }`
+  writeFileSync(
+    file,
+    `daemon off; master_process off; pid ${path}/pid; worker_processes 1; events { worker_connections 256; }
+http { access_log off; keepalive_requests 1000000000; client_body_temp_path ${path}; proxy_temp_path ${path};
+fastcgi_temp_path ${path}; uwsgi_temp_path ${path}; scgi_temp_path ${path}; ${server} }\n`,
+  )
+  const { command, args } = await acquireNginx()
+  const running = stack.use(await startProcess(command, [...args, '-p', path, '-c', file, '-e', 'stderr']))
+  await eventually(() => load(TARGET, 1, 1).then(() => true), { what: 'nginx answers' })
+  return running.pid
+}
+
+/** From its first packet on, so that there is something to warm up. */
+async function withSensor<T>({ url }: NatsServer, work: (sensor: Service) => Promise<T>): Promise<T> {
+  const pins = `/sys/fs/bpf/tollward-bench-http`
+  const env = { PATH: process.env.PATH, TOLLWARD_PIN_DIRECTORY: pins }
+  moveTo(SERVER_CORE)
+  const sensor = await startService('node-sensor', {
+    ...env,
+    TOLLWARD_NATS_URL: url,
+    TOLLWARD_HEALTH_PORT: String(await freePort()),
+    TOLLWARD_INTERFACES: 'lo',
+  })
+  moveTo(GENERATOR_CORE)
+  try {
+    return await work(sensor)
+  } finally {
+    await sensor.stop()
+    execFileSync(process.execPath, [join(ROOT, 'services/node-sensor/src/main.ts'), 'detach'], { env, stdio: 'ignore' })
+  }
+}
+
+async function turn(sensor?: number): Promise<Turn> {
+  await load(TARGET, CONNECTIONS, WARM_UP_MS)
+  const used = () => [nginx, process.pid, ...(sensor === undefined ? [] : [sensor])].map(cpuMs)
+  const before = used()
+  const measured: Load = await load(TARGET, CONNECTIONS, TURN_MS)
+  const after = used()
+  const answers = measured.latenciesMs.length
+  const micros = (index: number) => (((after[index] ?? 0) - (before[index] ?? 0)) * 1000) / answers
+  return {
+    perSecond: (answers * 1000) / measured.durationMs,
+    latenciesMs: measured.latenciesMs,
+    ...{ nginxMicros: micros(0), generatorMicros: micros(1), sensorMicros: micros(2) },
+  }
+}
+
+function rowsOf() {
+  const row = (what: string, those: readonly Turn[]) => ({
+    what,
+    perSecond: Math.round(median(those.map(({ perSecond }) => perSecond))),
+    p50Ms: percentile(
+      those.flatMap(({ latenciesMs }) => latenciesMs),
+      0.5,
+    ),
+    p99Ms: percentile(
+      those.flatMap(({ latenciesMs }) => latenciesMs),
+      0.99,
+    ),
+    nginxMicros: rounded(median(those.map(({ nginxMicros }) => nginxMicros))),
+    generatorMicros: rounded(median(those.map(({ generatorMicros }) => generatorMicros))),
+    sensorMicros: rounded(median(those.map(({ sensorMicros }) => sensorMicros))),
+  })
+  const shares = turns.with.map(({ perSecond }, round) => perSecond / (turns.without[round]?.perSecond ?? Number.NaN))
+  const lost = 1 - median(shares)
+  return [
+    row('without the sensor', turns.without),
+    row('with the sensor', turns.with),
+    { what: `lost ${rounded(lost * 100)} %; at most ${LOST_MAX * 100} %: ${lost <= LOST_MAX ? 'kept' : 'NOT KEPT'}` },
+  ]
+}

@@ -39,6 +39,8 @@ const SAME_LAYOUT_MAPS = ['counters', 'rule_counts', 'connections'] as const
 /** The first counters are verdicts, each arriving packet counts under one; see bpf/include/layout.h. */
 const VERDICTS_END = COUNTER.expiredSeen
 const ONLY_KEY = Buffer.alloc(4)
+/** Samples of what a rule met, on each CPU: what an alert shows. */
+const GUARD_EVENTS = { packetsPerSecond: 10, burst: 20 } as const
 /** Value of the map `guarded`: that there is an entry says all. */
 const GUARDED = Buffer.from([1, 0, 0, 0])
 
@@ -141,7 +143,8 @@ export class Kernel implements Disposable {
 export function loadKernel(path: string, pins: Pins, settings: KernelSettings, log: Logger): Kernel {
   const kernel = adoptMaps(path, pins, settings, log) ?? replaceMaps(path, pins, settings, log)
   const { mode, managementPorts } = settings
-  kernel.map('config').update(ONLY_KEY, encodeConfig({ mode, managementPorts, netnsInum: networkNamespaceInum() }))
+  const netnsInum = networkNamespaceInum()
+  kernel.map('config').update(ONLY_KEY, encodeConfig({ mode, managementPorts, netnsInum, events: GUARD_EVENTS }))
   return kernel
 }
 

@@ -5,6 +5,7 @@ import type { Logger } from 'pino'
 import type { BlockTable } from './block-table.ts'
 import type { Hooks } from './hooks.ts'
 import type { Kernel } from './kernel.ts'
+import type { KernelRules } from './kernel-rules.ts'
 
 const LOOK_INTERVAL_MS = 2000
 /** A wall clock that moved by more against the kernel's was set. */
@@ -15,6 +16,7 @@ const LOCALHOST = ['127.0.0.1', '::1']
 interface WatchOptions {
   readonly kernel: Kernel
   readonly table: BlockTable
+  readonly rules: KernelRules
   readonly hooks: Hooks
   readonly guardedAddresses: readonly Uint8Array[]
   readonly log: Logger
@@ -28,7 +30,7 @@ export function addressesToGuard(configured: readonly Uint8Array[]): Uint8Array[
 }
 
 /** Keeps the kernel as the node is: its addresses, its interfaces, its clock; and takes out blocks that are over. */
-export function watchNode({ kernel, table, hooks, guardedAddresses, log }: WatchOptions): Disposable {
+export function watchNode({ kernel, table, rules, hooks, guardedAddresses, log }: WatchOptions): Disposable {
   let guarded = ''
   let bootedAtMs = wallTimeOfBootMs()
   const look = () => {
@@ -46,6 +48,7 @@ export function watchNode({ kernel, table, hooks, guardedAddresses, log }: Watch
       bootedAtMs += movedMs
       log.warn({ movedMs }, 'the wall clock was set; expiries are converted anew')
       table.convertExpiries()
+      void rules.convertExpiries()
     }
     table.sweep(Date.now())
   }

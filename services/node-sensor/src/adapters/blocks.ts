@@ -1,10 +1,11 @@
 import type { Bus, Entry, Following } from '@tollward/bus'
-import { bucketContract, formatRange, parseCallerKey } from '@tollward/contracts'
+import { bucketContract, formatRange, parseCallerKey, parseRangeKey } from '@tollward/contracts'
 import { type Block, BlockSchema } from '@tollward/contracts/enforcement'
 import type { Logger } from 'pino'
 import { readBlock, type WantedBlock } from '../domain/block.ts'
+import { WantedBlocks } from '../domain/wanted-blocks.ts'
 import type { Metrics } from '../metrics.ts'
-import type { BlockTable } from './block-table.ts'
+import { type BlockTable, wantedOf } from './block-table.ts'
 
 interface BlocksOptions {
   readonly bus: Bus
@@ -32,14 +33,22 @@ export function followBlocks({ bus, table, metrics, log }: BlocksOptions): Promi
     return block
   }
   return bus.bucket(bucketContract(BlockSchema)).follow({
-    snapshot: (entries) => {
-      const blocks = [...entries.values()].map(read).filter((block) => block !== undefined)
-      const startedMs = performance.now()
-      table.replace(blocks)
-      log.info(
-        { blocks: blocks.length, tookMs: Math.round(performance.now() - startedMs) },
-        'blocks are as the bucket is',
-      )
+    // Built entry by entry: a million decoded blocks beside one another would be a gigabyte.
+    begin: () => {
+      const wanted = new WantedBlocks()
+      return {
+        set: (key, entry) => {
+          const block = entry && read(entry)
+          if (block) wanted.set(block.range, wantedOf(block))
+          else remove(wanted, key)
+        },
+        finish: () => {
+          const startedMs = performance.now()
+          table.replace(wanted)
+          const tookMs = Math.round(performance.now() - startedMs)
+          log.info({ blocks: wanted.size, tookMs }, 'blocks are as the bucket is')
+        },
+      }
     },
     change: (key, entry) => {
       const block = entry && read(entry)
@@ -48,4 +57,11 @@ export function followBlocks({ bus, table, metrics, log }: BlocksOptions): Promi
       if (isNew && block.decidedAtMs > 0) metrics.apply.observe(Math.max(0, Date.now() - block.decidedAtMs) / 1000)
     },
   })
+}
+
+/** What is no range, or is unreadable, was never set. */
+function remove(wanted: WantedBlocks, key: string): void {
+  const range = parseRangeKey(key)
+  const position = range ? wanted.find(range.address, range.prefixLength) : -1
+  if (position >= 0) wanted.remove(position)
 }

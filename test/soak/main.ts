@@ -1,5 +1,6 @@
 // npm run soak [-- NAME] [--minutes N]: the long counts of which npm test runs a small share.
 import { parseArgs } from 'node:util'
+import { soakPackets } from './packets.ts'
 import { soakPayments } from './payments.ts'
 import { soakPolicy } from './policy.ts'
 import { soakStack } from './stack.ts'
@@ -12,6 +13,7 @@ const SOAKS: Readonly<Record<string, (minutes: number) => Promise<boolean>>> = {
   stack: soakStack,
   payments: soakPayments,
   policy: soakPolicy,
+  packets: soakPackets,
 }
 
 const wanted = positionals.length === 0 ? Object.keys(SOAKS) : positionals

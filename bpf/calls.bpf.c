@@ -229,6 +229,9 @@ int tls_leave(struct pt_regs *regs)
 	if (!connection)
 		return 0;
 	tie_by_call(connection, frame, transfer.bytes);
+	/* A callback of the handshake may write before the read that completed it returns. */
+	if (connection->binding == BINDING_NONE && thread->depth == 1 && thread->frames[0].object == frame->object)
+		tie_by_call(connection, &thread->frames[0], 0);
 	if (transfer.bytes == 0 || connection->is_unsampled)
 		return 0;
 	count_calls(CALL_BOUND_NONE - connection->binding, 1);

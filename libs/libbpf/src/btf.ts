@@ -1,5 +1,6 @@
 import { check, checkPointer, libbpf, type Pointer, viewOf } from './native.ts'
 
+const KERNEL_TYPES = '/sys/kernel/btf/vmlinux'
 const KIND_STRUCT = 4
 const KIND_ENUM = 6
 const TYPE_BYTES = 12
@@ -25,6 +26,16 @@ export function enumValues(path: string, name: string): Record<string, number> {
   return withType(path, name, KIND_ENUM, (_bytes, members, nameAt) =>
     readAll(members, ENUMERATOR_BYTES, nameAt, (member) => member.readInt32LE(4)),
   )
+}
+
+/** Whether the kernel has a tracepoint of this name that programs of the kind tp_btf can be put on. */
+export function hasKernelTracepoint(name: string): boolean {
+  const btf = checkPointer(`BTF of ${KERNEL_TYPES}`, libbpf().btf__parse(KERNEL_TYPES, null))
+  try {
+    return libbpf().btf__find_by_name(btf, `btf_trace_${name}`) > 0
+  } finally {
+    libbpf().btf__free(btf)
+  }
 }
 
 /** Where one member of a structure lies. */

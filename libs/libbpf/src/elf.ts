@@ -11,7 +11,7 @@ const SYMBOL_BYTES = 24
 const SECTIONS_MAX = 65_536
 const SEGMENTS_MAX = 1024
 /** Of one section that is read at once: the symbols of the largest programs are a tenth of it. */
-const SECTION_READ_MAX = 256 * 1024 * 1024
+const SECTION_READ_MAX = 64 * 1024 * 1024
 const SHT_SYMTAB = 2
 const SHT_DYNSYM = 11
 const PT_LOAD = 1
@@ -89,6 +89,19 @@ export class ElfFile implements Disposable {
       for (const section of this.#sections) if (section.type === type) this.#addFunctions(section, names, found)
     }
     return found
+  }
+
+  /** Whether the names of its symbols hold the text. */
+  mentions(text: string): boolean {
+    const tables = this.#sections.filter(({ type }) => type === SHT_DYNSYM || type === SHT_SYMTAB)
+    return tables.some(({ link }) => {
+      const strings = this.#sections[link]
+      return (
+        strings !== undefined &&
+        strings.bytes <= SECTION_READ_MAX &&
+        this.read(strings.offset, strings.bytes).includes(text)
+      )
+    })
   }
 
   close(): void {

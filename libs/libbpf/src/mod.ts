@@ -10,6 +10,7 @@ export {
   removePins,
   xdpMode,
 } from './attach.ts'
+export { hasKernelTracepoint } from './btf.ts'
 export {
   CALL_COUNTER,
   type CallBinding,
@@ -25,6 +26,7 @@ export {
   PAYLOAD_BYTES_MAX,
 } from './call-layout.ts'
 export { bootNsToWallTimeMs, bootTimeNs, wallTimeToBootNs } from './clock.ts'
+export { ElfFile, type ElfFunction } from './elf.ts'
 export { FlowDrain } from './flow-drain.ts'
 export { decodeSpilledFlow, type FlowRecord } from './flow-layout.ts'
 export { countRuns, mapBytes, type ProgramStats, programStats } from './info.ts'
@@ -66,6 +68,7 @@ export {
 } from './links.ts'
 export { sendLiveFrames } from './live-frames.ts'
 export { type Batch, type BpfMap, hasBatches, openMap, openPinnedMap } from './map.ts'
+export { type CodeMapping, codeMappings, MappingWatch, scanMappings, withMapping } from './mappings.ts'
 export { hasSameLayout, type Migration, migrateBlocks, migrateEntries } from './migrate.ts'
 export { BpfError, isErrno } from './native.ts'
 export {
@@ -92,3 +95,11 @@ export {
   type RuleTerms,
 } from './rule-table.ts'
 export { compile, hasKernelTypes, isBpffs, mountBpffs, probeSupport, type Support, unmountBpffs } from './support.ts'
+export { type TlsProbes, tlsProbes } from './tls-probes.ts'
+export {
+  attachUprobes,
+  BPF_TRACE_UPROBE_MULTI,
+  hasUprobeMulti,
+  type Uprobe,
+  type UprobeAttachment,
+} from './uprobe.ts'

@@ -5,6 +5,7 @@ import type { Uprobe } from './uprobe.ts'
 
 /** Where to probe a TLS library. */
 export interface TlsProbes {
+  readonly source: CallSource
   readonly atEntry: readonly Uprobe[]
   /** Each of the transfers again: their results are known when they return. */
   readonly atReturn: readonly Uprobe[]
@@ -30,7 +31,12 @@ const PAIRS = [
   ['SSL_read', 'SSL_read_ex'],
   ['SSL_write', 'SSL_write_ex'],
 ] as const
-const NAMES = new Set([...Object.keys(TRANSFERS), ...Object.keys(OTHERS)])
+/** Only Node has it, and BoringSSL has no function with which OpenSSL says more of a read. */
+const MARK_OF_NODE = 'napi_module_register'
+const MARK_OF_OPENSSL = 'SSL_read_ex'
+const NAMES = new Set([...Object.keys(TRANSFERS), ...Object.keys(OTHERS), MARK_OF_NODE])
+/** What a file without it cannot define: a look at its strings spares the symbols. */
+const TELLTALE = '\0SSL_write\0'
 
 interface Place {
   readonly name: string
@@ -44,9 +50,12 @@ interface Place {
  * `SSL_read_ex` call the same function first, with the arguments of the latter as they came, that function is probed instead of
  * both if it is cheaper.
  */
-export function tlsProbes(elf: ElfFile, source: CallSource): TlsProbes | undefined {
+export function tlsProbes(elf: ElfFile): TlsProbes | undefined {
+  if (!elf.mentions(TELLTALE)) return undefined
   const functions = elf.functions(NAMES)
   if (!functions.has('SSL_read') || !functions.has('SSL_write')) return undefined
+  const source = sourceOf(functions)
+  functions.delete(MARK_OF_NODE)
   const places = new Map<string, Place>()
   for (const [name, found] of functions) places.set(name, placeOf(elf, name, found))
   for (const pair of PAIRS) {
@@ -58,10 +67,16 @@ export function tlsProbes(elf: ElfFile, source: CallSource): TlsProbes | undefin
   const all = [...places.values()]
   const toUprobe = ({ offset, kind }: Place): Uprobe => ({ offset, cookie: probeCookie(kind, source) })
   return {
+    source,
     atEntry: all.map(toUprobe),
     atReturn: all.filter(isTransfer).map(toUprobe),
     dear: all.filter(({ isCheap }) => !isCheap).map(({ name }) => name),
   }
+}
+
+function sourceOf(functions: ReadonlyMap<string, ElfFunction>): CallSource {
+  if (functions.has(MARK_OF_NODE)) return 'node'
+  return functions.has(MARK_OF_OPENSSL) ? 'openssl' : 'boringssl'
 }
 
 function isTransfer({ kind }: Place): boolean {

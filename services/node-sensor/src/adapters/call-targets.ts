@@ -1,0 +1,218 @@
+import { existsSync, readdirSync } from 'node:fs'
+import { join } from 'node:path'
+import { setTimeout as delay } from 'node:timers/promises'
+import {
+  attachUprobes,
+  type CallSource,
+  type CodeMapping,
+  ElfFile,
+  isErrno,
+  MappingWatch,
+  scanMappings,
+  type TlsProbes,
+  tlsProbes,
+  type UprobeAttachment,
+  withMapping,
+} from '@tollward/libbpf'
+import type { Logger } from 'pino'
+import type { CallKernel } from './call-kernel.ts'
+
+/** A node runs a few TLS libraries; each costs two links. */
+const TARGETS_MAX = 256
+/** Files that were looked at; beyond it they are looked at again. */
+const FILES_MAX = 65_536
+/** Between two looks at what was mapped. A process that lives shorter may be missed, but only with a library never seen before. */
+const POLL_INTERVAL_MS = 20
+/** Between two scans of all processes, which find what a look missed, and which targets have no user any more. */
+const SCAN_INTERVAL_MS = 30_000
+
+const SYSTEM_DIRECTORIES = [
+  '/usr/lib',
+  '/usr/lib64',
+  `/usr/lib/${process.arch === 'arm64' ? 'aarch64' : 'x86_64'}-linux-gnu`,
+]
+const SYSTEM_LIBRARY = /^lib(ssl|gnutls)\.so\.\d+$/
+
+/** A file with a TLS library in it, and its probes. */
+export interface CallTarget {
+  readonly path: string
+  readonly source: CallSource
+  /** Functions at which the probe costs much more than elsewhere. */
+  readonly dear: readonly string[]
+}
+
+interface Attached extends CallTarget {
+  readonly attachments: readonly UprobeAttachment[]
+  /** Not detached though nobody uses it. */
+  readonly isKept: boolean
+  /** A scan found nobody who uses it. */
+  isUnused: boolean
+}
+
+interface CallTargetsOptions {
+  readonly kernel: CallKernel
+  /** Libraries that are probed even while nobody uses them, so that a short process is not missed. Missing ones are passed over. */
+  readonly libraries: readonly string[]
+  readonly log: Logger
+  readonly scanIntervalMs?: number
+}
+
+/**
+ * Probes every TLS library that a process of this node has mapped, each file once, in whichever container: those of now, and new
+ * ones as they are mapped. One that nobody has mapped any more is let go.
+ */
+export class CallTargets implements AsyncDisposable {
+  readonly #options: CallTargetsOptions
+  readonly #watch = new MappingWatch()
+  readonly #attached = new Map<string, Attached>()
+  /** Identities of files that were looked at, with TLS or not. */
+  readonly #seen = new Set<string>()
+  readonly #stop = new AbortController()
+  #refused = 0
+  #scanWanted = false
+
+  constructor(options: CallTargetsOptions) {
+    this.#options = options
+  }
+
+  /** What is probed now. */
+  get targets(): readonly CallTarget[] {
+    return [...this.#attached.values()]
+  }
+
+  /** Files with a TLS library that could not be probed. */
+  get refused(): number {
+    return this.#refused
+  }
+
+  /** Looks for new targets until the signal is aborted. */
+  async run(signal: AbortSignal): Promise<void> {
+    const stop = AbortSignal.any([signal, this.#stop.signal])
+    this.#attachLibraries()
+    let scannedAtMs = Number.NEGATIVE_INFINITY
+    while (!stop.aborted) {
+      this.poll()
+      if (this.#scanWanted || performance.now() - scannedAtMs > (this.#options.scanIntervalMs ?? SCAN_INTERVAL_MS)) {
+        await this.scan()
+        scannedAtMs = performance.now()
+      }
+      await delay(POLL_INTERVAL_MS, undefined, { signal: stop }).catch(() => undefined)
+    }
+  }
+
+  /** Looks at what was mapped since the last call. */
+  poll(): void {
+    if (this.#watch.read((mapping) => this.#look(mapping))) this.#scanWanted = true
+  }
+
+  /** Looks at all processes; lets go what nobody used at this scan and the one before. */
+  async scan(): Promise<void> {
+    this.#scanWanted = false
+    const used = new Set<string>()
+    for await (const mapping of scanMappings()) {
+      if (used.has(mapping.identity)) continue
+      used.add(mapping.identity)
+      this.#look(mapping)
+    }
+    for (const [identity, target] of this.#attached) {
+      if (used.has(identity) || target.isKept) target.isUnused = false
+      else if (target.isUnused) await this.#detach(identity, target)
+      else target.isUnused = true
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#stop.abort()
+    this.#watch.close()
+    await Promise.all([...this.#attached].map(([identity, target]) => this.#detach(identity, target)))
+  }
+
+  #attachLibraries(): void {
+    for (const path of this.#options.libraries.filter((library) => existsSync(library)))
+      withMapping(path, (mapping) => this.#look(mapping, true))
+  }
+
+  #look(mapping: CodeMapping, isKept = false): void {
+    const { identity } = mapping
+    const known = this.#attached.get(identity)
+    if (known) known.isUnused = false
+    if (known || this.#seen.has(identity)) return
+    if (this.#seen.size >= FILES_MAX) this.#seen.clear()
+    this.#seen.add(identity)
+    try {
+      const path = openablePath(mapping)
+      // Its process is gone; the next one that maps the file may live longer.
+      if (path === undefined) return void this.#seen.delete(identity)
+      using elf = new ElfFile(path)
+      const probes = tlsProbes(elf)
+      if (probes) this.#attach(path, mapping, probes, isKept)
+    } catch (error) {
+      if (error instanceof TypeError) return
+      if (isGone(error)) this.#seen.delete(identity)
+      else this.#refuse(mapping, error instanceof Error ? error.message : String(error))
+    }
+  }
+
+  #attach(path: string, mapping: CodeMapping, probes: TlsProbes, isKept: boolean): void {
+    if (this.#attached.size >= TARGETS_MAX) {
+      this.#refuse(mapping, `${TARGETS_MAX} TLS libraries are probed already`)
+      return
+    }
+    const { kernel, log } = this.#options
+    const common = { path, how: kernel.how }
+    // Entries last: a call whose entry is not probed yet leaves nothing behind at its return.
+    const leave = attachUprobes(kernel.object.program('tls_leave'), {
+      ...common,
+      uprobes: probes.atReturn,
+      atReturn: true,
+    })
+    const attachments = [leave]
+    try {
+      const uprobes = probes.atEntry
+      attachments.push(attachUprobes(kernel.object.program('tls_enter'), { ...common, uprobes, atReturn: false }))
+    } catch (error) {
+      void leave.detach()
+      throw error
+    }
+    const { source, dear } = probes
+    this.#attached.set(mapping.identity, { path: mapping.path, source, dear, attachments, isKept, isUnused: false })
+    log.info({ path: mapping.path, pid: mapping.pid, source, ...(dear.length > 0 && { dear }) }, 'TLS library probed')
+  }
+
+  #refuse({ path, pid }: CodeMapping, why: string): void {
+    this.#refused += 1
+    this.#options.log.warn({ path, pid, why }, 'TLS library not probed: its calls are not seen')
+  }
+
+  async #detach(identity: string, { path, attachments }: Attached): Promise<void> {
+    this.#attached.delete(identity)
+    this.#seen.delete(identity)
+    await Promise.all(attachments.map(({ detach }) => detach()))
+    this.#options.log.info({ path }, 'TLS library let go')
+  }
+}
+
+/** Libraries of this machine that short processes may use before anybody else did. */
+export function systemLibraries(): string[] {
+  return SYSTEM_DIRECTORIES.filter((directory) => existsSync(directory)).flatMap((directory) =>
+    readdirSync(directory)
+      .filter((name) => SYSTEM_LIBRARY.test(name))
+      .map((name) => join(directory, name)),
+  )
+}
+
+/** The file itself, whatever its path means and whether it still has one. Undefined if there is no way to it any more. */
+function openablePath({ pid, range, path, identity }: CodeMapping): string | undefined {
+  const mapped = `/proc/${pid}/map_files/${range}`
+  if (existsSync(mapped)) return mapped
+  return [`/proc/${pid}/root${path}`, path].find((other) => existsSync(other) && hasIdentity(other, identity))
+}
+
+function hasIdentity(path: string, identity: string): boolean {
+  return withMapping(path, (mapping) => mapping.identity === identity) ?? false
+}
+
+function isGone(error: unknown): boolean {
+  if (isErrno(error, 'ENOENT', 'ESRCH')) return true
+  return error instanceof Error && 'code' in error && (error.code === 'ENOENT' || error.code === 'ESRCH')
+}

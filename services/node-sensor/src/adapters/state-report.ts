@@ -21,7 +21,7 @@ const REPORT_INTERVAL_MS = 2000
 const KEPT_MS = 3_600_000
 /** The kernel counts runs for a while of each period: their average is known, and packets hardly slower. */
 const COUNTING_EVERY_MS = 5000
-const COUNTING_FOR_MS = 50
+const COUNTING_FOR_MS = 100
 const FAULT_LENGTH_MAX = 300
 
 /** What a state is made of. */

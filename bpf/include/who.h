@@ -39,7 +39,6 @@ struct sock_common {
 	__be32 skc_daddr;
 	__be32 skc_rcv_saddr;
 	__be16 skc_dport;
-	__u16 skc_num;
 	unsigned short skc_family;
 	volatile unsigned char skc_state;
 	possible_net_t skc_net;
@@ -49,6 +48,9 @@ struct sock_common {
 struct sock {
 	struct sock_common __sk_common;
 	__u16 sk_protocol;
+};
+struct inet_sock {
+	__be16 inet_sport;
 };
 struct tcp_sock {
 	__u32 srtt_us; /* times 8 */
@@ -126,7 +128,8 @@ static __always_inline int read_arriving(struct flow_key *arriving, const struct
 	arriving->direction = FLOW_INGRESS;
 	arriving->protocol = BPF_CORE_READ(sk, sk_protocol);
 	arriving->source_port = bpf_ntohs(BPF_CORE_READ(sk, __sk_common.skc_dport));
-	arriving->destination_port = BPF_CORE_READ(sk, __sk_common.skc_num);
+	/* Not skc_num, which is taken back before the end of a connection is told. */
+	arriving->destination_port = bpf_ntohs(BPF_CORE_READ((const struct inet_sock *)sk, inet_sport));
 	if (arriving->source_port == 0 || arriving->destination_port == 0 || !is_watched(sk))
 		return 0;
 	if (arriving->protocol != IPPROTO_TCP && arriving->protocol != IPPROTO_UDP)

@@ -27,9 +27,24 @@ export {
 } from './call-layout.ts'
 export { bootNsToWallTimeMs, bootTimeNs, wallTimeToBootNs } from './clock.ts'
 export { ElfFile, type ElfFunction } from './elf.ts'
-export { FlowDrain } from './flow-drain.ts'
-export { decodeSpilledFlow, type FlowRecord } from './flow-layout.ts'
+export { drainKernelDrops, FlowDrain, Generations } from './flow-drain.ts'
+export {
+  CGROUP_OF_MEMORY_HIERARCHY,
+  CONNECTION,
+  type ConnectionOwner,
+  decodeFlow,
+  decodeOwner,
+  decodeSpilledFlow,
+  FLOW,
+  FLOW_FLAG,
+  FLOW_KEY,
+  type FlowRecord,
+  type KernelDropRecord,
+  SPILLED_FLOW,
+} from './flow-layout.ts'
 export { countRuns, mapBytes, type ProgramStats, programStats } from './info.ts'
+export { iterate } from './iterate.ts'
+export { dropReasons } from './kernel-types.ts'
 export {
   ANOMALY,
   type Anomaly,

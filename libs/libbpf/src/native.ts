@@ -41,6 +41,7 @@ const LIBBPF_INTEGERS = {
   bpf_obj_get: 'int bpf_obj_get(const char *path)',
   bpf_obj_get_info_by_fd: 'int bpf_obj_get_info_by_fd(int fd, void *info, uint32_t *length)',
   bpf_link_create: 'int bpf_link_create(int program, int target, int type, const void *opts)',
+  bpf_iter_create: 'int bpf_iter_create(int link)',
   bpf_link_update: 'int bpf_link_update(int link, int program, const void *opts)',
   bpf_link_detach: 'int bpf_link_detach(int link)',
   bpf_raw_tracepoint_open: 'int bpf_raw_tracepoint_open(const char *name, int program)',

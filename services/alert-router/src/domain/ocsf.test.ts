@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { Disposition } from '@tollward/contracts/detection'
-import { alert, NOW_MS } from '../test-alert.ts'
+import { address, alert, NOW_MS } from '../test-alert.ts'
 import { detectionFinding, severityToken } from './ocsf.ts'
 
 test('a finding says who, what, how sure, and what was done', () => {
@@ -23,6 +23,18 @@ test('action and disposition tell a block from a dry run and from a mere detecti
   assert.deepEqual(control(Disposition.BLOCKED), [2, 2])
   assert.deepEqual(control(Disposition.WOULD_BLOCK), [3, 15])
   assert.deepEqual(control(Disposition.DETECTED), [3, 19])
+})
+
+test('what left a node is told as outbound, everything else as inbound', () => {
+  const directions = [false, true].map((outbound) => {
+    const sample = { destination: address('192.0.2.1'), destinationPort: 25, protocol: 6, outbound }
+    const [evidence] = detectionFinding(alert({ evidence: [sample] }), NOW_MS).evidences ?? []
+    return evidence && 'connection_info' in evidence && evidence.connection_info
+  })
+  assert.deepEqual(directions, [
+    { direction_id: 1, direction: 'Inbound', protocol_num: 6, protocol_name: 'tcp' },
+    { direction_id: 2, direction: 'Outbound', protocol_num: 6, protocol_name: 'tcp' },
+  ])
 })
 
 test('an alert without a usable id is refused', () => {

@@ -13,7 +13,8 @@ const ACTIVITY_CREATE = 1
 
 const STATUS_NEW = 1
 const ANALYTIC_RULE = 1
-const DIRECTION_INBOUND = 1
+const INBOUND = { direction_id: 1, direction: 'Inbound' } as const
+const OUTBOUND = { direction_id: 2, direction: 'Outbound' } as const
 const OBSERVABLE_IP_ADDRESS = 2
 
 const PRODUCT = { name: 'Tollward', vendor_name: 'Tollward', version: '0.1.0' }
@@ -154,14 +155,13 @@ function evidencesOf(alert: Alert, source: string | undefined) {
   return samples.filter((sample) => 'src_endpoint' in sample || 'dst_endpoint' in sample)
 }
 
-function destinationOf({ destination, destinationPort, protocol, seenAt, note }: Evidence) {
+function destinationOf({ destination, destinationPort, protocol, seenAt, note, outbound }: Evidence) {
   const ip = ipOf(destination)
   const seenMs = msOf(seenAt)
   return {
     ...(ip !== undefined && { dst_endpoint: { ip, port: destinationPort } }),
     connection_info: {
-      direction_id: DIRECTION_INBOUND,
-      direction: 'Inbound',
+      ...(outbound ? OUTBOUND : INBOUND),
       protocol_num: protocol,
       ...(PROTOCOLS[protocol] !== undefined && { protocol_name: PROTOCOLS[protocol] }),
     },

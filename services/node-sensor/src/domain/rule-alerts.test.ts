@@ -14,7 +14,8 @@ const reading = (packets: number, change: Partial<Reading> = {}): Reading => ({
 })
 const packet = (source: string, atMs: number): PacketSample => ({
   ...{ source: parseAddress(source) ?? new Uint8Array(), sourcePort: 1234 },
-  ...{ destination: parseAddress('192.0.2.1') ?? new Uint8Array(), destinationPort: 23, protocol: 6, seenAtMs: atMs },
+  ...{ destination: parseAddress('192.0.2.1') ?? new Uint8Array(), destinationPort: 23, protocol: 6 },
+  ...{ direction: 'egress', seenAtMs: atMs },
 })
 /** Looks with these counts at these minutes, and says how many packets each alert tells of. */
 const told = (alerts: RuleAlerts, counts: readonly (readonly [minute: number, packets: number])[], change = {}) =>
@@ -99,8 +100,8 @@ test('an alert shows who sent what, a few sources at most, and accuses nobody wh
   const packetText = '198.51.100.1:1234 to 192.0.2.1:23 (protocol 6)'
   assert.equal(one.reason, `KernelRule/a dropped 10 packets, the first for a while, such as ${packetText}.`)
   assert.deepEqual(
-    one.evidence.map(({ note, destinationPort }) => [note, destinationPort]),
-    [['from 198.51.100.1:1234', 23]],
+    one.evidence.map(({ note, destinationPort, outbound }) => [note, destinationPort, outbound]),
+    [['from 198.51.100.1:1234', 23, true]],
   )
   assert.equal(one.lastSeenAt && timestampMs(one.lastSeenAt), START_MS)
 

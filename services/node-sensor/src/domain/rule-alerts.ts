@@ -38,6 +38,7 @@ export interface PacketSample {
   readonly destination: Uint8Array
   readonly destinationPort: number
   readonly protocol: number
+  readonly direction: 'ingress' | 'egress'
   readonly seenAtMs: number
 }
 
@@ -123,8 +124,9 @@ export class RuleAlerts {
       ...{ raisedAt: timestampFromMs(nowMs), node: this.#node, disposition, count },
       // Of many sources none is the one that somebody should be asked about.
       ...(isOneSource && { source: first.source }),
-      evidence: samples.map(({ destination, destinationPort, protocol, seenAtMs, ...from }) => ({
+      evidence: samples.map(({ destination, destinationPort, protocol, direction, seenAtMs, ...from }) => ({
         ...{ destination, destinationPort, protocol, seenAt: timestampFromMs(seenAtMs) },
+        ...{ outbound: direction === 'egress' },
         note: `from ${endpointText(from.source, from.sourcePort)}`,
       })),
     })

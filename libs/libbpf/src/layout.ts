@@ -324,6 +324,11 @@ export function encodeBlock(
   return value
 }
 
+/** Whether what a look-up gave is the entry of that very range: in a trie it may be that of a wider one. */
+export function isBlockOf({ prefixLength }: BlockTarget, value: Buffer): boolean {
+  return value.readUInt8(BLOCK.prefixLength) === prefixLength
+}
+
 /** What a block map holds. */
 export function decodeBlock(value: Buffer): Block {
   const packetsPerSecond = value.readUInt16LE(BLOCK.packetsPerSecond)

@@ -65,6 +65,7 @@ export {
   type GuardConfig,
   type GuardEvent,
   type GuardMode,
+  isBlockOf,
   LAYOUT_VERSION,
   MANAGEMENT_PORTS_MAX,
   type Rate,

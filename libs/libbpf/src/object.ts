@@ -118,10 +118,20 @@ export function objectContents(path: string): ObjectContents {
   }
 }
 
-/** The program for which loading failed, as libbpf names it; undefined if the failure was of something else. */
-export function refusedProgram(error: unknown): string | undefined {
+/**
+ * The program for which loading failed, and what libbpf or the verifier had against it; undefined if the failure was of
+ * something else.
+ */
+export function refusedProgram(error: unknown): { readonly name: string; readonly why: string } | undefined {
   if (!(error instanceof BpfError)) return undefined
-  return [...error.log.matchAll(/prog '([^']+)': .*fail/g)].at(-1)?.[1]
+  const lines = error.log.split('\n')
+  const name = lines.flatMap((line) => /prog '([^']+)': .*fail/.exec(line)?.[1] ?? []).at(-1)
+  if (name === undefined) return undefined
+  const missing = lines.find((line) => line.includes(`prog '${name}': failed to find`))
+  // The verifier ends with its reason, and then what it did.
+  const verdict = lines[lines.findLastIndex((line) => /^processed \d+ insns/.test(line)) - 1]
+  const why = missing?.replace(/^.*?: /, '') ?? verdict
+  return { name, why: why ? `${error.errno}: ${why}` : error.message }
 }
 
 /** Whether loading failed because a pinned map has another shape than the object's. */

@@ -29,6 +29,7 @@ import {
   startService,
   temporaryDirectory,
 } from '@tollward/testkit'
+import type { Capability } from './adapters/capabilities.ts'
 import { networkNamespaceInum } from './adapters/pins.ts'
 import { blocksOf, decidingBus, MAIN, pinDirectory, skip } from './test-node.ts'
 
@@ -174,6 +175,41 @@ test('crashes, restarts and other sizes under load let no packet of a blocked so
   await dropsOn('at the end')
   await sender.stop()
   assert.equal(target.received(), 0)
+})
+
+/** Programs that no kernel runs, beside those of the sensor: one by its tracepoint, one by the verifier. */
+const REFUSED = `
+SEC("tp_btf/no_such_tracepoint") int watch_nothing(void *context) { return 0; }
+SEC("raw_tp/sys_enter") int watch_wrongly(void *context) { return *(volatile int *)8; }
+`
+
+test('what this kernel refuses is left out alone, with the reason, and the rest guards and counts', {
+  skip,
+}, async () => {
+  await using cable = await networkNamespace()
+  await using nats = await startNatsServer()
+  await using bus = await decidingBus(nats.url)
+  await using sources = await temporaryDirectory()
+  using pins = pinDirectory()
+  await cp(BPF_DIRECTORY, sources.path, { recursive: true, filter: (path) => !path.endsWith('/build') })
+  const source = join(sources.path, 'sensor.bpf.c')
+  await writeFile(source, `${await readFile(source, 'utf8')}${REFUSED}`)
+  const object = await compile(sources.path, 'build/sensor.bpf.o')
+  await using sensor = await startService('node-sensor', {
+    ...(await environment(pins.path, cable.hostDevice, nats.url)),
+    TOLLWARD_BPF_OBJECT: object,
+  })
+  const { capabilities } = JSON.parse(await sensor.line(/what this kernel offers/)) as { capabilities: Capability[] }
+  const named = (name: string) => capabilities.find((capability) => capability.name === `tracepoint ${name}`)
+  assert.match(named('watch_nothing')?.why ?? '', /^ESRCH: .*no_such_tracepoint.*left out$/)
+  assert.match(named('watch_wrongly')?.why ?? '', /^EACCES: .*invalid mem access.*left out$/)
+  assert.deepEqual([named('watch_nothing')?.on, named('watch_wrongly')?.on], [false, false])
+  assert.equal(named('watch_handshake')?.on, true)
+  using target = await receiver(cable.hostAddress)
+  await blocksOf(bus).add(cable.address)
+  const directory = join(pins.path, `v${LAYOUT_VERSION}_net${networkNamespaceInum()}`)
+  await using _sender = await flood(cable, target.port)
+  await eventually(() => hits(directory, cable.address, 8) > 0n, { what: 'the block drops' })
 })
 
 test('detach takes off what another bpffs hides, and a sensor that starts takes it over', { skip }, async () => {

@@ -7,6 +7,7 @@ import {
   bootTimeNs,
   decodeBlock,
   encodeBlock,
+  isBlockOf,
   wallTimeToBootNs,
 } from '@tollward/libbpf'
 import type { Logger } from 'pino'
@@ -274,7 +275,8 @@ export class BlockTable {
     const map = this.#maps[target.map]
     const { expiresAtMs, ruleId } = this.#wanted.wanted(position)
     const expiresNs = wallTimeToBootNs(expiresAtMs)
-    const held = map.lookup(target.key)
+    const found = map.lookup(target.key)
+    const held = found && isBlockOf(target, found) ? found : undefined
     const previous = held && decodeBlock(held)
     if (previous && isSame(previous, expiresNs, ruleId)) return
     // What has lapsed is no block that is extended: its hits do not count for the new one.

@@ -11,6 +11,7 @@ import {
   type GuardMode,
   hasKernelTypes,
   hasSameLayout,
+  isErrno,
   isPinMismatch,
   LAYOUT_VERSION,
   type LoadOptions,
@@ -44,6 +45,8 @@ const GUARD_EVENTS = { packetsPerSecond: 10, burst: 20 } as const
 /** Value of the map `guarded`: that there is an entry says all. */
 const GUARDED = Buffer.from([1, 0, 0, 0])
 
+/** Loads that a signal interrupted before it is an error; libbpf itself tries five times in each. */
+const INTERRUPTIONS_MAX = 3
 /** Kinds of programs that are verified against the kernel's own types. */
 const NEEDS_KERNEL_TYPES = /^(tp_btf|iter|fentry|fexit|lsm)\//
 
@@ -223,7 +226,7 @@ function load(path: string, options: LoadOptions, log: Logger): Loaded {
   if (!hasKernelTypes())
     for (const { name, section } of contents.programs)
       if (NEEDS_KERNEL_TYPES.test(section)) faults.set(name, 'this kernel publishes no types (BTF)')
-  while (true) {
+  for (let interrupted = 0; ; ) {
     try {
       const object = loadObject(path, { ...options, withoutPrograms: [...faults.keys()] })
       const programs = contents.programs.map(({ name, section }) => ({ name, section, fault: faults.get(name) }))
@@ -233,10 +236,15 @@ function load(path: string, options: LoadOptions, log: Logger): Loaded {
         maps: contents.maps.filter((name) => !(NOT_PINNED as readonly string[]).includes(name)),
       }
     } catch (error) {
-      const name = refusedProgram(error)
-      if (name === undefined || faults.has(name) || faults.size + 1 === contents.programs.length) throw error
-      faults.set(name, error instanceof Error ? error.message : String(error))
-      log.error({ err: error, program: name }, 'this kernel refuses a program; the sensor goes on without it')
+      // A signal to this process ends the verifier's work; that says nothing of the program.
+      if (isErrno(error, 'EAGAIN', 'EINTR') && interrupted++ < INTERRUPTIONS_MAX) continue
+      const refused = refusedProgram(error)
+      if (!refused || faults.has(refused.name) || faults.size + 1 === contents.programs.length) throw error
+      faults.set(refused.name, refused.why)
+      log.error(
+        { program: refused.name, why: refused.why },
+        'this kernel refuses a program; the sensor goes on without',
+      )
     }
   }
 }

@@ -36,11 +36,6 @@ struct observation {
 	__u8 dropped;
 };
 
-static __always_inline int is_pure_syn(__u8 tcp_flags)
-{
-	return (tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
-}
-
 static __always_inline void reverse(struct flow_key *to, const struct flow_key *from)
 {
 	to->source = from->destination;

@@ -1,45 +1,51 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * The verdict on one arriving packet. What must never be cut off passes first; then an exact address, then
- * prefixes from the longest to the shortest. A live drop entry always wins: neither an expired entry nor one
- * in audit mode hides a wider one that drops.
+ * The verdict on one packet. What must never be cut off passes first. Then, of an arriving one: anomalies,
+ * operators' rules (one that allows ends it, so what it allows is never blocked), an exact address, prefixes
+ * from the longest to the shortest, and the budgets of SYNs. A live drop entry always wins: neither an
+ * expired entry, nor one in audit mode or with a rate that is not used up, hides a wider one that drops. Of a
+ * leaving one: the rules.
  */
 #ifndef TOLLWARD_GUARD_H
 #define TOLLWARD_GUARD_H
 
-#include "packet.h"
+#include "rules.h"
 
 /* Prefixes that contain one address and are expired or only audit. Deeper nests are counted and pass. */
 #define CIDR_CHAIN_MAX 16
 #define EXACT_PREFIX   128
+#define NANOSECONDS    1000000000ULL
+
+#define NANOSECONDS 1000000000ULL
 
 enum match {
 	MATCH_NONE,
 	MATCH_AUDIT,
 	MATCH_DROP,
+	MATCH_OVER_RATE,
 };
 
 /* Built in, so that not even an empty map takes the node from itself. */
-static __always_inline int is_localhost(const struct address *source)
+static __always_inline int is_localhost(const struct address *address)
 {
-	const __u64 *half = (const __u64 *)source->bytes;
+	const __u64 *half = (const __u64 *)address->bytes;
 
 	if (half[0] != 0)
 		return 0;
 	return half[1] == bpf_cpu_to_be64(1) || half[1] == bpf_cpu_to_be64(0x0000ffff7f000001ULL);
 }
 
-static __always_inline int is_guarded_address(const struct address *source)
+static __always_inline int is_guarded_address(const struct address *address)
 {
-	return is_localhost(source) || bpf_map_lookup_elem(&guarded, source) != 0;
+	return is_localhost(address) || bpf_map_lookup_elem(&guarded, address) != 0;
 }
 
-static __always_inline int is_management_port(const struct packet *packet, const struct config *config)
+static __always_inline int is_management_port(__u16 port, const struct config *config)
 {
-	if (!packet->has_ports || packet->flow.destination_port == 0)
+	if (port == 0)
 		return 0;
 	for (int i = 0; i < MANAGEMENT_PORTS_MAX; i++)
-		if (config->management_ports[i] == packet->flow.destination_port)
+		if (config->management_ports[i] == port)
 			return 1;
 	return 0;
 }
@@ -50,46 +56,70 @@ static __noinline void report_first_hit(const struct first_hit *record)
 		count(COUNTER_FIRST_HIT_LOST);
 }
 
-static __always_inline enum match match_block(struct block *block, const struct address *source,
-					      __u32 prefix_length, __u32 mode, __u64 now)
+static __always_inline int is_block_over_rate(const struct block *block)
 {
+	__u64 interval_ns;
+
+	if (block->packets_per_second == 0)
+		return 1;
+	interval_ns = NANOSECONDS / block->packets_per_second;
+	return is_peer_over(DIRECTION_INGRESS, BUCKET_BLOCK, block->rule_id, interval_ns,
+			    NANOSECONDS - interval_ns);
+}
+
+/* verdict is the counter of packets that such a block drops. */
+static __always_inline enum match match_block(struct block *block, const struct packet *packet, __u32 verdict,
+					      __u32 prefix_length, __u32 mode)
+{
+	enum match match = MATCH_DROP;
+	__u64 now = packet->now;
+
 	if (block->expires_ns != 0 && block->expires_ns <= now) {
 		count(COUNTER_EXPIRED_SEEN);
 		return MATCH_NONE;
 	}
 	__sync_fetch_and_add(&block->hits, 1);
 	block->last_hit_ns = now;
-	if (mode != MODE_ENFORCE || block->mode == BLOCK_AUDIT)
+	if (block->mode == BLOCK_RATE_LIMIT) {
+		if (!is_block_over_rate(block))
+			return MATCH_NONE;
+		match = MATCH_OVER_RATE;
+		verdict = COUNTER_DROPPED_RATE;
+	}
+	if (mode != MODE_ENFORCE || block->mode == BLOCK_AUDIT) {
+		report(DIRECTION_INGRESS, EVENT_BLOCK, COUNTER_AUDITED, block->rule_id, prefix_length);
 		return MATCH_AUDIT;
+	}
 	if (block->first_hit_ns == 0 && __sync_val_compare_and_swap(&block->first_hit_ns, 0, now) == 0) {
 		struct first_hit record = {
 			.at_ns = now,
-			.source = *source,
+			.source = packet->flow.source,
 			.rule_id = block->rule_id,
 			.prefix_length = prefix_length,
 		};
 
 		report_first_hit(&record);
 	}
-	return MATCH_DROP;
+	report(DIRECTION_INGRESS, EVENT_BLOCK, verdict, block->rule_id, prefix_length);
+	return match;
 }
 
 /* The trie gives the longest prefix; asking again with one bit less than it had gives the next wider one. */
-static __always_inline enum match match_cidr4(const struct address *source, __u32 mode, __u64 now)
+static __always_inline enum match match_cidr4(const struct packet *packet, __u32 mode)
 {
 	struct cidr4_key key = {.prefix_length = 32};
 	enum match found = MATCH_NONE;
 
-	__builtin_memcpy(key.address, source->bytes + 12, 4);
+	__builtin_memcpy(key.address, packet->flow.source.bytes + 12, 4);
 	for (int i = 0; i < CIDR_CHAIN_MAX; i++) {
 		struct block *block = bpf_map_lookup_elem(&block_cidr4, &key);
 		enum match match;
 
 		if (!block)
 			return found;
-		match = match_block(block, source, block->prefix_length, mode, now);
-		if (match == MATCH_DROP)
-			return MATCH_DROP;
+		match = match_block(block, packet, COUNTER_DROPPED_CIDR, block->prefix_length, mode);
+		if (match >= MATCH_DROP)
+			return match;
 		if (match == MATCH_AUDIT)
 			found = MATCH_AUDIT;
 		if (block->prefix_length == 0 || block->prefix_length > key.prefix_length)
@@ -100,21 +130,21 @@ static __always_inline enum match match_cidr4(const struct address *source, __u3
 	return found;
 }
 
-static __always_inline enum match match_cidr6(const struct address *source, __u32 mode, __u64 now)
+static __always_inline enum match match_cidr6(const struct packet *packet, __u32 mode)
 {
 	struct cidr6_key key = {.prefix_length = 128};
 	enum match found = MATCH_NONE;
 
-	__builtin_memcpy(key.address, source->bytes, 16);
+	__builtin_memcpy(key.address, packet->flow.source.bytes, 16);
 	for (int i = 0; i < CIDR_CHAIN_MAX; i++) {
 		struct block *block = bpf_map_lookup_elem(&block_cidr6, &key);
 		enum match match;
 
 		if (!block)
 			return found;
-		match = match_block(block, source, block->prefix_length, mode, now);
-		if (match == MATCH_DROP)
-			return MATCH_DROP;
+		match = match_block(block, packet, COUNTER_DROPPED_CIDR, block->prefix_length, mode);
+		if (match >= MATCH_DROP)
+			return match;
 		if (match == MATCH_AUDIT)
 			found = MATCH_AUDIT;
 		if (block->prefix_length == 0 || block->prefix_length > key.prefix_length)
@@ -125,33 +155,147 @@ static __always_inline enum match match_cidr6(const struct address *source, __u3
 	return found;
 }
 
-static __always_inline enum counter judge(const struct packet *packet, const struct config *config, __u64 now)
+/* The verdict of the blocks on the arriving packet. A function of its own, to be verified by itself. */
+__noinline int match_blocks(__u32 mode)
 {
-	const struct address *source = &packet->flow.source;
+	__u32 direction = DIRECTION_INGRESS;
+	const struct packet *packet = bpf_map_lookup_elem(&packets, &direction);
 	enum match match = MATCH_NONE;
-	enum match cidr;
 	struct block *block;
+	enum match cidr;
 
-	if (config->mode == MODE_OFF)
-		return COUNTER_OFF;
-	if (is_guarded_address(source))
-		return COUNTER_GUARDED_ADDRESS;
-	if (is_management_port(packet, config))
-		return COUNTER_MANAGEMENT_PORT;
-
-	block = bpf_map_lookup_elem(&block_exact, source);
+	if (!packet)
+		return COUNTER_PASSED;
+	block = bpf_map_lookup_elem(&block_exact, &packet->flow.source);
 	if (block)
-		match = match_block(block, source, EXACT_PREFIX, config->mode, now);
+		match = match_block(block, packet, COUNTER_DROPPED_EXACT, EXACT_PREFIX, mode);
 	if (match == MATCH_DROP)
 		return COUNTER_DROPPED_EXACT;
-
-	if (packet->ethernet_protocol == ETH_P_IP)
-		cidr = match_cidr4(source, config->mode, now);
-	else
-		cidr = match_cidr6(source, config->mode, now);
+	if (match == MATCH_OVER_RATE)
+		return COUNTER_DROPPED_RATE;
+	cidr = packet->ethernet_protocol == ETH_P_IP ? match_cidr4(packet, mode) : match_cidr6(packet, mode);
 	if (cidr == MATCH_DROP)
 		return COUNTER_DROPPED_CIDR;
+	if (cidr == MATCH_OVER_RATE)
+		return COUNTER_DROPPED_RATE;
 	return match == MATCH_AUDIT || cidr == MATCH_AUDIT ? COUNTER_AUDITED : COUNTER_PASSED;
+}
+
+/* Whether the source or the port has used up its budget of SYNs. The port is asked only for what its source
+ * may send. */
+static __always_inline int is_syn_over(const struct packet *packet, const struct config *settings)
+{
+	__u32 port = packet->flow.destination_port;
+	__u64 *empty_ns;
+
+	if (packet->flow.protocol != IPPROTO_TCP || !packet->has_ports || !is_pure_syn(packet->tcp_flags))
+		return 0;
+	if (settings->syn_source.interval_ns != 0 &&
+	    is_peer_over(DIRECTION_INGRESS, BUCKET_SYN_SOURCE, 0, settings->syn_source.interval_ns,
+			 settings->syn_source.tolerance_ns))
+		return 1;
+	if (settings->syn_port.interval_ns == 0)
+		return 0;
+	empty_ns = bpf_map_lookup_elem(&syn_ports, &port);
+	return empty_ns && is_over(empty_ns, &settings->syn_port, 1, packet->now);
+}
+
+static __always_inline enum counter judge_by_policy(__u32 verdict, __u32 id, __u32 mode)
+{
+	if (mode != MODE_ENFORCE)
+		verdict = COUNTER_AUDITED;
+	report(DIRECTION_INGRESS, EVENT_POLICY, verdict, id, 0);
+	return verdict;
+}
+
+/* Rules are looked up, and fragments are followed, only where there are any. */
+static __always_inline enum rule_verdict judge_with_rules(struct packet *packet,
+							  const struct config *settings, __u32 rules)
+{
+	if (rules == 0)
+		return RULES_NONE;
+	know_transport(packet);
+	if (packet->is_fragment || packet->is_first_fragment)
+		follow_fragments(packet);
+	/* The rest of what was granted a management port. Blocks it does not pass: see is_management_port. */
+	if (packet->shows_ports && is_management_port(packet->destination_port, settings))
+		return RULES_NONE;
+	return judge_by_rules(packet->flow.direction);
+}
+
+/* The verdict on an arriving packet. */
+static __always_inline enum counter judge(struct packet *packet, const struct config *settings)
+{
+	__u32 zero = 0, mode = settings->mode, anomalies;
+	enum counter audited = COUNTER_PASSED;
+	enum rule_verdict by_rules;
+	struct rule_set *set;
+	enum counter verdict;
+
+	if (mode == MODE_OFF)
+		return COUNTER_OFF;
+	if (is_guarded_address(&packet->flow.source))
+		return COUNTER_GUARDED_ADDRESS;
+	if (packet->has_ports && is_management_port(packet->flow.destination_port, settings))
+		return COUNTER_MANAGEMENT_PORT;
+
+	anomalies = packet->anomalies & settings->drop_anomalies;
+	if (anomalies)
+		return judge_by_policy(COUNTER_DROPPED_ANOMALY, anomalies, mode);
+
+	set = bpf_map_lookup_elem(&rule_set, &zero);
+	by_rules = judge_with_rules(packet, settings, set ? set->ingress_rules : 0);
+	if (by_rules == RULES_ALLOWED)
+		return COUNTER_ALLOWED;
+	if (by_rules == RULES_DROPPED)
+		return COUNTER_DROPPED_RULE;
+	if (by_rules == RULES_OVER_RATE)
+		return COUNTER_DROPPED_RATE;
+	if (by_rules == RULES_AUDITED)
+		audited = COUNTER_AUDITED;
+
+	verdict = match_blocks(mode);
+	if (verdict != COUNTER_PASSED && verdict != COUNTER_AUDITED)
+		return verdict;
+	if (is_syn_over(packet, settings))
+		return judge_by_policy(COUNTER_DROPPED_SYN, 0,
+				       settings->syn_mode == BLOCK_AUDIT ? MODE_AUDIT : mode);
+	return audited == COUNTER_AUDITED ? audited : verdict;
+}
+
+/*
+ * The verdict on a leaving packet. Answers from a management port pass, and what goes to one elsewhere (the
+ * bus). A SYN comes from no port that answers: who binds a management port to call out gets nothing for it.
+ */
+static __always_inline enum counter judge_leaving(struct packet *packet, const struct config *settings)
+{
+	const struct flow_key *flow = &packet->flow;
+	enum rule_verdict by_rules;
+	struct rule_set *set;
+	__u32 zero = 0;
+
+	set = bpf_map_lookup_elem(&rule_set, &zero);
+	if (settings->mode == MODE_OFF || !set || set->egress_rules == 0)
+		return COUNTER_EGRESS_PASSED;
+	if (is_guarded_address(&flow->destination))
+		return COUNTER_EGRESS_EXEMPT;
+	if (packet->has_ports && (is_management_port(flow->destination_port, settings) ||
+				  (is_management_port(flow->source_port, settings) &&
+				   !(flow->protocol == IPPROTO_TCP && is_pure_syn(packet->tcp_flags)))))
+		return COUNTER_EGRESS_EXEMPT;
+	by_rules = judge_with_rules(packet, settings, set->egress_rules);
+	switch (by_rules) {
+	case RULES_ALLOWED:
+		return COUNTER_EGRESS_ALLOWED;
+	case RULES_DROPPED:
+		return COUNTER_EGRESS_DROPPED_RULE;
+	case RULES_OVER_RATE:
+		return COUNTER_EGRESS_DROPPED_RATE;
+	case RULES_AUDITED:
+		return COUNTER_EGRESS_AUDITED;
+	default:
+		return COUNTER_EGRESS_PASSED;
+	}
 }
 
 #endif

@@ -22,6 +22,11 @@ struct address {
 	__u8 bytes[16];
 };
 
+enum direction {
+	DIRECTION_INGRESS = 0,
+	DIRECTION_EGRESS = 1,
+};
+
 enum guard_mode {
 	MODE_OFF = 0,
 	MODE_AUDIT = 1,
@@ -64,7 +69,7 @@ struct config {
 	__u16 management_ports[MANAGEMENT_PORTS_MAX]; /* 0: slot not used */
 	struct rate syn_source;			      /* SYN without ACK of one source (IPv6: its /64) */
 	struct rate syn_port;			      /* SYN without ACK to one port of this node */
-	struct rate events; /* records of guard_events, of each rule, block or reason */
+	struct rate events; /* records of guard_events, of each rule, block or reason and CPU */
 	__u32 syn_mode;	    /* enum block_mode: drop or audit */
 	__u32 unknown_transport;
 };
@@ -148,7 +153,7 @@ struct rule_set {
 struct rule_match_key {
 	__u32 prefix_length; /* 32 + bits of value */
 	__u8 generation;
-	__u8 direction; /* 0: ingress, 1: egress */
+	__u8 direction;
 	__u8 dimension;
 	__u8 zero;
 	__u8 value[16]; /* address; or protocol, port high, port low */
@@ -204,7 +209,8 @@ struct fragment {
 	__u16 source_port;
 	__u16 destination_port;
 	__u8 protocol;
-	__u8 zero[3];
+	__u8 has_ports;
+	__u16 zero;
 };
 
 /* Why there is a record in guard_events. */
@@ -224,7 +230,7 @@ struct guard_event {
 	__u8 protocol;
 	__u8 direction;
 	__u8 origin;
-	__u8 verdict; /* enum counter; COUNTER_RULE_ALERTED for an alert */
+	__u8 verdict; /* enum counter of arriving packets, for leaving ones too; or COUNTER_RULE_ALERTED */
 	__u32 ifindex;
 	__u32 id;
 	__u32 ip_bytes;
@@ -266,7 +272,7 @@ enum counter {
 	COUNTER_TINY_FRAGMENT = 28,
 	COUNTER_FRAGMENT_WITHOUT_FIRST = 29,
 	COUNTER_BAD_TCP = 30,
-	COUNTER_UNKNOWN_TRANSPORT = 31, /* judged by a rule that names ports, though it shows none */
+	COUNTER_UNKNOWN_TRANSPORT = 31, /* met a rule that drops or limits, without showing its ports */
 	COUNTER_RULE_ALERTED = 32,
 	COUNTER_RULE_CHAIN_TOO_LONG = 33,
 	COUNTER_RATE_CONTENDED = 34,

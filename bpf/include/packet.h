@@ -23,8 +23,16 @@
 #define IPV4_OFFSET_MASK     0x1fff
 #define IPV6_OFFSET_MASK     0xfff8
 #define ETH_P_QINQ_OLD	     0x9100
+#define IPV6_BYTES_MAX	     (40 + 65535)
 
+#define IPV4_MORE_FRAGMENTS 0x2000
+#define IPV6_MORE_FRAGMENTS 1
+/* Stands for a transport protocol that nobody could read; IANA reserves the number. */
+#define PROTOCOL_UNKNOWN 255
+
+#define TCP_FIN 0x01
 #define TCP_SYN 0x02
+#define TCP_RST 0x04
 #define TCP_ACK 0x10
 
 struct vlan_tag {
@@ -37,13 +45,30 @@ struct packet {
 	__u32 ip_bytes;
 	__u32 header_bytes; /* IP and transport headers: what each segment of an offloaded packet repeats */
 	__u32 vlan;
+	__u32 anomalies; /* enum anomaly */
+	__u32 fragment_id;
+	__u32 packets; /* on the wire */
+	__u32 ifindex;
+	__u64 now;
 	__u16 ethernet_protocol;
 	__u8 tcp_flags;
 	__u8 has_ports;
-	__u8 is_fragment; /* non-first */
-	/* Volatile keeps it in memory: a range known to the verifier would differ for each way through the
+	__u8 is_fragment;	/* non-first */
+	__u8 is_first_fragment; /* of several */
+	__u8 is_unreadable;	/* flow.protocol is not that of the transport */
+	/* For rules, and filled when there are any: of a later fragment what the first one said. */
+	__u8 protocol;
+	__u8 shows_ports;
+	__u8 is_transport_unknown;
+	__u16 source_port;
+	__u16 destination_port;
+	/* Volatile keeps these in memory: a range known to the verifier would differ for each way through the
 	 * chain. */
 	volatile __u32 extension_bytes;
+	volatile __u32 rule_word;
+	volatile __u32 rule_verdict;
+	volatile __u64 rule_words;
+	volatile __u64 rule_bits;
 };
 
 /*
@@ -65,6 +90,7 @@ static __always_inline struct packet *new_packet(__u32 direction)
 		return 0;
 	__builtin_memset(packet, 0, sizeof(*packet));
 	packet->flow.direction = direction;
+	packet->packets = 1;
 	return packet;
 }
 
@@ -76,8 +102,32 @@ static __always_inline void map_ipv4(struct address *to, __be32 from)
 	__builtin_memcpy(to->bytes + 12, &from, 4);
 }
 
-/* Ports and TCP flags. Less than a whole header is no header: the kernel would not deliver it either. */
-static __always_inline void read_transport(struct packet *packet, void *at, void *end)
+static __always_inline int is_pure_syn(__u8 tcp_flags)
+{
+	return (tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+}
+
+static __always_inline void found(struct packet *packet, enum anomaly anomaly, enum counter counter)
+{
+	packet->anomalies |= anomaly;
+	count(counter);
+}
+
+/* Combinations that no TCP sends, but those who look for a way past filters do. */
+static __always_inline int is_bad_tcp(__u8 flags, __u32 header_bytes, __u32 bytes)
+{
+	if (header_bytes < sizeof(struct tcphdr) || header_bytes > bytes)
+		return 1;
+	if (flags & TCP_SYN)
+		return flags & (TCP_FIN | TCP_RST);
+	return (flags & (TCP_RST | TCP_ACK)) == 0;
+}
+
+/*
+ * Ports and TCP flags. Less than a whole header is no header: the kernel would not deliver it either. bytes
+ * is what the IP header says is there: what follows in the frame is padding, which a sender may fill.
+ */
+static __always_inline void read_transport(struct packet *packet, void *at, void *end, __u32 bytes)
 {
 	struct flow_key *flow = &packet->flow;
 
@@ -85,19 +135,21 @@ static __always_inline void read_transport(struct packet *packet, void *at, void
 	case IPPROTO_TCP: {
 		struct tcphdr *tcp = at;
 
-		if ((void *)(tcp + 1) > end)
+		if ((void *)(tcp + 1) > end || bytes < sizeof(*tcp))
 			break;
 		flow->source_port = bpf_ntohs(tcp->source);
 		flow->destination_port = bpf_ntohs(tcp->dest);
 		packet->tcp_flags = *((__u8 *)at + 13);
 		packet->header_bytes += tcp->doff * 4;
 		packet->has_ports = 1;
+		if (is_bad_tcp(packet->tcp_flags, tcp->doff * 4, bytes))
+			found(packet, ANOMALY_BAD_TCP, COUNTER_BAD_TCP);
 		return;
 	}
 	case IPPROTO_UDP: {
 		struct udphdr *udp = at;
 
-		if ((void *)(udp + 1) > end)
+		if ((void *)(udp + 1) > end || bytes < sizeof(*udp))
 			break;
 		flow->source_port = bpf_ntohs(udp->source);
 		flow->destination_port = bpf_ntohs(udp->dest);
@@ -109,7 +161,7 @@ static __always_inline void read_transport(struct packet *packet, void *at, void
 	case IPPROTO_ICMPV6: {
 		__u8 *icmp = at;
 
-		if ((void *)(icmp + 4) > end)
+		if ((void *)(icmp + 4) > end || bytes < 4)
 			break;
 		flow->destination_port = icmp[0] << 8 | icmp[1];
 		return;
@@ -117,7 +169,15 @@ static __always_inline void read_transport(struct packet *packet, void *at, void
 	default:
 		return;
 	}
-	count(COUNTER_TRUNCATED_TRANSPORT);
+	if (packet->is_first_fragment)
+		found(packet, ANOMALY_TINY_FRAGMENT, COUNTER_TINY_FRAGMENT);
+	else
+		found(packet, ANOMALY_TRUNCATED_TRANSPORT, COUNTER_TRUNCATED_TRANSPORT);
+}
+
+static __always_inline __u32 beyond(__u32 bytes, __u32 header_bytes)
+{
+	return bytes > header_bytes ? bytes - header_bytes : 0;
 }
 
 static __always_inline enum counter read_ipv4(struct packet *packet, void *at, void *end, __u32 frame_bytes)
@@ -136,14 +196,20 @@ static __always_inline enum counter read_ipv4(struct packet *packet, void *at, v
 	/* 0 is an offloaded packet of more than 65,535 bytes. A sender cannot claim more than it sent. */
 	if (packet->ip_bytes == 0 || packet->ip_bytes > frame_bytes) {
 		if (packet->ip_bytes)
-			count(COUNTER_LENGTH_BEYOND_FRAME);
+			found(packet, ANOMALY_LENGTH_BEYOND_FRAME, COUNTER_LENGTH_BEYOND_FRAME);
 		packet->ip_bytes = frame_bytes;
 	}
+	packet->fragment_id = ip->id;
 	if (ip->frag_off & bpf_htons(IPV4_OFFSET_MASK)) {
 		packet->is_fragment = 1;
+		/* It would overwrite the ports and flags of the first: RFC 1858, 4. */
+		if ((ip->frag_off & bpf_htons(IPV4_OFFSET_MASK)) == bpf_htons(1) &&
+		    ip->protocol == IPPROTO_TCP)
+			found(packet, ANOMALY_TINY_FRAGMENT, COUNTER_TINY_FRAGMENT);
 		return COUNTER_PASSED;
 	}
-	read_transport(packet, at + header_bytes, end);
+	packet->is_first_fragment = (ip->frag_off & bpf_htons(IPV4_MORE_FRAGMENTS)) != 0;
+	read_transport(packet, at + header_bytes, end, beyond(packet->ip_bytes, header_bytes));
 	return COUNTER_PASSED;
 }
 
@@ -162,17 +228,33 @@ static __always_inline void read_extensions(struct packet *packet, void *at, voi
 
 		if (!is_extension(kind))
 			break;
-		if ((void *)(header + 8) > end) {
-			count(COUNTER_TRUNCATED_TRANSPORT);
+		if ((void *)(header + 8) > end ||
+		    packet->extension_bytes + sizeof(struct ipv6hdr) + 8 > packet->ip_bytes) {
+			packet->is_unreadable = 1;
+			if (packet->is_first_fragment)
+				found(packet, ANOMALY_TINY_FRAGMENT, COUNTER_TINY_FRAGMENT);
+			else
+				found(packet, ANOMALY_TRUNCATED_TRANSPORT, COUNTER_TRUNCATED_TRANSPORT);
 			return;
 		}
 		packet->flow.protocol = header[0];
 		if (kind == IPPROTO_FRAGMENT) {
 			packet->extension_bytes += 8;
-			if (((header[2] << 8 | header[3]) & IPV6_OFFSET_MASK) != 0) {
-				packet->is_fragment = 1;
+			/* A fragment of a fragment: its id would be the inner one's, which none of the others
+			 * shows. */
+			if (packet->is_first_fragment) {
+				packet->is_unreadable = 1;
+				found(packet, ANOMALY_TOO_MANY_EXTENSION_HEADERS,
+				      COUNTER_TOO_MANY_EXTENSION_HEADERS);
 				return;
 			}
+			__builtin_memcpy(&packet->fragment_id, header + 4, 4);
+			if (((header[2] << 8 | header[3]) & IPV6_OFFSET_MASK) != 0) {
+				packet->is_fragment = 1;
+				packet->is_unreadable = 1;
+				return;
+			}
+			packet->is_first_fragment = header[3] & IPV6_MORE_FRAGMENTS;
 		} else if (kind == IPPROTO_AH) {
 			packet->extension_bytes += (header[1] + 2) * 4;
 		} else {
@@ -180,11 +262,13 @@ static __always_inline void read_extensions(struct packet *packet, void *at, voi
 		}
 	}
 	if (is_extension(packet->flow.protocol)) {
-		count(COUNTER_TOO_MANY_EXTENSION_HEADERS);
+		packet->is_unreadable = 1;
+		found(packet, ANOMALY_TOO_MANY_EXTENSION_HEADERS, COUNTER_TOO_MANY_EXTENSION_HEADERS);
 		return;
 	}
 	packet->header_bytes += packet->extension_bytes;
-	read_transport(packet, at + (packet->extension_bytes & EXTENSION_BYTES_MASK), end);
+	read_transport(packet, at + (packet->extension_bytes & EXTENSION_BYTES_MASK), end,
+		       beyond(packet->ip_bytes, packet->header_bytes));
 }
 
 static __always_inline enum counter read_ipv6(struct packet *packet, void *at, void *end, __u32 frame_bytes)
@@ -200,9 +284,12 @@ static __always_inline enum counter read_ipv6(struct packet *packet, void *at, v
 	packet->ip_bytes = sizeof(*ip) + bpf_ntohs(ip->payload_len);
 	if (ip->payload_len == 0 || packet->ip_bytes > frame_bytes) {
 		if (packet->ip_bytes > frame_bytes)
-			count(COUNTER_LENGTH_BEYOND_FRAME);
+			found(packet, ANOMALY_LENGTH_BEYOND_FRAME, COUNTER_LENGTH_BEYOND_FRAME);
+		/* 0 is a jumbogram, or an offloaded packet of more than the field holds. */
 		packet->ip_bytes =
-			ip->payload_len || ip->nexthdr == IPPROTO_HOPOPTS ? frame_bytes : sizeof(*ip);
+			ip->payload_len || ip->nexthdr == IPPROTO_HOPOPTS || frame_bytes > IPV6_BYTES_MAX
+				? frame_bytes
+				: sizeof(*ip);
 	}
 	read_extensions(packet, ip + 1, end);
 	return COUNTER_PASSED;
@@ -210,7 +297,7 @@ static __always_inline enum counter read_ipv6(struct packet *packet, void *at, v
 
 /*
  * COUNTER_PASSED: the packet has addresses. Else the reason why it has none: COUNTER_NOT_IP,
- * COUNTER_MALFORMED, COUNTER_VLAN_TOO_DEEP. frame_bytes is the length of the whole
+ * COUNTER_MALFORMED, COUNTER_VLAN_TOO_DEEP; for the caller to count. frame_bytes is the length of the whole
  * frame.
  */
 static __always_inline enum counter read_packet(struct packet *packet, void *data, void *end,

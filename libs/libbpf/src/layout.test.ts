@@ -26,6 +26,7 @@ const STRUCTS = {
   bucket_key: layout.BUCKET_KEY,
   fragment_key: layout.FRAGMENT_KEY,
   fragment: layout.FRAGMENT,
+  guard_event: layout.GUARD_EVENT,
 } as const
 
 test('every structure has the same size and offsets in C and in TypeScript', { skip: needsKernel }, async () => {

@@ -49,7 +49,14 @@ export const RULE = { bytes: 32, expiresNs: 0, rate: 8, id: 24, action: 28, mode
 export const RULE_COUNT = { bytes: 24, matched: 0, over: 8, lastNs: 16 } as const
 export const BUCKET_KEY = { bytes: 24, address: 0, id: 16, kind: 20 } as const
 export const FRAGMENT_KEY = { bytes: 40, source: 0, destination: 16, id: 32, protocol: 36, direction: 37 } as const
-export const FRAGMENT = { bytes: 16, expiresNs: 0, sourcePort: 8, destinationPort: 10, protocol: 12 } as const
+export const FRAGMENT = {
+  bytes: 16,
+  expiresNs: 0,
+  sourcePort: 8,
+  destinationPort: 10,
+  protocol: 12,
+  hasPorts: 13,
+} as const
 export const GUARD_EVENT = {
   bytes: 64,
   atNs: 0,

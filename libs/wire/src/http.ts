@@ -28,6 +28,11 @@ export class HttpObserver<Call> {
     this.#asks = asks
   }
 
+  /** The direction of questions; undefined while it is not known. */
+  get asks(): ObservedDirection | undefined {
+    return this.#asks
+  }
+
   /** It is no HTTP, or not any more: nothing more will be told. */
   get other(): boolean {
     return this.#other

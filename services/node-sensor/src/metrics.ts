@@ -10,6 +10,8 @@ export interface KernelReadings {
   /** What else the kernel programs counted. */
   readonly events: () => Record<string, number>
   readonly blocks: () => Record<string, { readonly entries: number; readonly capacity: number }>
+  /** Reads and writes of connections whose calls are read, by what became of them. */
+  readonly calls?: () => Record<string, number>
 }
 
 const APPLY_BUCKETS_SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 10]
@@ -149,6 +151,37 @@ export function sensorMetrics(registry: Registry, kernel: KernelReadings) {
       help: 'Times that the sensor said how it is, by whether the bus took it.',
       labelNames: ['result'],
       registers,
+    }),
+    calls: new Counter({
+      name: 'tollward_node_sensor_calls_total',
+      help: 'API calls that were read and published.',
+      labelNames: ['result'],
+      registers,
+    }),
+    callsLost: new Counter({
+      name: 'tollward_node_sensor_calls_lost_total',
+      help: 'API calls, or parts of them, that nobody will see: bytes were missing, nobody could read them, or there was no room.',
+      labelNames: ['reason'],
+      registers,
+    }),
+    callsBuffered: new Gauge({
+      name: 'tollward_node_sensor_calls_buffered',
+      help: 'API calls that wait for the bus.',
+      registers,
+    }),
+    callConnections: new Gauge({
+      name: 'tollward_node_sensor_call_connections',
+      help: 'Connections whose calls are being read.',
+      registers,
+    }),
+    callEvents: new Counter({
+      name: 'tollward_node_sensor_call_events_total',
+      help: 'What the kernel counts of reads and writes of connections: captured, cut, and left out by why.',
+      labelNames: ['event'],
+      registers,
+      collect() {
+        for (const [event, count] of Object.entries(kernel.calls?.() ?? {})) setTo(this, { event }, count)
+      },
     }),
     drain: new Histogram({
       name: 'tollward_node_sensor_drain_seconds',

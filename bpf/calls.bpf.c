@@ -88,6 +88,11 @@ static __always_inline struct frame *top_frame(struct thread *thread)
 	return thread->depth == 1 ? &thread->frames[0] : &thread->frames[1];
 }
 
+static __always_inline int is_read(enum probe_kind kind)
+{
+	return kind == PROBE_READ || kind == PROBE_READ_EX;
+}
+
 static __always_inline void enter_transfer(struct pt_regs *regs, enum probe_kind kind,
 					   enum call_source source)
 {
@@ -117,8 +122,8 @@ static __always_inline void enter_transfer(struct pt_regs *regs, enum probe_kind
 		frame->length_out = PT_REGS_PARM4(regs);
 	frame->stack = stack;
 	frame->source = source;
-	frame->direction = kind == PROBE_READ || kind == PROBE_READ_EX ? CALL_RECEIVED : CALL_SENT;
-	if (frame->direction == CALL_RECEIVED) {
+	frame->kind = kind;
+	if (is_read(kind)) {
 		frame->token = thread->token;
 		thread->token.socket = 0;
 	}
@@ -230,13 +235,14 @@ int tls_leave(struct pt_regs *regs)
 		return 0;
 	tie_by_call(connection, frame, transfer.bytes);
 	/* A callback of the handshake may write before the read that completed it returns. */
-	if (connection->binding == BINDING_NONE && thread->depth == 1 && thread->frames[0].object == frame->object)
+	if (connection->binding == BINDING_NONE && thread->depth == 1 &&
+	    thread->frames[0].object == frame->object)
 		tie_by_call(connection, &thread->frames[0], 0);
 	if (transfer.bytes == 0 || connection->is_unsampled)
 		return 0;
 	count_calls(CALL_BOUND_NONE - connection->binding, 1);
 	transfer.buffer = frame->buffer;
-	transfer.direction = frame->direction;
+	transfer.direction = is_read(frame->kind) ? CALL_RECEIVED : CALL_SENT;
 	capture(connection, &transfer);
 	return 0;
 }

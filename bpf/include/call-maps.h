@@ -77,7 +77,7 @@ struct connection {
 	__u16 local_port;
 	__u16 peer_port;
 	__u32 pid;
-	__u8 binding;
+	enum call_binding binding;
 	__u8 side;
 	__u8 source;
 	__u8 is_addressed;
@@ -86,10 +86,10 @@ struct connection {
 	__u8 is_text;  /* of a socket: what it carried first was not TLS, so nobody deciphers it */
 	__u8 is_whole; /* of a socket: seen since its handshake */
 	__u8 is_new;   /* of a socket: it carried nothing yet */
-	__u8 zero[7];
+	__u8 zero[4];
 };
 
-/* The program was compiled for pairs of process and object. */
+/* A TLS connection is an object at an address of a process, as SSL * is. */
 struct tls_key {
 	__u64 object;
 	__u32 pid;
@@ -100,7 +100,7 @@ struct tls_key {
 struct used_socket {
 	__u64 socket;
 	__u64 cookie;
-	__u32 side;
+	enum call_side side;
 	__u32 zero;
 };
 
@@ -112,8 +112,8 @@ struct frame {
 	__u64 stack;		   /* the stack pointer at entry: the return address lies there */
 	struct used_socket nested; /* the last one used inside the call */
 	struct used_socket token;  /* the one read just before */
-	__u32 direction;
-	__u32 source;
+	enum probe_kind kind;
+	enum call_source source;
 };
 
 struct thread {

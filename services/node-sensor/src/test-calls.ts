@@ -40,7 +40,7 @@ export class TestCalls implements AsyncDisposable {
   readonly #ring: CallRing
   readonly #stop = new AbortController()
   readonly #running: Promise<void>
-  readonly #timer: NodeJS.Timeout
+  #timer: NodeJS.Timeout | undefined
   #wanted: (chunk: Chunk) => boolean = () => true
 
   constructor(kernel: CallKernel, libraries: readonly string[], scanIntervalMs?: number) {
@@ -49,12 +49,21 @@ export class TestCalls implements AsyncDisposable {
     const log = pino({ level: 'silent' })
     this.targets = new CallTargets({ kernel, libraries, log, ...(scanIntervalMs !== undefined && { scanIntervalMs }) })
     this.#running = this.targets.run(this.#stop.signal)
-    this.#timer = setInterval(() => this.read(), READ_INTERVAL_MS)
+    this.resume()
   }
 
   /** Keeps only such chunks from now on. */
   keep(wanted: (chunk: Chunk) => boolean): void {
     this.#wanted = wanted
+  }
+
+  /** Leaves what is captured in the ring until `resume`. */
+  pause(): void {
+    clearInterval(this.#timer)
+  }
+
+  resume(): void {
+    this.#timer = setInterval(() => this.read(), READ_INTERVAL_MS)
   }
 
   read(): void {

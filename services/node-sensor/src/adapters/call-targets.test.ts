@@ -1,0 +1,146 @@
+import assert from 'node:assert/strict'
+import { execFile } from 'node:child_process'
+import { chmodSync, copyFileSync, mkdirSync, realpathSync, unlinkSync } from 'node:fs'
+import { dirname, join } from 'node:path'
+import { test } from 'node:test'
+import { promisify } from 'node:util'
+import { eventually, requires, startProcess, temporaryDirectory } from '@tollward/testkit'
+import { compileCalls, makeCertificate, needsProbes, PROGRAMS, startCalls } from '../test-calls.ts'
+import { systemLibraries } from './call-targets.ts'
+
+const skip = needsProbes || (await requires({ tools: ['curl', 'ldd', 'chroot', 'python3'] }))
+const run = promisify(execFile)
+
+if (!skip) await compileCalls()
+
+async function startServer(directory: string) {
+  const { key, cert } = await makeCertificate(directory)
+  const server = await startProcess(process.execPath, ['-e', PROGRAMS.nodeServer, key, cert])
+  const port = Number((await server.line(/^port /)).split(' ')[1])
+  return { port, server, [Symbol.asyncDispose]: () => server[Symbol.asyncDispose]() }
+}
+
+/** A program with the libraries that it needs under another root, as a container has them: other files of the same content. */
+async function makeRoot(root: string, program: string): Promise<string> {
+  const path = (await run('which', [program])).stdout.trim()
+  const { stdout } = await run('ldd', [path])
+  const libraries = [...stdout.matchAll(/(\/\S+) \(0x/g)].map(([, library = '']) => library)
+  for (const file of [path, ...libraries]) {
+    mkdirSync(join(root, dirname(file)), { recursive: true })
+    copyFileSync(realpathSync(file), join(root, file))
+    chmodSync(join(root, file), 0o755)
+  }
+  return path
+}
+
+test('a library is probed as soon as a process of another root maps it, and let go when nobody does any more', {
+  skip,
+}, async () => {
+  await using directory = await temporaryDirectory()
+  await using server = await startServer(directory.path)
+  const root = join(directory.path, 'root')
+  const curl = await makeRoot(root, 'curl')
+  await using calls = await startCalls({}, { scanIntervalMs: 100 })
+  calls.keep(({ addresses }) => addresses?.peerPort === server.port)
+  const url = `https://127.0.0.1:${server.port}/slow`
+  const inRoot = ({ path }: { path: string }) => path.includes('libssl') && path.includes(directory.path)
+  // It waits for the second connection while its library is probed: nothing is seen of processes that are gone at once.
+  await using waiting = await startProcess('chroot', [
+    root,
+    curl,
+    '-sk',
+    '--retry',
+    '100',
+    '--retry-all-errors',
+    '--retry-delay',
+    '1',
+    'https://127.0.0.1:9/',
+  ])
+  await eventually(() => calls.targets.targets.some(inRoot), { what: 'the library of the other root is probed' })
+  await run('chroot', [root, curl, '-sk', url])
+  await calls.until('its call is captured', (chunks) => chunks.some(({ text }) => text.startsWith('GET /slow')))
+  await waiting.kill()
+  await eventually(() => !calls.targets.targets.some(inRoot), { what: 'the library is let go' })
+  assert.equal(calls.targets.refused, 0)
+})
+
+test('a library whose file was deleted under its user is probed all the same', { skip }, async () => {
+  await using directory = await temporaryDirectory()
+  const root = join(directory.path, 'root')
+  const curl = await makeRoot(root, 'curl')
+  await using user = await startProcess('chroot', [
+    root,
+    curl,
+    '-sk',
+    '--limit-rate',
+    '1',
+    '--retry',
+    '100',
+    '--retry-all-errors',
+    '--retry-delay',
+    '1',
+    'https://127.0.0.1:9/',
+  ])
+  await eventually(async () => (await run('grep', ['-c', 'libssl', `/proc/${user.pid}/maps`])).stdout !== '0', {
+    what: 'mapped',
+  })
+  const library = (await run('find', [root, '-name', 'libssl*'])).stdout.trim()
+  unlinkSync(library)
+  await using calls = await startCalls()
+  await eventually(() => calls.targets.targets.some(({ path }) => path.includes(library)), { what: 'probed' })
+})
+
+test('the first call of a process that lives for an instant is captured by a library of the system', {
+  skip,
+}, async () => {
+  await using directory = await temporaryDirectory()
+  await using server = await startServer(directory.path)
+  await using calls = await startCalls({}, { libraries: systemLibraries() })
+  await calls.probed(/libssl/)
+  calls.keep(({ addresses }) => addresses?.peerPort === server.port)
+  await run('curl', ['-sk', `https://127.0.0.1:${server.port}/once`])
+  const [first] = await calls.until('its call is captured', (chunks) => chunks.some(({ closed }) => closed))
+  assert.match(first?.text ?? '', /^GET \/once /)
+})
+
+test('a library that several processes share is probed once, and each call captured once', {
+  skip,
+}, async () => {
+  await using directory = await temporaryDirectory()
+  await using server = await startServer(directory.path)
+  await using calls = await startCalls({}, { libraries: systemLibraries(), scanIntervalMs: 100 })
+  await calls.probed(/libssl/)
+  calls.keep(({ addresses }) => addresses?.peerPort === server.port)
+  const urls = Array.from({ length: 5 }, (_, n) => `https://127.0.0.1:${server.port}/${n}`)
+  await Promise.all(urls.map((url) => run('curl', ['-sk', url])))
+  const chunks = await calls.until('all are captured', (seen) => seen.filter(({ closed }) => closed).length === 5)
+  assert.equal(chunks.filter(({ text }) => text.startsWith('GET')).length, 5)
+  const libraries = calls.targets.targets.filter(({ path }) => /\/libssl\.so\.3$/.test(path))
+  assert.equal(new Set(libraries.map(({ path }) => path)).size, libraries.length)
+})
+
+test('probes put on and taken off again and again under load change nothing for their targets', { skip }, async () => {
+  await using directory = await temporaryDirectory()
+  await using server = await startServer(directory.path)
+  // Each answer is compared with its question; the first that is another ends it.
+  await using client = await startProcess(process.execPath, [
+    '-e',
+    PROGRAMS.nodeClient,
+    `${server.port}`,
+    '10',
+    '1000000',
+    '20',
+  ])
+  for (let round = 0; round < 5; round++) {
+    await using calls = await startCalls()
+    await calls.probed(/node$/)
+    calls.keep(({ owner }) => owner.pid === server.server.pid)
+    await calls.until('calls are captured', (chunks) => chunks.length > 200)
+  }
+  assert.deepEqual(client.lines, [])
+  assert.deepEqual(
+    [await client.kill(), await server.server.kill()],
+    ['SIGKILL', 'SIGKILL'],
+    'both were alive until now',
+  )
+})

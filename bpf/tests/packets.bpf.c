@@ -27,7 +27,9 @@ struct order {
 	__u32 ifindex;
 	__u32 senders;
 	__u32 next;
-	__u32 zero;
+	__u32 gap_ns; /* between two frames; 0: none */
+	__u64 due_ns; /* when the next may go */
+	__u64 sent;
 };
 
 struct {
@@ -71,6 +73,15 @@ int send_on(struct xdp_md *context)
 	order = bpf_map_lookup_elem(&orders, &key);
 	if (!order || (void *)(port + 1) > end)
 		return XDP_ABORTED;
+	if (order->gap_ns) {
+		__u64 now = bpf_ktime_get_ns();
+
+		/* Too early: the frame comes again. Steady, where user space could only send in bursts. */
+		if (now < order->due_ns)
+			return XDP_DROP;
+		order->due_ns = (order->due_ns ? order->due_ns : now) + order->gap_ns;
+	}
+	order->sent += 1;
 	key = order->next;
 	if (key >= order->senders)
 		key = 0;

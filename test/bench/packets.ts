@@ -1,8 +1,9 @@
-import { execFileSync } from 'node:child_process'
+import { execFile, execFileSync } from 'node:child_process'
 import { readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { constants, setPriority } from 'node:os'
 import { join } from 'node:path'
 import process from 'node:process'
+import { promisify } from 'node:util'
 import { compile } from '@tollward/libbpf'
 import { type NetworkNamespace, networkNamespace, startProcess, temporaryDirectory } from '@tollward/testkit'
 import { ROOT } from '../checks/copy.ts'
@@ -24,9 +25,11 @@ export interface Sender {
   readonly port: number
 }
 
-/** Where packets arrive: a device of a namespace, whose packets are taken in by a thread of the kernel bound to one core. */
+/** A cable to a namespace; what arrives at one end of it is taken in by a thread of the kernel bound to one core. */
 export interface Cable extends AsyncDisposable {
   readonly namespace: NetworkNamespace
+  /** Where they arrive. */
+  readonly device: string
   /** Sends from all of them in turns, from another core; gives what the kernel made of it at the other end. */
   send(senders: Senders, durationMs: number, perSecond?: number): Promise<Arrived>
   /** Keeps the list of senders for `send`. */
@@ -48,44 +51,59 @@ export interface Arrived {
   readonly delivered: number
 }
 
+const execute = promisify(execFile)
+
 /** Object of bpf/tests, made if it is missing or stale. */
 export function compilePackets(): Promise<string> {
   return compile(join(ROOT, 'bpf/tests'), 'build/packets.bpf.o')
 }
 
-/** Needs root and the tools ip, ethtool and taskset. */
-export async function packetCable(): Promise<Cable> {
+/** Where packets arrive: inside the namespace, where rules bother nobody, or on this side. */
+export type Side = 'inside' | 'here'
+
+/** One end of the cable, and how to run a program there. */
+interface End {
+  readonly device: string
+  readonly address: string
+  readonly exec: (command: string, args: readonly string[]) => Promise<string>
+  /** Before a command, for a process that is to stay there. */
+  readonly entering: readonly string[]
+}
+
+/** Needs root and the tools ip, ethtool, nsenter and taskset. */
+export async function packetCable(to: Side = 'inside'): Promise<Cable> {
   await using resources = new AsyncDisposableStack()
   const object = await compilePackets()
   const files = resources.use(await temporaryDirectory('packets'))
   const namespace = resources.use(await networkNamespace())
-  const { device } = namespace
+  const [end, from] = to === 'inside' ? [inside(namespace), here(namespace)] : [here(namespace), inside(namespace)]
   // The device's own receive queue, as a network card's driver has one; without it, a veth has it for XDP only.
-  await namespace.exec('ethtool', ['-K', device, 'gro', 'on'])
-  await namespace.exec('sh', ['-c', `echo 1 > /sys/class/net/${device}/threaded`])
+  await end.exec('ethtool', ['-K', end.device, 'gro', 'on'])
+  await end.exec('sh', ['-c', `echo 1 > /sys/class/net/${end.device}/threaded`])
   // Whom an address belongs to is not asked: the senders have no way back.
-  await namespace.exec('sh', ['-c', 'for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 0 > $f; done'])
-  const mac = (await namespace.exec('cat', [`/sys/class/net/${device}/address`])).trim()
-  const frame = udpFrame(mac, namespace.address)
+  await end.exec('sh', ['-c', `for f in all ${end.device}; do echo 0 > /proc/sys/net/ipv4/conf/$f/rp_filter; done`])
+  const mac = (await end.exec('cat', [`/sys/class/net/${end.device}/address`])).trim()
+  const frame = udpFrame(mac, end.address)
   let lists = 0
   const owned = resources.move()
   return {
     namespace,
+    device: end.device,
     senders: (list) => {
       const file = join(files.path, `senders-${++lists}`)
       writeFileSync(file, encodeSenders(list, frame))
       return { file }
     },
     send: async ({ file }, durationMs, perSecond) => {
-      const thread = receiver(device)
+      const thread = receiver(end.device)
       bindReceiver(thread)
-      const before = await counts(namespace, thread)
+      const before = await counts(end, thread)
       const order: PacketOrder = {
-        ...{ object, device: namespace.hostDevice, sendersFile: file, frame: frame.toString('hex'), durationMs },
+        ...{ object, device: from.device, sendersFile: file, frame: frame.toString('hex'), durationMs },
         ...(perSecond === undefined ? {} : { perSecond }),
       }
-      const report = await generate(order)
-      const after = await counts(namespace, thread)
+      const report = await generate(order, from.entering)
+      const after = await counts(end, thread)
       return {
         ...report,
         arrived: after.arrived - before.arrived,
@@ -97,10 +115,23 @@ export async function packetCable(): Promise<Cable> {
   }
 }
 
-async function generate(order: PacketOrder): Promise<PacketReport> {
+function inside({ name, device, address, exec }: NetworkNamespace): End {
+  return { device, address, exec, entering: ['nsenter', `--net=/run/netns/${name}`] }
+}
+
+function here({ hostDevice, hostAddress }: NetworkNamespace): End {
+  // /sys shows the devices of the network in which it was mounted, which this process may have left.
+  const entering = ['--mount', 'sh', '-c', 'mount -t sysfs none /sys && exec "$@"', 'sh']
+  const exec = async (command: string, args: readonly string[]) =>
+    (await execute('unshare', [...entering, command, ...args])).stdout
+  return { device: hostDevice, address: hostAddress, exec, entering: [] }
+}
+
+async function generate(order: PacketOrder, entering: readonly string[]): Promise<PacketReport> {
   const program = join(import.meta.dirname, 'packet-generator.ts')
-  const args = ['-c', String(GENERATOR_CORE), process.execPath, program, JSON.stringify(order)]
-  const generator = await startProcess('taskset', args)
+  const bound = ['taskset', '-c', String(GENERATOR_CORE), process.execPath, program, JSON.stringify(order)]
+  const [command = '', ...args] = [...entering, ...bound]
+  const generator = await startProcess(command, args)
   const ended = await generator.exited
   const last = generator.lines.at(-1)
   if (ended !== 0 || last === undefined)
@@ -131,10 +162,10 @@ function commOf(pid: string): string {
   }
 }
 
-async function counts(namespace: NetworkNamespace, thread: number) {
-  const text = await namespace.exec('ip', ['-s', '-j', 'link', 'show', namespace.device])
+async function counts({ device, exec }: End, thread: number) {
+  const text = await exec('ip', ['-s', '-j', 'link', 'show', device])
   const [link] = JSON.parse(text) as { stats64: { rx: { packets: number } } }[]
-  const snmp = await namespace.exec('cat', ['/proc/net/snmp'])
+  const snmp = await exec('cat', ['/proc/net/snmp'])
   const [names, values] = snmp.split('\n').filter((line) => line.startsWith('Udp:'))
   const udp = (name: string) => Number(values?.split(' ')[names?.split(' ').indexOf(name) ?? -1])
   return {

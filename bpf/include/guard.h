@@ -208,34 +208,44 @@ static __always_inline enum counter judge_by_policy(__u32 verdict, __u32 id, __u
 	return verdict;
 }
 
-/* Rules are looked up, and fragments are followed, only where there are any. */
-static __always_inline enum rule_verdict judge_with_rules(struct packet *packet,
-							  const struct config *settings, __u32 rules)
+/* How many rules there are for packets of this direction. Only where there are any, fragments are followed.
+ */
+static __always_inline __u32 prepare_for_rules(struct packet *packet)
 {
+	__u32 zero = 0;
+	struct rule_set *set = bpf_map_lookup_elem(&rule_set, &zero);
+	__u32 rules;
+
+	if (!set)
+		return 0;
+	rules = packet->flow.direction == DIRECTION_INGRESS ? set->ingress_rules : set->egress_rules;
 	if (rules == 0)
-		return RULES_NONE;
+		return 0;
 	know_transport(packet);
 	if (packet->is_fragment || packet->is_first_fragment)
 		follow_fragments(packet);
-	/* The rest of what was granted a management port. Blocks it does not pass: see is_management_port. */
-	if (packet->shows_ports && is_management_port(packet->destination_port, settings))
-		return RULES_NONE;
-	return judge_by_rules(packet->flow.direction);
+	return rules;
+}
+
+/* Rules let the rest of a datagram pass whose first fragment was granted a management port; blocks do not. */
+static __always_inline int is_rest_of_managed(const struct packet *packet, const struct config *settings)
+{
+	return packet->is_fragment && packet->shows_ports &&
+	       is_management_port(packet->destination_port, settings);
 }
 
 /* The verdict on an arriving packet. */
 static __always_inline enum counter judge(struct packet *packet, const struct config *settings)
 {
-	__u32 zero = 0, mode = settings->mode, anomalies;
-	enum counter audited = COUNTER_PASSED;
-	enum rule_verdict by_rules;
-	struct rule_set *set;
+	__u32 mode = settings->mode, rules, anomalies;
+	enum rule_verdict by_rules = RULES_NONE;
 	enum counter verdict;
 
 	if (mode == MODE_OFF)
 		return COUNTER_OFF;
 	if (is_guarded_address(&packet->flow.source))
 		return COUNTER_GUARDED_ADDRESS;
+	rules = prepare_for_rules(packet);
 	if (packet->has_ports && is_management_port(packet->flow.destination_port, settings))
 		return COUNTER_MANAGEMENT_PORT;
 
@@ -243,16 +253,14 @@ static __always_inline enum counter judge(struct packet *packet, const struct co
 	if (anomalies)
 		return judge_by_policy(COUNTER_DROPPED_ANOMALY, anomalies, mode);
 
-	set = bpf_map_lookup_elem(&rule_set, &zero);
-	by_rules = judge_with_rules(packet, settings, set ? set->ingress_rules : 0);
+	if (rules != 0 && !is_rest_of_managed(packet, settings))
+		by_rules = judge_by_rules(DIRECTION_INGRESS);
 	if (by_rules == RULES_ALLOWED)
 		return COUNTER_ALLOWED;
 	if (by_rules == RULES_DROPPED)
 		return COUNTER_DROPPED_RULE;
 	if (by_rules == RULES_OVER_RATE)
 		return COUNTER_DROPPED_RATE;
-	if (by_rules == RULES_AUDITED)
-		audited = COUNTER_AUDITED;
 
 	verdict = match_blocks(mode);
 	if (verdict != COUNTER_PASSED && verdict != COUNTER_AUDITED)
@@ -260,7 +268,7 @@ static __always_inline enum counter judge(struct packet *packet, const struct co
 	if (is_syn_over(packet, settings))
 		return judge_by_policy(COUNTER_DROPPED_SYN, 0,
 				       settings->syn_mode == BLOCK_AUDIT ? MODE_AUDIT : mode);
-	return audited == COUNTER_AUDITED ? audited : verdict;
+	return by_rules == RULES_AUDITED ? COUNTER_AUDITED : verdict;
 }
 
 /*
@@ -270,12 +278,8 @@ static __always_inline enum counter judge(struct packet *packet, const struct co
 static __always_inline enum counter judge_leaving(struct packet *packet, const struct config *settings)
 {
 	const struct flow_key *flow = &packet->flow;
-	enum rule_verdict by_rules;
-	struct rule_set *set;
-	__u32 zero = 0;
 
-	set = bpf_map_lookup_elem(&rule_set, &zero);
-	if (settings->mode == MODE_OFF || !set || set->egress_rules == 0)
+	if (settings->mode == MODE_OFF || prepare_for_rules(packet) == 0)
 		return COUNTER_EGRESS_PASSED;
 	if (is_guarded_address(&flow->destination))
 		return COUNTER_EGRESS_EXEMPT;
@@ -283,8 +287,9 @@ static __always_inline enum counter judge_leaving(struct packet *packet, const s
 				  (is_management_port(flow->source_port, settings) &&
 				   !(flow->protocol == IPPROTO_TCP && is_pure_syn(packet->tcp_flags)))))
 		return COUNTER_EGRESS_EXEMPT;
-	by_rules = judge_with_rules(packet, settings, set->egress_rules);
-	switch (by_rules) {
+	if (is_rest_of_managed(packet, settings))
+		return COUNTER_EGRESS_EXEMPT;
+	switch (judge_by_rules(DIRECTION_EGRESS)) {
 	case RULES_ALLOWED:
 		return COUNTER_EGRESS_ALLOWED;
 	case RULES_DROPPED:

@@ -97,9 +97,10 @@ __noinline int report(__u32 direction, __u32 origin, __u32 verdict, __u32 id, __
 		.at_ns = packet->now,
 		.source = packet->flow.source,
 		.destination = packet->flow.destination,
-		.source_port = packet->source_port,
-		.destination_port = packet->destination_port,
-		.protocol = packet->protocol,
+		.source_port = packet->shows_ports ? packet->source_port : packet->flow.source_port,
+		.destination_port =
+			packet->shows_ports ? packet->destination_port : packet->flow.destination_port,
+		.protocol = packet->shows_ports ? packet->protocol : packet->flow.protocol,
 		.direction = direction,
 		.origin = origin,
 		.verdict = verdict,

@@ -44,7 +44,10 @@ export interface Ipv4 {
   payload?: Buffer
   /** Multiple of 4 bytes. */
   options?: Buffer
+  /** In units of 8 bytes, and 0x2000 for "more fragments". */
   fragmentOffset?: number
+  /** Which datagram it is a fragment of. */
+  id?: number
   totalLength?: number
 }
 
@@ -55,11 +58,13 @@ export function ipv4({
   payload = tcp(),
   options = Buffer.alloc(0),
   fragmentOffset = 0,
+  id = 0,
   totalLength,
 }: Ipv4): Buffer {
   const header = Buffer.alloc(20)
   header.writeUInt8(0x40 | (5 + options.length / 4), 0)
   header.writeUInt16BE(totalLength ?? 20 + options.length + payload.length, 2)
+  header.writeUInt16BE(id, 4)
   header.writeUInt16BE(fragmentOffset, 6)
   header.writeUInt8(64, 8)
   header.writeUInt8(protocol, 9)
@@ -141,9 +146,10 @@ export function authentication(words = 6): Extension {
   return [PROTOCOL.ah, bytes]
 }
 
-/** Fragment header; the offset counts 8-byte units. */
-export function fragment(offset: number): Extension {
+/** Fragment header with more to follow; the offset counts 8-byte units. */
+export function fragment(offset: number, id = 0): Extension {
   const bytes = Buffer.alloc(8)
+  bytes.writeUInt32BE(id, 4)
   bytes.writeUInt16BE((offset << 3) | 1, 2)
   return [PROTOCOL.fragment, bytes]
 }

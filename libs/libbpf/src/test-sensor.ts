@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict'
 import { join } from 'node:path'
-import { parseRange } from '@tollward/contracts'
+import { type AddressRange, parseRange } from '@tollward/contracts'
 import { requires } from '@tollward/testkit'
 import {
   type Block,
@@ -9,17 +9,24 @@ import {
   COUNTER,
   type CounterName,
   compile,
+  compileRuleTable,
   decodeBlock,
+  decodeRuleCount,
   encodeBlock,
   encodeConfig,
   type GuardConfig,
   loadObject,
+  type RuleCount,
+  RuleTables,
+  type RuleTerms,
   testRun,
 } from './mod.ts'
 
 const BPF_DIRECTORY = join(import.meta.dirname, '../../../bpf')
 const XDP_DROP = 1
 const XDP_PASS = 2
+const TC_ACT_SHOT = 2
+const TC_ACT_UNSPEC = 0xffff_ffff
 /** Small, so that many tests may hold a sensor at once. */
 const TEST_ENTRIES = 512
 
@@ -66,20 +73,42 @@ export function compileSensor(): Promise<string> {
 /** The real programs in the kernel, attached nowhere. */
 export class TestSensor implements Disposable {
   readonly object: BpfObject
+  readonly #rules: RuleTables
 
   constructor(object: BpfObject) {
     this.object = object
+    this.#rules = new RuleTables({
+      rule_set: object.map('rule_set'),
+      rule_match: object.map('rule_match'),
+      rules: object.map('rules'),
+    })
     this.configure({})
   }
 
-  configure({ mode = 'enforce', managementPorts = [22, 4222, 9090], netnsInum = 0 }: Partial<GuardConfig>): void {
-    this.object.map('config').update(Buffer.alloc(4), encodeConfig({ mode, managementPorts, netnsInum }))
+  configure(config: Partial<GuardConfig>): void {
+    const value = encodeConfig({ mode: 'enforce', managementPorts: [22, 4222, 9090], netnsInum: 0, ...config })
+    this.object.map('config').update(Buffer.alloc(4), value)
+  }
+
+  /** Puts these rules in force, in this order, instead of those before. */
+  async rules(...rules: readonly TestRule[]): Promise<void> {
+    const { table, leftOut } = compileRuleTable(rules.map(termsOf))
+    assert.deepEqual(leftOut, [])
+    await this.#rules.install(table)
+  }
+
+  /** What a rule counted. */
+  countOf(id: number): RuleCount {
+    const value = this.object.map('rule_counts').lookup(uint32(id))
+    assert(value)
+    return decodeRuleCount(value)
   }
 
   /** Blocks a range for ever, unless told otherwise. */
-  block(cidr: string, { expiresNs = 0n, ruleId = 1, mode = 'drop' }: Partial<Block> = {}): void {
+  block(cidr: string, block: Partial<Block> = {}): void {
     const target = targetOf(cidr)
-    this.object.map(target.map).update(target.key, encodeBlock(target, { expiresNs, ruleId, mode }))
+    const value = encodeBlock(target, { expiresNs: 0n, ruleId: 1, mode: 'drop', ...block })
+    this.object.map(target.map).update(target.key, value)
   }
 
   blockOf(cidr: string): Block {
@@ -94,6 +123,13 @@ export class TestSensor implements Disposable {
     const { result } = testRun(this.object.program('xdp_guard'), frame)
     assert(result === XDP_DROP || result === XDP_PASS, `a verdict, not ${result}`)
     return result === XDP_DROP ? 'drop' : 'pass'
+  }
+
+  /** What the guard does with a leaving frame. */
+  judgeLeaving(frame: Buffer): 'drop' | 'pass' {
+    const { result } = testRun(this.object.program('guard_egress'), frame)
+    assert(result === TC_ACT_SHOT || result === TC_ACT_UNSPEC, `a verdict, not ${result}`)
+    return result === TC_ACT_SHOT ? 'drop' : 'pass'
   }
 
   /** How many packets each counter counts since `since`; those at 0 are left out. */
@@ -116,12 +152,40 @@ export class TestSensor implements Disposable {
 
 export async function loadSensor(): Promise<TestSensor> {
   const maxEntries = TEST_ENTRIES
-  const small = ['block_exact', 'flows_a', 'flows_b', 'connections'].map((name) => [name, { maxEntries }] as const)
+  const small = ['block_exact', 'flows_a', 'flows_b', 'connections', 'buckets', 'fragments'].map(
+    (name) => [name, { maxEntries }] as const,
+  )
   return new TestSensor(loadObject(await compileSensor(), { maps: Object.fromEntries(small) }))
 }
 
-function targetOf(cidr: string) {
+/** A rule as a test writes it; what it leaves out is anything, for ever, in force. */
+export interface TestRule extends Partial<Omit<RuleTerms, 'sources' | 'destinations'>> {
+  readonly id: number
+  readonly action: RuleTerms['action']
+  readonly sources?: readonly string[]
+  readonly destinations?: readonly string[]
+}
+
+export function termsOf({ sources, destinations, ...rule }: TestRule): RuleTerms {
+  return {
+    ...{ direction: 'ingress', protocol: 'any', mode: 'enforce', expiresNs: 0n, ...rule },
+    sources: sources?.map(rangeOf),
+    destinations: destinations?.map(rangeOf),
+  }
+}
+
+function rangeOf(cidr: string): AddressRange {
   const range = parseRange(cidr)
   assert(range, `${cidr} is a range`)
-  return blockTarget(range)
+  return range
+}
+
+function uint32(value: number): Buffer {
+  const bytes = Buffer.alloc(4)
+  bytes.writeUInt32LE(value)
+  return bytes
+}
+
+function targetOf(cidr: string) {
+  return blockTarget(rangeOf(cidr))
 }

@@ -176,7 +176,13 @@ function seedFrames(): Buffer[] {
   for (const source of SOURCES_6) {
     const payload = tcp({ destinationPort: 22 })
     const tags = [ETHERTYPE.qinq, ETHERTYPE.vlan].map((ethertype, vlan) => ({ ethertype, vlan }))
-    for (const extensions of [[hop, options], [hop, routing, authentication()], [fragment(0)], [fragment(3)]]) {
+    for (const extensions of [
+      [hop, options],
+      [hop, routing, authentication()],
+      [fragment(0)],
+      [fragment(0), fragment(0)],
+      [fragment(3)],
+    ]) {
       const known = extensions.filter((one) => one !== undefined)
       frames.push(ethernet(ETHERTYPE.ipv6, ipv6({ source, payload, extensions: known }), tags))
       frames.push(

@@ -56,7 +56,7 @@ interface Packet {
   readonly source: Buffer
   readonly isV4: boolean
   readonly ipBytes: number
-  /** Of the node, where a whole transport header says it in an unfragmented packet or first fragment. */
+  /** Of the node, where a whole transport header says it in an unfragmented packet or first fragment, before its IP length ends. */
   readonly port: number | undefined
 }
 
@@ -77,12 +77,13 @@ function readIpv4(ip: Buffer): Packet | undefined {
   const headerBytes = (first & 0xf) * 4
   if (ip.length < 20 || first >> 4 !== 4 || headerBytes < 20) return undefined
   const claimed = ip.readUInt16BE(2)
+  const ipBytes = claimed === 0 || claimed > ip.length ? ip.length : claimed
   const isLater = (ip.readUInt16BE(6) & 0x1fff) !== 0
   return {
     source: Buffer.concat([MAPPED, ip.subarray(12, 16)]),
     isV4: true,
-    ipBytes: claimed === 0 || claimed > ip.length ? ip.length : claimed,
-    port: isLater ? undefined : portOf(ip[9] ?? 0, ip.subarray(headerBytes)),
+    ipBytes,
+    port: isLater ? undefined : portOf(ip[9] ?? 0, ip.subarray(headerBytes, ipBytes)),
   }
 }
 
@@ -92,20 +93,24 @@ function readIpv6(ip: Buffer): Packet | undefined {
   const first = ip[6] ?? 0
   // A payload of 0 is none, or a jumbogram's, whose length a hop-by-hop option says (RFC 2675).
   const claimed = payload === 0 && first === HOP_BY_HOP ? ip.length : 40 + payload
+  const ipBytes = Math.min(claimed, ip.length)
   return {
     source: Buffer.from(ip.subarray(8, 24)),
     isV4: false,
-    ipBytes: Math.min(claimed, ip.length),
-    port: portBehindExtensions(first, ip.subarray(40)),
+    ipBytes,
+    port: portBehindExtensions(first, ip.subarray(40, ipBytes)),
   }
 }
 
 function portBehindExtensions(first: number, payload: Buffer): number | undefined {
   let kind = first
   let rest = payload
+  let isFragment = false
   for (let headers = 0; EXTENSIONS.has(kind); headers++) {
     if (headers === EXTENSIONS_MAX || rest.length < 8) return undefined
-    if (kind === FRAGMENT && (rest.readUInt16BE(2) & 0xfff8) !== 0) return undefined
+    // What lies in a fragment of a fragment is nobody's: its parts can't be told to belong together.
+    if (kind === FRAGMENT && (isFragment || (rest.readUInt16BE(2) & 0xfff8) !== 0)) return undefined
+    isFragment ||= kind === FRAGMENT && (rest.readUInt16BE(2) & 1) === 1
     const length = rest[1] ?? 0
     const bytes = kind === FRAGMENT ? 8 : kind === AUTHENTICATION ? (length + 2) * 4 : (length + 1) * 8
     kind = rest[0] ?? 0

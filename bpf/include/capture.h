@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
  * Records of what a connection carried. Whatever is left out, for whichever reason, is added to `skipped` of
- * its connection, so that the reader knows where bytes are missing, and counted.
+ * its connection, so that the reader knows where bytes are missing, and counted. Nobody is woken for a
+ * record: the reader looks by itself.
  */
 #ifndef TOLLWARD_CAPTURE_H
 #define TOLLWARD_CAPTURE_H
@@ -107,7 +108,7 @@ static __noinline void describe(struct call_chunk *chunk, const struct connectio
 			length = 0;                                                                          \
 		}                                                                                            \
 		(record)->chunk.captured = length;                                                           \
-		bpf_ringbuf_submit(record, 0);                                                               \
+		bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);                                                \
 		captured = length;                                                                           \
 	} while (0)
 
@@ -177,7 +178,7 @@ static __always_inline void capture_end(const struct connection *connection)
 	__builtin_memset(chunk, 0, sizeof(*chunk));
 	describe(chunk, connection);
 	chunk->flags |= CHUNK_CLOSED;
-	bpf_ringbuf_submit(chunk, 0);
+	bpf_ringbuf_submit(chunk, BPF_RB_NO_WAKEUP);
 }
 
 #endif

@@ -4,7 +4,8 @@ import { once } from 'node:events'
 import { connect } from 'node:net'
 import { test } from 'node:test'
 import { promisify } from 'node:util'
-import { freePort, requires, startProcess, temporaryDirectory } from '@tollward/testkit'
+import { eventually, freePort, requires, startProcess, temporaryDirectory } from '@tollward/testkit'
+import { pino } from 'pino'
 import {
   compileCalls,
   type KeptChunk,
@@ -14,6 +15,7 @@ import {
   startCalls,
   type TestCalls,
 } from '../test-calls.ts'
+import { CallTargets, systemLibraries } from './call-targets.ts'
 
 const skip = needsProbes || (await requires({ tools: ['python3'] }))
 const run = promisify(execFile)
@@ -211,4 +213,33 @@ for _ in range(400):
   assert(texts.size > 60 && texts.size < 140, `${texts.size} of 400`)
   assert.deepEqual([...new Set(texts.values())], ['abc.'])
   assert(calls.kernel.count('unsampled') >= 500n)
+})
+
+test('a call that meets two probes on one instruction is captured once', { skip }, async () => {
+  await using directory = await temporaryDirectory()
+  const { key, cert } = await makeCertificate(directory.path)
+  await using server = await startProcess(process.execPath, ['-e', PROGRAMS.nodeServer, key, cert])
+  const port = Number((await server.line(/^port /)).split(' ')[1])
+  await using calls = await startCalls({}, { libraries: systemLibraries() })
+  calls.keep(({ owner, addresses }) => owner.pid === server.pid || addresses?.peerPort === port)
+  const stop = new AbortController()
+  await using again = new CallTargets({
+    kernel: calls.kernel,
+    libraries: systemLibraries(),
+    log: pino({ level: 'silent' }),
+  })
+  const running = again.run(stop.signal)
+  await eventually(() => again.targets.length >= 2 && calls.targets.targets.length >= 2, {
+    what: 'all is probed twice',
+  })
+  await run('curl', ['-sk', `https://127.0.0.1:${port}/once`])
+  const chunks = await calls.until('both ends ended', (seen) => seen.filter(({ closed }) => closed).length >= 2)
+  const said = chunks.map(({ text, source, direction, closed }) =>
+    closed ? 'end' : `${source} ${direction} ${text.slice(0, 4)}`,
+  )
+  assert.deepEqual(said.sort(), [
+    ...['end', 'end', 'node received GET ', 'node sent HTTP', 'openssl received HTTP', 'openssl sent GET '],
+  ])
+  stop.abort()
+  await running
 })

@@ -13,6 +13,7 @@ import type { Kernel } from './kernel.ts'
 const FILTER = 'KernelRule.*'
 /** After the kernel refused a set; what was in force stays so. */
 const RETRY_MS = 2000
+const NOT_YET = 'is about to be put in force'
 
 /** A rule as the bucket has it. */
 interface StoredRule {
@@ -107,7 +108,7 @@ export class KernelRules implements AsyncDisposable {
       const id = this.#ids.get(name)
       const counted = id === undefined ? undefined : this.#counts.lookup(keyOf(id))
       const counts = counted ? decodeRuleCount(counted) : { matched: 0n, over: 0n, lastNs: 0n }
-      return { name, spec, ...counts, fault: faults.get(name) ?? (id === undefined ? this.#refusal : undefined) }
+      return { name, spec, ...counts, fault: faults.get(name) ?? (id === undefined ? (this.#refusal ?? NOT_YET) : undefined) }
     })
   }
 

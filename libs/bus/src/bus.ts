@@ -301,4 +301,8 @@ function filterOf(event: EventContract): string {
 }
 
 /** Events that carry a key; a feed has one filter, which cannot say "with or without". */
-const KEYED: ReadonlySet<string> = new Set(['tollward.sensor.v1.flow.observed', 'tollward.sensor.v1.call.observed'])
+const KEYED: ReadonlySet<string> = new Set([
+  'tollward.sensor.v1.flow.observed',
+  'tollward.sensor.v1.call.observed',
+  'tollward.sensor.v1.call.captured',
+])

@@ -215,8 +215,9 @@ export const ACCESS: Readonly<Record<string, Access>> = {
     follows: [
       { stream: FINDING_STREAM, filter: `${FINDING_SUBJECT}.*` },
       { stream: 'OBSERVED', filter: 'tollward.sensor.v1.call.observed.*' },
+      { stream: 'OBSERVED', filter: 'tollward.sensor.v1.call.captured.*' },
     ],
-    listens: ['tollward.sensor.v1.flow.observed.*', 'tollward.sensor.v1.call.captured.*'],
+    listens: ['tollward.sensor.v1.flow.observed.*'],
     readsBuckets: ['documents', 'blocks', 'passes', 'sensors'],
     writesBuckets: ['documents', 'blocks'],
     calls: ['auth-issuer', 'token-introspector', 'payment-verifier', 'payment-treasury', 'payment-conduct'],

@@ -1,6 +1,7 @@
 import { nodeClient } from '@tollward/bitcoin'
 import { connectBus } from '@tollward/bus'
 import { aborted, readSecretFile, type ServiceContext } from '@tollward/runtime'
+import { Apis, apiMethods, apiWatcher } from './adapters/apis.ts'
 import { blockMethods } from './adapters/blocks.ts'
 import { adminHandlers } from './adapters/calls.ts'
 import { conductMethods } from './adapters/conduct.ts'
@@ -31,6 +32,7 @@ export async function run({ name, config, log, registry, health, signal }: Servi
   health.check('bus', () => (bus.connected ? undefined : 'is not connected'))
 
   const guarded = { addresses: config.guardedAddresses, managementPorts: config.managementPorts }
+  await using apis = new Apis(bus)
   const methods = {
     ...statusMethods(config.services),
     ...documentMethods({ bus, guarded, metrics, log }),
@@ -42,10 +44,15 @@ export async function run({ name, config, log, registry, health, signal }: Servi
     ...conductMethods(bus),
     ...blockMethods(bus, config.guardedAddresses),
     ...observationMethods(bus),
+    ...apiMethods(apis),
     ...sensorMethods(bus),
     ...regtestMethods(regtestNode(config)),
   }
-  const streams = { watchFlows: flowWatcher(bus, metrics), exportLedger: ledgerExporter(bus) }
+  const streams = {
+    watchFlows: flowWatcher(bus, metrics),
+    watchApis: apiWatcher(apis),
+    exportLedger: ledgerExporter(bus),
+  }
   const handlers = adminHandlers({ bus, methods, streams, metrics, log, signal })
   await using server = await listenGrpc(handlers, { host: config.listenHost, port: config.listenPort })
 

@@ -536,6 +536,7 @@ test('npx runs the command of the clone, and its exit code and words come throug
     'blocks',
     'alerts',
     'flows',
+    'apis',
     'explain',
     'simulate',
     'policy',

@@ -1,5 +1,6 @@
 import { Command, CommanderError } from 'commander'
 import { AnswerIsNo } from './answer.ts'
+import { addApiCommands } from './commands/apis.ts'
 import { addBackupCommands } from './commands/backups.ts'
 import { addClientCommands } from './commands/clients.ts'
 import { addConductCommands } from './commands/conduct.ts'
@@ -40,6 +41,7 @@ export async function runCommand(argv: readonly string[], surroundings: Surround
   addDefenceCommands(program, surroundings)
   addObservationCommands(program, surroundings)
   addSensorCommands(program, surroundings)
+  addApiCommands(program, surroundings)
   try {
     await program.parseAsync(argv, { from: 'user' })
     return 0

@@ -73,6 +73,29 @@ export async function stepByStep(
   }
 }
 
+/**
+ * Reads a stream until Ctrl-C. One that flowed, as `read` says, and was cut off is taken up again, with a new token.
+ */
+export async function following(
+  surroundings: Surroundings,
+  scope: Scope,
+  read: (session: Session, flowed: () => void) => Promise<void>,
+): Promise<void> {
+  let hasFlowed = false
+  const flowed = () => {
+    hasFlowed = true
+  }
+  while (!surroundings.signal.aborted) {
+    try {
+      await withSession(surroundings, scope, (session) => read(session, flowed))
+    } catch (error) {
+      if (surroundings.signal.aborted) return
+      if (!hasFlowed || !mayResume(error)) throw error
+      hasFlowed = false
+    }
+  }
+}
+
 /** A token or password from the standard input, without the end of its line. AppError `invalid_argument` if there is none. */
 export async function readSecret({ stdin }: Surroundings, what: string): Promise<string> {
   const secret = (await textOf(stdin)).replace(/\r?\n$/, '')

@@ -23,7 +23,7 @@ const REAUTHORIZE_MS = 5000
 const DETAILS_BYTES_MAX = 16_384
 
 type Methods = (typeof AdminService)['method']
-type StreamName = 'watchFlows' | 'exportLedger'
+type StreamName = 'watchFlows' | 'watchApis' | 'exportLedger'
 type UnaryName = Exclude<MethodName, StreamName>
 type ResponseOf<Name extends MethodName> = MessageInitShape<Methods[Name]['output']>
 

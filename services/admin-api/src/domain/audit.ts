@@ -29,6 +29,8 @@ export const SCOPES: Readonly<Record<MethodName, Scope>> = {
   watchFlows: 'tollward.read',
   explainDecision: 'tollward.read',
   listSensors: 'tollward.read',
+  listApis: 'tollward.read',
+  watchApis: 'tollward.read',
   apply: 'tollward.admin',
   deleteDocument: 'tollward.admin',
   replaceClientSecret: 'tollward.admin',

@@ -5,7 +5,7 @@ import { answering, count, duration, type OutputOptions, written } from '../argu
 import { explanation, explanationText } from '../explaining.ts'
 import { json, printable } from '../output.ts'
 import { alertRow, decisionRow, flowRow } from '../rows.ts'
-import { mayResume, type Surroundings, withSession } from '../session.ts'
+import { following, type Surroundings, withSession } from '../session.ts'
 
 const ALERT_COLUMNS = ['publishedAt', 'severity', 'title', 'disposition', 'message']
 
@@ -43,24 +43,14 @@ export function addObservationCommands(program: Command, surroundings: Surroundi
     )
 }
 
-/** Ends with Ctrl-C. A stream that flowed and was cut off is taken up again, with a new token. */
-async function followFlows(options: FlowOptions, surroundings: Surroundings): Promise<void> {
-  let flowed = false
-  while (!surroundings.signal.aborted) {
-    try {
-      await withSession(surroundings, 'tollward.read', async ({ admin, stream }) => {
-        for await (const { batch } of admin.watchFlows({ node: options.node ?? '' }, stream)) {
-          flowed = true
-          for (const flow of batch?.flows ?? []) surroundings.out(flowLine(flowRow(flow, batch?.node ?? ''), options))
-          if (batch && batch.lost > 0n) surroundings.err(`${printable(batch.node)} left out ${batch.lost} records\n`)
-        }
-      })
-    } catch (error) {
-      if (surroundings.signal.aborted) return
-      if (!flowed || !mayResume(error)) throw error
-      flowed = false
+function followFlows(options: FlowOptions, surroundings: Surroundings): Promise<void> {
+  return following(surroundings, 'tollward.read', async ({ admin, stream }, flowed) => {
+    for await (const { batch } of admin.watchFlows({ node: options.node ?? '' }, stream)) {
+      flowed()
+      for (const flow of batch?.flows ?? []) surroundings.out(flowLine(flowRow(flow, batch?.node ?? ''), options))
+      if (batch && batch.lost > 0n) surroundings.err(`${printable(batch.node)} left out ${batch.lost} records\n`)
     }
-  }
+  })
 }
 
 function flowLine(row: ReturnType<typeof flowRow>, { output }: OutputOptions): string {

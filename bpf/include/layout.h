@@ -286,6 +286,7 @@ enum counter {
 	/* Of sockets and of what the kernel drops. */
 	COUNTER_SOCKET_NOT_REMEMBERED = 48,
 	COUNTER_KERNEL_DROP_NOT_DETAILED = 49,
+	COUNTER_DROPPED_BEYOND_FLOWS = 50,
 	COUNTER_SLOTS = 96,
 };
 

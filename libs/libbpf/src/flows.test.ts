@@ -165,6 +165,28 @@ test('a ring that nobody reads loses records and counts them; reading goes on in
   }
 })
 
+test('a flood that is dropped is in the flows only as far as its allowance, and the rest is counted', {
+  skip: needsKernel,
+}, async () => {
+  using sensor = await loadSensor()
+  const drain = drainOf(sensor)
+  sensor.block('10.28.0.1')
+  const sent = 400_000
+  testRun(sensor.object.program('xdp_guard'), frameFrom('10.28.0.1'), sent)
+  const [flow] = await collect(drain)
+  assert(flow && flow.packets >= 4096n && flow.packets < BigInt(sent) / 2n, `${flow?.packets} packets in the flow`)
+  assert.equal(flow.droppedPackets, flow.packets)
+  const { droppedExact, droppedBeyondFlows } = sensor.counters()
+  assert.equal(droppedExact, sent)
+  assert.equal(droppedBeyondFlows, sent - Number(flow.packets))
+  // What passes is counted whatever else is dropped.
+  sensor.judge(frameFrom('10.28.0.2'))
+  assert.deepEqual(
+    (await collect(drain)).map(({ packets }) => packets),
+    [1n],
+  )
+})
+
 test('draining while another CPU counts packets loses and doubles none', { skip: needsKernel }, async () => {
   using sensor = await loadSensor()
   const drain = drainOf(sensor)

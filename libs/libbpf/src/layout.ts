@@ -140,6 +140,7 @@ export const COUNTER = {
   egressDroppedRate: 41,
   socketNotRemembered: 48,
   kernelDropNotDetailed: 49,
+  droppedBeyondFlows: 50,
 } as const
 
 export type GuardMode = keyof typeof GUARD_MODE

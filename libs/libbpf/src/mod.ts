@@ -25,6 +25,7 @@ export {
   encodeClearPorts,
   PAYLOAD_BYTES_MAX,
 } from './call-layout.ts'
+export { CgroupPaths } from './cgroup.ts'
 export { bootNsToWallTimeMs, bootTimeNs, wallTimeToBootNs } from './clock.ts'
 export { ElfFile, type ElfFunction } from './elf.ts'
 export { drainKernelDrops, FlowDrain, Generations } from './flow-drain.ts'

@@ -84,6 +84,7 @@ const LIBC_INTEGERS = {
   vsnprintf: 'int vsnprintf(void *to, size_t size, const void *format, void *arguments)',
   clock_gettime: 'int clock_gettime(int clock, void *time)',
   mount: 'int mount(const char *source, const char *target, const char *type, uint64_t flags, const void *data)',
+  open_by_handle_at: 'int open_by_handle_at(int mount, const void *handle, int flags)',
   umount2: 'int umount2(const char *target, int flags)',
   munmap: 'int munmap(void *address, size_t length)',
   sysconf: 'int sysconf(int name)',

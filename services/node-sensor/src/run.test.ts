@@ -1,9 +1,15 @@
 import assert from 'node:assert/strict'
-import { existsSync } from 'node:fs'
+import { existsSync, readFileSync } from 'node:fs'
 import { after, before, beforeEach, describe, test } from 'node:test'
 import type { Bus, Following } from '@tollward/bus'
 import { contract, parseAddress } from '@tollward/contracts'
-import { Direction, type Flow, type FlowObserved, FlowObservedSchema } from '@tollward/contracts/sensor'
+import {
+  Direction,
+  type Flow,
+  type FlowObserved,
+  FlowObservedSchema,
+  type KernelDrop,
+} from '@tollward/contracts/sensor'
 import {
   eventually,
   freePort,
@@ -202,6 +208,21 @@ describe('a node with a sensor', { skip }, () => {
     assert.equal(udpBytes, BigInt(datagrams * (bytes + IP_AND_UDP_HEADER_BYTES)))
     assert(arrived(6).some(({ established }) => established))
     assert(arrived(6).every((flow) => flow.interface === attacker.hostDevice))
+    const ours = arrived(6).filter(({ owner }) => owner?.processId === process.pid)
+    const names = new Set(ours.map(({ owner }) => owner?.processName))
+    assert.deepEqual([...names], [readFileSync('/proc/self/comm', 'utf8').trim()])
+    assert(ours.some(({ rttMicros, closed, owner }) => rttMicros > 0 && closed && owner?.cgroup.startsWith('/')))
+    // Nobody listens there by UDP.
+    const unheard = () => flows.flatMap(({ kernelDrops }) => kernelDrops).filter(isToPort)
+    const isToPort = ({ destinationPort, protocol }: KernelDrop) => destinationPort === port && protocol === UDP
+    await eventually(
+      async () => {
+        await attacker.exec(process.execPath, ['-e', CONNECTIONS, attacker.hostAddress, String(port), '1'])
+        return unheard().reduce((sum, drop) => sum + drop.packets, 0n) === BigInt(datagrams)
+      },
+      { what: 'the datagrams that nobody heard are told' },
+    )
+    assert.deepEqual([...new Set(unheard().map(({ reason }) => reason))], ['NO_SOCKET'])
     const left = flows.flatMap((message) => message.flows).filter(({ direction }) => direction === Direction.EGRESS)
     assert(
       left.some(({ sourcePort, destination }) => sourcePort === port && sameAddress(destination, attacker.address)),

@@ -1,5 +1,7 @@
 import { type Bus, connectBus, type Following } from '@tollward/bus'
+import { iterate } from '@tollward/libbpf'
 import { aborted, readSecretFile, type ServiceContext } from '@tollward/runtime'
+import type { Logger } from 'pino'
 import { Outbox } from './adapters/batch-publisher.ts'
 import { BlockTable } from './adapters/block-table.ts'
 import { followBlocks } from './adapters/blocks.ts'
@@ -7,7 +9,7 @@ import { capabilitiesOf } from './adapters/capabilities.ts'
 import { drainFlows } from './adapters/flow-drain.ts'
 import { FlowPublisher } from './adapters/flow-publisher.ts'
 import { Hooks } from './adapters/hooks.ts'
-import { loadKernel, removeOutdated } from './adapters/kernel.ts'
+import { type Kernel, loadKernel, removeOutdated } from './adapters/kernel.ts'
 import { followKernelRules, KernelRules } from './adapters/kernel-rules.ts'
 import { addressesToGuard, watchNode } from './adapters/node.ts'
 import { objectFile } from './adapters/object-file.ts'
@@ -47,6 +49,7 @@ export async function run({ name, config, log, registry, health, signal }: Servi
   if (orphans > 0) log.warn({ orphans }, 'programs without a pin were found on their hooks and are taken over')
   const hooks = resources.use(new Hooks({ kernel, directory: pins.directory, interfaces, metrics, log }))
   const flowsLeft = removeOutdated(pins, log)
+  const listing = listConnections(kernel, log)
   const capabilities = capabilitiesOf({ kernel, hooks })
   log.info({ capabilities }, 'what this kernel offers')
   resources.use(watchNode({ kernel, table, rules, hooks, guardedAddresses, log }))
@@ -90,9 +93,19 @@ export async function run({ name, config, log, registry, health, signal }: Servi
   const state = { node, mode, kernel, hooks, table, rules, metrics, faults, capabilities: () => capabilities }
   const reporting = reportState({ ...state, bus, log, signal })
   log.info({ blocks: table.sizes() }, 'ready')
+  await listing
   const work = [draining, alerting, publishing, reporting]
   await Promise.race([aborted(signal), ...work])
   await Promise.all(work)
+}
+
+/** Connections that were open before the sensor are told whose they are; later ones tell it themselves. */
+async function listConnections(kernel: Kernel, log: Logger): Promise<void> {
+  try {
+    await iterate(kernel.program('list_connections'))
+  } catch (error) {
+    log.warn({ err: error }, 'connections that were open before have no owner until they are used')
+  }
 }
 
 /** What the promise gives; undefined if the service is to end before: the first connection may never come. */

@@ -1,12 +1,32 @@
 import { setTimeout as delay, setImmediate as othersFirst } from 'node:timers/promises'
-import { bootTimeNs, decodeFirstHit, decodeSpilledFlow, FlowDrain, type FlowRecord, RingReader } from '@tollward/libbpf'
+import {
+  type Batch,
+  bootTimeNs,
+  decodeFirstHit,
+  drainKernelDrops,
+  dropReasons,
+  FLOW,
+  FLOW_KEY,
+  FlowDrain,
+  Generations,
+  type KernelDropRecord,
+  RingReader,
+  SPILLED_FLOW,
+} from '@tollward/libbpf'
 import type { Logger } from 'pino'
-import { toFlow } from '../domain/flow.ts'
+import { toKernelDrop } from '../domain/flow.ts'
+import { FlowBatch } from '../domain/flow-encoder.ts'
 import type { Metrics } from '../metrics.ts'
 import { BATCH_FLOWS_MAX, type FlowPublisher } from './flow-publisher.ts'
 import type { Hooks } from './hooks.ts'
 import type { Kernel } from './kernel.ts'
 import type { OwnConnections } from './own-connections.ts'
+import { Owners } from './owners.ts'
+
+/** Drops are read less often than flows: turning a generation over costs the kernel a grace period. */
+const DROPS_INTERVAL_MS = 1000
+/** Of flows with long names of cgroups fewer fit: with the drops, half of the megabyte that a NATS server takes. */
+const BATCH_BYTES_MAX = 512 * 1024
 
 interface DrainOptions {
   readonly kernel: Kernel
@@ -21,15 +41,26 @@ interface DrainOptions {
 
 /** Reads the kernel's flows each interval and hands them to the publisher, until the signal is aborted. */
 export async function drainFlows(options: DrainOptions): Promise<void> {
-  const { kernel, publisher, intervalMs, metrics, log, signal } = options
+  const { kernel, publisher, hooks, intervalMs, metrics, log, signal } = options
   const drain = new FlowDrain(kernel.map('active_flows'), kernel.map('flows_a'), kernel.map('flows_b'))
   using spilled = new RingReader(kernel.map('spilled_flows'))
   using firstHits = new RingReader(kernel.map('first_hits'))
+  using owners = new Owners()
+  const batch = new FlowBatch({
+    interfaceName: (ifindex) => hooks.interfaceName(ifindex),
+    owner: (values, at) => owners.encoded(values, at),
+  })
+  const drops = kernelDrops(kernel)
+  let dropsReadMs = performance.now()
   let lostBefore = kernel.count('flowSpillLost')
   while (!signal.aborted) {
     const startedMs = performance.now()
-    for await (const records of drain.drain()) await publish(records, options)
-    await publish(readSpilled(spilled), options)
+    if (drops && startedMs - dropsReadMs >= DROPS_INTERVAL_MS) {
+      dropsReadMs = startedMs
+      publisher.addDrops(await drops())
+    }
+    for await (const entries of drain.batches()) await publish(entries, batch, options)
+    await publishSpilled(spilled, batch, options)
     const lost = kernel.count('flowSpillLost')
     publisher.addLost(Number(lost - lostBefore), 'kernel_full')
     lostBefore = lost
@@ -44,29 +75,65 @@ export async function drainFlows(options: DrainOptions): Promise<void> {
   }
 }
 
-function readSpilled(ring: RingReader): FlowRecord[] {
-  const records: FlowRecord[] = []
-  ring.read((data, at) => void records.push(decodeSpilledFlow(data, at)))
-  return records
-}
-
 /**
  * Before each batch whatever else waits has its turn: a block must not wait until a flood is counted, and a connection of the
  * sensor whose packets were just drained must be known as its own.
  */
-async function publish(records: readonly FlowRecord[], options: DrainOptions): Promise<void> {
-  const { publisher, own, hooks, metrics } = options
-  const drainedAtMs = Date.now()
-  const interfaceName = (ifindex: number) => hooks.interfaceName(ifindex)
-  const context = { interfaceName, bootedAtMs: drainedAtMs - Number(bootTimeNs() / 1_000_000n) }
-  for (let from = 0; from < records.length; from += BATCH_FLOWS_MAX) {
+async function publish({ count, keys, values }: Batch, batch: FlowBatch, options: DrainOptions): Promise<void> {
+  for (let from = 0; from < count; from += BATCH_FLOWS_MAX) {
     await othersFirst()
-    const batch = records.slice(from, from + BATCH_FLOWS_MAX)
-    const others = batch.filter((record) => !own.has(record))
-    metrics.flows.inc({ result: 'own' }, batch.length - others.length)
-    publisher.add(
-      others.map((record) => toFlow(record, context)),
-      drainedAtMs,
-    )
+    begin(batch)
+    const to = Math.min(from + BATCH_FLOWS_MAX, count)
+    for (let index = from; index < to; index++)
+      addUnlessOwn(batch, keys, index * FLOW_KEY.bytes, values, index * FLOW.bytes, options)
+    options.publisher.add(batch.flows, batch.take(), Date.now())
+  }
+}
+
+/** The ring is read in place, a batch at a time. */
+async function publishSpilled(ring: RingReader, batch: FlowBatch, options: DrainOptions): Promise<void> {
+  let read: number
+  do {
+    await othersFirst()
+    begin(batch)
+    read = ring.read((data, at) => {
+      addUnlessOwn(batch, data, at + SPILLED_FLOW.key, data, at + SPILLED_FLOW.flow, options)
+    }, BATCH_FLOWS_MAX)
+    options.publisher.add(batch.flows, batch.take(), Date.now())
+  } while (read === BATCH_FLOWS_MAX)
+}
+
+function begin(batch: FlowBatch): void {
+  batch.bootedAtMs = Date.now() - Number(bootTimeNs() / 1_000_000n)
+}
+
+function addUnlessOwn(
+  batch: FlowBatch,
+  keys: Buffer,
+  keyAt: number,
+  values: Buffer,
+  valueAt: number,
+  { own, publisher, metrics }: DrainOptions,
+): void {
+  if (own.has(keys, keyAt)) {
+    metrics.flows.inc({ result: 'own' })
+    return
+  }
+  batch.add(keys, keyAt, values, valueAt)
+  if (batch.bytes >= BATCH_BYTES_MAX) publisher.add(batch.flows, batch.take(), Date.now())
+}
+
+/** Undefined where the kernel gives no reasons. */
+function kernelDrops(kernel: Kernel): (() => Promise<ReturnType<typeof toKernelDrop>[]>) | undefined {
+  if (kernel.programs.find(({ name }) => name === 'watch_kernel_drops')?.fault !== undefined) return undefined
+  const [active, one, other] = ['active_kernel_drops', 'kernel_drops_a', 'kernel_drops_b'].map((name) =>
+    kernel.map(name),
+  )
+  if (!active || !one || !other) return undefined
+  const generations = new Generations(active, one, other)
+  const reasons = dropReasons()
+  return async () => {
+    const records: KernelDropRecord[] = await drainKernelDrops(generations)
+    return records.map((record) => toKernelDrop(record, reasons))
   }
 }

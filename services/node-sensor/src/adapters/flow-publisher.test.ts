@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import { create } from '@bufbuild/protobuf'
+import { create, toBinary } from '@bufbuild/protobuf'
 import { contract } from '@tollward/contracts'
 import { type FlowObserved, FlowObservedSchema, FlowSchema } from '@tollward/contracts/sensor'
 import { eventually, requires, startNatsServer } from '@tollward/testkit'
@@ -12,7 +12,10 @@ import { Outbox } from './batch-publisher.ts'
 import { FlowPublisher } from './flow-publisher.ts'
 
 const skip = await requires({ tools: ['nats-server'] })
-const flowsFrom = (...ports: number[]) => ports.map((sourcePort) => create(FlowSchema, { sourcePort }))
+const flowsFrom = (...ports: number[]) => {
+  const flows = ports.map((sourcePort) => create(FlowSchema, { sourcePort }))
+  return [flows.length, toBinary(FlowObservedSchema, create(FlowObservedSchema, { flows })), 0] as const
+}
 
 test('flows that find no room while the bus is away are counted as lost: the oldest go, the order stays', {
   skip,
@@ -31,11 +34,11 @@ test('flows that find no room while the bus is away are counted as lost: the old
   await eventually(() => !bus.connected, { what: 'the bus is away' })
   const running = outbox.run(bus, end.signal)
 
-  publisher.add(flowsFrom(1, 2), 0)
+  publisher.add(...flowsFrom(1, 2))
   await eventually(() => true, { what: 'a turn' })
-  publisher.add(flowsFrom(3, 4), 0)
-  publisher.add(flowsFrom(5), 0)
-  publisher.add(flowsFrom(6, 7), 0)
+  publisher.add(...flowsFrom(3, 4))
+  publisher.add(...flowsFrom(5))
+  publisher.add(...flowsFrom(6, 7))
   publisher.addLost(10, 'kernel_full')
   await nats.start()
   await provisionBus(nats.url)

@@ -1,13 +1,15 @@
 import { create, toBinary } from '@bufbuild/protobuf'
 import { timestampFromMs } from '@bufbuild/protobuf/wkt'
 import { contract } from '@tollward/contracts'
-import { type Flow, FlowObservedSchema } from '@tollward/contracts/sensor'
+import { FlowObservedSchema, type KernelDrop } from '@tollward/contracts/sensor'
 import { subjectToken } from '../domain/flow.ts'
 import type { Metrics } from '../metrics.ts'
 import type { BatchPublisher, Outbox } from './batch-publisher.ts'
 
-/** About 110 bytes a flow: a batch is far below the megabyte that a NATS server takes, and does not hold up a block for long. */
+/** About 110 bytes a flow, 400 with its container: a batch is below the megabyte that a NATS server takes, and does not hold up a block for long. */
 export const BATCH_FLOWS_MAX = 1000
+/** 60 bytes each. A second's drops of a flood, as far as the kernel kept them apart. */
+const WAITING_DROPS_MAX = 4096
 /** Flows outlive captured calls: they are what detectors judge by. */
 const RANK = 2
 
@@ -20,6 +22,7 @@ interface PublisherOptions {
 /** Publishes flows in batches, each kept until a stream has it or the outbox must shed it. */
 export class FlowPublisher {
   readonly #publisher: BatchPublisher
+  readonly #drops: KernelDrop[] = []
 
   constructor({ node, outbox, metrics }: PublisherOptions) {
     this.#publisher = outbox.publisher({
@@ -31,11 +34,19 @@ export class FlowPublisher {
     })
   }
 
-  /** Takes at most BATCH_FLOWS_MAX flows. */
-  add(flows: Flow[], drainedAtMs: number): void {
-    if (flows.length === 0) return
-    const batch = create(FlowObservedSchema, { flows, drainedAt: timestampFromMs(drainedAtMs) })
-    this.#publisher.add(flows.length, toBinary(FlowObservedSchema, batch))
+  /** Takes flows as FlowBatch encodes them, at most BATCH_FLOWS_MAX; with them go the drops that were added since. */
+  add(flows: number, encoded: Uint8Array, drainedAtMs: number): void {
+    if (flows === 0) return
+    const kernelDrops = this.#drops.splice(0)
+    const rest = create(FlowObservedSchema, { kernelDrops, drainedAt: timestampFromMs(drainedAtMs) })
+    this.#publisher.add(flows, Buffer.concat([toBinary(FlowObservedSchema, rest), encoded]))
+  }
+
+  /** What the kernel threw away; it waits for the next flows, and what was waiting before it goes when there are too many. */
+  addDrops(drops: readonly KernelDrop[]): void {
+    this.#drops.push(...drops)
+    const excess = this.#drops.length - WAITING_DROPS_MAX
+    if (excess > 0) this.addLost(this.#drops.splice(0, excess).length, 'kernel_drops')
   }
 
   /** Flows that were lost before they came here. */

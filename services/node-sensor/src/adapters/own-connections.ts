@@ -1,11 +1,12 @@
 import { subscribe, unsubscribe } from 'node:diagnostics_channel'
 import type { Socket } from 'node:net'
 import { parseAddress } from '@tollward/contracts'
-import type { FlowRecord } from '@tollward/libbpf'
+import { FLOW_KEY } from '@tollward/libbpf'
 
 /** Node tells of each socket that this process opens; those it accepts are told elsewhere. */
 const OPENED = 'net.client.socket'
 const TCP = 6
+const ADDRESS_BYTES = 16
 /** The last packets of a closed connection are drained after it was closed. */
 const FORGET_AFTER_MS = 5000
 
@@ -15,16 +16,23 @@ const FORGET_AFTER_MS = 5000
  */
 export class OwnConnections implements Disposable {
   readonly #keys = new Map<string, number>()
+  /** Local ports of those connections, and how many use each. */
+  readonly #ports = new Map<number, number>()
   readonly #timers = new Set<NodeJS.Timeout>()
 
   constructor() {
     subscribe(OPENED, this.#onSocket)
   }
 
-  /** Whether the flow is of such a connection, in either direction. */
-  has({ protocol, source, sourcePort, destination, destinationPort }: FlowRecord): boolean {
-    if (protocol !== TCP || this.#keys.size === 0) return false
-    const from = endpoint(source, sourcePort)
+  /** Whether the flow with this key is of such a connection, in either direction. */
+  has(keys: Buffer, at: number): boolean {
+    if (this.#keys.size === 0 || keys.readUInt8(at + FLOW_KEY.protocol) !== TCP) return false
+    const sourcePort = keys.readUInt16LE(at + FLOW_KEY.sourcePort)
+    const destinationPort = keys.readUInt16LE(at + FLOW_KEY.destinationPort)
+    // The ports tell nearly all others apart, without a text for each.
+    if (!this.#ports.has(sourcePort) && !this.#ports.has(destinationPort)) return false
+    const from = endpoint(keys.subarray(at + FLOW_KEY.source, at + FLOW_KEY.source + ADDRESS_BYTES), sourcePort)
+    const destination = keys.subarray(at + FLOW_KEY.destination, at + FLOW_KEY.destination + ADDRESS_BYTES)
     const to = endpoint(destination, destinationPort)
     return this.#keys.has(from + to) || this.#keys.has(to + from)
   }
@@ -38,21 +46,32 @@ export class OwnConnections implements Disposable {
     const { socket } = message as { socket: Socket }
     socket.once('connect', () => {
       const key = keyOf(socket)
-      if (key === undefined) return
-      this.#keys.set(key, (this.#keys.get(key) ?? 0) + 1)
-      socket.once('close', () => this.#forgetLater(key))
+      const { localPort } = socket
+      if (key === undefined || localPort === undefined) return
+      addUse(this.#keys, key)
+      addUse(this.#ports, localPort)
+      socket.once('close', () => this.#forgetLater(key, localPort))
     })
   }
 
-  #forgetLater(key: string): void {
+  #forgetLater(key: string, localPort: number): void {
     const timer = setTimeout(() => {
       this.#timers.delete(timer)
-      const uses = (this.#keys.get(key) ?? 1) - 1
-      if (uses > 0) this.#keys.set(key, uses)
-      else this.#keys.delete(key)
+      takeUse(this.#keys, key)
+      takeUse(this.#ports, localPort)
     }, FORGET_AFTER_MS)
     this.#timers.add(timer.unref())
   }
+}
+
+function addUse<Key>(uses: Map<Key, number>, key: Key): void {
+  uses.set(key, (uses.get(key) ?? 0) + 1)
+}
+
+function takeUse<Key>(uses: Map<Key, number>, key: Key): void {
+  const left = (uses.get(key) ?? 1) - 1
+  if (left > 0) uses.set(key, left)
+  else uses.delete(key)
 }
 
 function keyOf({ localAddress, localPort, remoteAddress, remotePort }: Socket): string | undefined {

@@ -46,6 +46,7 @@ test('a kernel rule that names only what is guarded is refused with the reason, 
     [`${TCP_IN}\nsources: [192.0.2.10]`, /spec\.sources\[0\]: 192\.0\.2\.10 is guarded/],
     [`${TCP_IN}\nports: [80, 22]`, /spec\.ports\[1\]: 22 is a management port \(22, 2222, 2223\)/],
     [`${TCP_IN}\nports: [2222-2223]`, /spec\.ports\[0\]: 2222-2223 is a management port/],
+    ['direction: egress\nprotocol: tcp\naction: drop\nports: [2222]', /spec\.ports\[0\]: 2222 is a management port/],
     ['direction: egress\naction: drop\ndestinations: [127.0.0.1]', /spec\.destinations\[0\]: 127\.0\.0\.1 is guarded/],
     ['direction: ingress\naction: alert\nsources: [127.0.0.1]', /spec\.sources\[0\]: 127\.0\.0\.1 is guarded/],
   ]
@@ -57,8 +58,8 @@ test('a kernel rule that names only what is guarded is refused with the reason, 
   const taken = [
     `${TCP_IN}\nsources: [127.0.0.0/31, 0.0.0.0/0]\nports: [20-30, 2222-2224]`,
     'direction: ingress\naction: allow\nsources: [127.0.0.1]',
-    // At egress, the port is of another machine, and the destination counts.
-    'direction: egress\nprotocol: tcp\naction: drop\nports: [22]\nsources: [127.0.0.1]',
+    // At egress the destination counts.
+    'direction: egress\nprotocol: tcp\naction: drop\nports: [25]\nsources: [127.0.0.1]',
   ]
   for (const spec of taken) await apply(ruleOf('taken', spec))
   await admin.deleteDocument({ kind: 'KernelRule', name: 'taken' }, AS_OPERATOR)

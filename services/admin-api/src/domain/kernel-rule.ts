@@ -11,7 +11,7 @@ import { namesOnlyGuarded } from './block.ts'
 /** What no rule touches: every node lets these packets through before it looks at any rule. */
 export interface Guarded {
   readonly addresses: readonly AddressRange[]
-  /** Of TCP and UDP, on the nodes. */
+  /** Of TCP and UDP: on the nodes, and of whom they reach there, such as the bus. */
   readonly managementPorts: readonly number[]
 }
 
@@ -20,8 +20,6 @@ export function kernelRuleFaults({ document, fault }: DocumentSource, guarded: G
   // What passes anyway may be allowed.
   if (document.kind !== 'KernelRule' || document.spec.action === 'allow') return []
   const { direction, ports = [] } = document.spec
-  // At egress these are the ports of others.
-  const ownPorts = direction === 'ingress' ? ports : []
   const peers = direction === 'ingress' ? 'sources' : 'destinations'
   const addresses = 'is guarded: 127.0.0.1, ::1 and the nodes themselves are touched by no rule'
   const management = `is a management port (${guarded.managementPorts.join(', ')}), which no rule touches`
@@ -31,7 +29,7 @@ export function kernelRuleFaults({ document, fault }: DocumentSource, guarded: G
       const isGuarded = range !== undefined && namesOnlyGuarded(range, guarded.addresses)
       return isGuarded ? [fault(['spec', peers, index], `${written} ${addresses}`)] : []
     }),
-    ...ownPorts.flatMap((written, index) =>
+    ...ports.flatMap((written, index) =>
       isOnlyManagement(written, guarded.managementPorts)
         ? [fault(['spec', 'ports', index], `${written} ${management}`)]
         : [],

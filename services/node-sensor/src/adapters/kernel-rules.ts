@@ -108,7 +108,8 @@ export class KernelRules implements AsyncDisposable {
       const id = this.#ids.get(name)
       const counted = id === undefined ? undefined : this.#counts.lookup(keyOf(id))
       const counts = counted ? decodeRuleCount(counted) : { matched: 0n, over: 0n, lastNs: 0n }
-      return { name, spec, ...counts, fault: faults.get(name) ?? (id === undefined ? (this.#refusal ?? NOT_YET) : undefined) }
+      const missing = id === undefined ? (this.#refusal ?? NOT_YET) : undefined
+      return { name, spec, ...counts, fault: faults.get(name) ?? missing }
     })
   }
 

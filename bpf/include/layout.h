@@ -155,7 +155,7 @@ struct rule_match_key {
 	__u8 generation;
 	__u8 direction;
 	__u8 dimension;
-	__u8 zero;
+	__u8 family;	/* of addresses: 4 or 6, as ::/0 is no IPv4; else 0 */
 	__u8 value[16]; /* address; or protocol, port high, port low */
 };
 

@@ -182,6 +182,7 @@ __noinline int judge_by_rules(__u32 direction)
 	transport = find_transport(&key, packet, settings->unknown_transport);
 	if (!transport)
 		return RULES_NONE;
+	key.family = packet->ethernet_protocol == ETH_P_IP ? 4 : 6;
 	__builtin_memcpy(key.value, packet->flow.source.bytes, sizeof(key.value));
 	source = find_rules(&key, RULE_SOURCE, 128);
 	if (!source)

@@ -42,6 +42,7 @@ export const RULE_MATCH_KEY = {
   generation: 4,
   direction: 5,
   dimension: 6,
+  family: 7,
   value: 8,
 } as const
 export const RULE_BITS = { bytes: 136, summary: 0, words: 8 } as const

@@ -28,7 +28,9 @@ const PORT_BITS = 16
 const DIRECTIONS = ['ingress', 'egress'] as const
 const VALUE_BYTES = RULE_MATCH_KEY.bytes - RULE_MATCH_KEY.value
 const WORD_BITS = 64
-const EVERYTHING: Prefix = { address: new Uint8Array(VALUE_BYTES), prefixLength: 0 }
+const MAPPED_PREFIX = Buffer.from('00000000000000000000ffff', 'hex')
+const MAPPED_BITS = 8 * MAPPED_PREFIX.length
+const NOTHING = new Uint8Array(VALUE_BYTES)
 const ONLY_KEY = Buffer.alloc(4)
 /** A packet is under way in the programs for microseconds, and for as long as its CPU is taken from them. */
 const SETTLE_MS = 20
@@ -89,7 +91,7 @@ export function compileRuleTable(rules: readonly RuleTerms[], prefixesMax = RULE
     }
     for (const prefix of wanted) {
       const name = trieName(rule.direction, prefix)
-      const trie = tries.get(name) ?? new DimensionTrie(rule.direction, prefix.dimension)
+      const trie = tries.get(name) ?? new DimensionTrie(rule.direction, prefix)
       tries.set(name, trie)
       if (trie.add(prefix, list.length)) prefixes += 1
     }
@@ -117,6 +119,8 @@ export interface RuleMaps {
  */
 export class RuleTables {
   readonly #maps: RuleMaps
+  /** Keys of both generations in `rule_match`, as far as they are this process' own. */
+  readonly #written: (Buffer | undefined)[] = [undefined, undefined]
   #installedMs = 0
 
   constructor(maps: RuleMaps) {
@@ -132,11 +136,13 @@ export class RuleTables {
     // Packets under way may still read the set before this one, which is about to be overwritten.
     await setTimeout(Math.max(0, this.#installedMs + SETTLE_MS - performance.now()))
     const generation = 1 - this.#generation()
-    this.#sweep()
+    this.#sweep(generation)
     for (const [direction, name] of DIRECTIONS.entries()) this.#writeRules(generation, direction, rules[name])
     const ofGeneration = Buffer.from(keys)
     for (let at = 0; at < keys.length; at += RULE_MATCH_KEY.bytes)
       ofGeneration.writeUInt8(generation, at + RULE_MATCH_KEY.generation)
+    // Before it is written: it may be written in part.
+    this.#written[generation] = ofGeneration
     rule_match.updateBatch(ofGeneration, values)
     const set = Buffer.alloc(RULE_SET.bytes)
     set.writeUInt32LE(generation, RULE_SET.generation)
@@ -146,11 +152,14 @@ export class RuleTables {
     this.#installedMs = performance.now()
   }
 
-  #sweep(): void {
+  /** Removes what is left of the set that is not in force. */
+  #sweep(generation: number): void {
     const { rule_match } = this.#maps
-    const inForce = this.#generation()
-    const stale = [...rule_match.keys()].filter((key) => key.readUInt8(RULE_MATCH_KEY.generation) !== inForce)
-    for (const key of stale) rule_match.delete(key)
+    // Of a set that an earlier process wrote the trie itself has to be asked, at a call for each entry.
+    const stale = this.#written[generation] ?? Buffer.concat([...rule_match.keys()].filter(isOf(generation)))
+    for (let at = 0; at < stale.length; at += RULE_MATCH_KEY.bytes)
+      rule_match.delete(stale.subarray(at, at + RULE_MATCH_KEY.bytes))
+    this.#written[generation] = Buffer.alloc(0)
   }
 
   #generation(): number {
@@ -166,6 +175,14 @@ export class RuleTables {
   }
 }
 
+function isOf(generation: number): (key: Buffer) => boolean {
+  return (key) => key.readUInt8(RULE_MATCH_KEY.generation) === generation
+}
+
+function isMapped(address: Uint8Array): boolean {
+  return MAPPED_PREFIX.equals(address.subarray(0, MAPPED_PREFIX.length))
+}
+
 interface Bits {
   readonly value: Uint8Array
   readonly bits: number
@@ -173,16 +190,23 @@ interface Bits {
 
 interface DimensionPrefix extends Bits {
   readonly dimension: keyof typeof RULE_DIMENSION
+  /** Of addresses. */
+  readonly family: 0 | 4 | 6
 }
 
-function trieName(direction: Direction, { dimension }: DimensionPrefix): string {
-  return `${direction} ${dimension}`
+function trieName(direction: Direction, { dimension, family }: DimensionPrefix): string {
+  return `${direction} ${dimension} ${family}`
 }
 
 /** All prefixes that let a packet match the rule, in all dimensions. */
 function prefixesOf({ protocol, sources, destinations, ports, action }: RuleTerms): DimensionPrefix[] {
-  const addresses = (dimension: 'source' | 'destination', prefixes: readonly Prefix[] = [EVERYTHING]) =>
-    prefixes.map(({ address, prefixLength }) => ({ dimension, value: address, bits: prefixLength }))
+  const addresses = (dimension: 'source' | 'destination', prefixes: readonly Prefix[] | undefined) =>
+    prefixes
+      ? prefixes.map(({ address, prefixLength }) => {
+          const family = prefixLength >= MAPPED_BITS && isMapped(address) ? 4 : 6
+          return { dimension, family, value: address, bits: prefixLength } as const
+        })
+      : ([4, 6] as const).map((family) => ({ dimension, family, value: NOTHING, bits: 0 }))
   const protocols = PROTOCOLS[protocol]
   const transports = protocols.flatMap((bytes) =>
     ports ? ports.flatMap((range) => portPrefixes(bytes, range)) : transport('transport', bytes),
@@ -197,7 +221,7 @@ function prefixesOf({ protocol, sources, destinations, ports, action }: RuleTerm
 function transport(dimension: DimensionPrefix['dimension'], bytes: readonly number[], portBits = 0): DimensionPrefix {
   const value = new Uint8Array(VALUE_BYTES)
   value.set(bytes)
-  return { dimension, value, bits: portBits > 0 ? PROTOCOL_BITS + portBits : PROTOCOL_BITS * bytes.length }
+  return { dimension, family: 0, value, bits: portBits > 0 ? PROTOCOL_BITS + portBits : PROTOCOL_BITS * bytes.length }
 }
 
 /** The fewest prefixes that make up a range of ports: at most 30. */
@@ -224,15 +248,17 @@ interface TrieNode {
   readonly rules: number[]
 }
 
-/** One dimension of one direction: which rules each prefix lets match. */
+/** One dimension of one direction and family: which rules each prefix lets match. */
 class DimensionTrie {
   readonly #direction: Direction
   readonly #dimension: DimensionPrefix['dimension']
+  readonly #family: DimensionPrefix['family']
   readonly #nodes = new Map<string, TrieNode>()
 
-  constructor(direction: Direction, dimension: DimensionPrefix['dimension']) {
+  constructor(direction: Direction, { dimension, family }: DimensionPrefix) {
     this.#direction = direction
     this.#dimension = dimension
+    this.#family = family
   }
 
   has(prefix: DimensionPrefix): boolean {
@@ -267,6 +293,7 @@ class DimensionTrie {
     key.writeUInt32LE(HEAD_BITS + bits, RULE_MATCH_KEY.prefixLength)
     key.writeUInt8(DIRECTIONS.indexOf(this.#direction), RULE_MATCH_KEY.direction)
     key.writeUInt8(RULE_DIMENSION[this.#dimension], RULE_MATCH_KEY.dimension)
+    key.writeUInt8(this.#family, RULE_MATCH_KEY.family)
     key.set(value, RULE_MATCH_KEY.value)
     return key
   }

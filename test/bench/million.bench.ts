@@ -1,3 +1,4 @@
+import assert from 'node:assert/strict'
 import { readFileSync, statSync } from 'node:fs'
 import process from 'node:process'
 import { setTimeout as pause, setImmediate as turn } from 'node:timers/promises'
@@ -9,15 +10,7 @@ import { type Bucket, connectBus, provision } from '@tollward/bus'
 import { type AddressRange, bucketContract, rangeKey } from '@tollward/contracts'
 import { type Block, BlockSchema } from '@tollward/contracts/enforcement'
 import { type BpfMap, blockTarget, LAYOUT_VERSION, openPinnedMap, removePins } from '@tollward/libbpf'
-import {
-  eventually,
-  freePort,
-  networkNamespace,
-  requires,
-  type Service,
-  startNatsServer,
-  startService,
-} from '@tollward/testkit'
+import { freePort, networkNamespace, requires, type Service, startNatsServer, startService } from '@tollward/testkit'
 import { pino } from 'pino'
 import { Registry } from 'prom-client'
 import type { Row } from './block.bench.ts'
@@ -25,14 +18,14 @@ import { percentile } from './latencies.ts'
 
 export const name = 'a million blocked addresses: load, restart, and 1,000 changes a second on top'
 
-const BLOCKS = 1_000_000
+const BLOCKS = Number(process.env.BENCH_BLOCKS ?? 1_000_000)
 const ROOM = 1_100_000
 const CHANGES_PER_SECOND = 1000
 const CHANGES = 5000
 const BLOCK_MS = 3_600_000
 const LOADED_MAX_MS = 300_000
-/** Messages that are sent before the server is asked whether it keeps up. */
-const SENT_TOGETHER = 10_000
+/** Messages that are sent before the server is asked whether it keeps up; it holds back 10,000. */
+const SENT_TOGETHER = 2500
 /** What is promised. */
 const LOAD_MAX_MS = 3000
 const P99_MAX_MS = 10
@@ -88,35 +81,34 @@ export async function run(): Promise<{ rows: Row[] }> {
   })
   const inode = statSync('/proc/self/ns/net').ino
   const map = resources.use(openPinnedMap(`${pins}/v${LAYOUT_VERSION}_net${inode}/block_exact`))
-  await changes(map, bus.bucket(bucketContract(BlockSchema)), BLOCKS, 1000)
-  const appliedMs = await changes(map, bus.bucket(bucketContract(BlockSchema)), BLOCKS + 1000, CHANGES)
+  await changes(map, bus.bucket(bucketContract(BlockSchema)), BLOCKS + 1, 1000)
+  const appliedMs = await changes(map, bus.bucket(bucketContract(BlockSchema)), BLOCKS + 1001, CHANGES)
   const [p50Ms, p99Ms, maxMs] = [0.5, 0.99, 1].map((share) => percentile(appliedMs, share))
   rows.push({
     what: `written → in the map, ${CHANGES_PER_SECOND} a second`,
     ...{ blocks: BLOCKS, count: appliedMs.length, p50Ms: p50Ms ?? 0, p99Ms: p99Ms ?? 0, maxMs: maxMs ?? 0 },
     residentMiB: residentMiB(sensor.pid),
+    // A slow reader is given everything once more; what is said above is then of that.
+    readAgain: sensor.lines.filter((line) => line.includes('blocks are as the bucket is')).length - 2,
   })
   const holds = first.tookMs < LOAD_MAX_MS && (p99Ms ?? 0) < P99_MAX_MS
   rows.push({ what: `load < ${LOAD_MAX_MS} ms, p99 < ${P99_MAX_MS} ms: ${holds ? 'yes' : 'NO'}` })
   return { rows }
 }
 
-/** Straight into the bucket's stream, without waiting for each. */
+/** Straight into the bucket's stream, many at once. */
 async function fill(url: string): Promise<void> {
   const connection = await connect({ servers: url })
   await provision(connection)
   const value = toBinary(BlockSchema, blockOf(rangeOf(0)))
-  for (let index = 0; index < BLOCKS; index++) {
-    connection.publish(`$KV.blocks.${rangeKey(rangeOf(index))}`, value)
-    if (index % SENT_TOGETHER === 0) await connection.flush()
+  for (let index = 1; index <= BLOCKS; index++) {
+    const subject = `$KV.blocks.${rangeKey(rangeOf(index))}`
+    // A stream drops what comes faster than it writes; its answer to one says that it has those before.
+    if (index % SENT_TOGETHER === 0) await connection.request(subject, value, { timeout: LOADED_MAX_MS })
+    else connection.publish(subject, value)
   }
-  await connection.flush()
-  const manager = await jetstreamManager(connection)
-  const held = async () => (await manager.streams.info('KV_blocks')).state.messages
-  await eventually(async () => (await held()) === BLOCKS, {
-    what: 'the server holds them all',
-    timeoutMs: LOADED_MAX_MS,
-  })
+  const { state } = await (await jetstreamManager(connection)).streams.info('KV_blocks')
+  assert.equal(state.messages, BLOCKS)
   await connection.close()
 }
 

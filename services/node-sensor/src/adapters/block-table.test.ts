@@ -134,6 +134,17 @@ describe('the table of blocks, in maps of the kernel that nothing is attached to
     assert(held('10.5.0.1'))
   })
 
+  test('while everything is read again, what is new is applied without waiting for the end', () => {
+    table = newTable()
+    table.setIfOther(block('10.8.0.1'))
+    assert.equal(held('10.8.0.1'), undefined)
+    const end = Date.now() + AN_HOUR_MS
+    table.replace(wanted([block('10.8.0.1', end)]))
+    table.setIfOther(block('10.8.0.2', end))
+    table.setIfOther(block('10.8.0.1', end, 5))
+    assert.deepEqual([held('10.8.0.2')?.ruleId, held('10.8.0.1')?.ruleId], [1, 5])
+  })
+
   test('before the bucket was read nothing that an earlier sensor left is touched', () => {
     newTable().set(block('10.6.0.1'))
     table = newTable()

@@ -87,6 +87,16 @@ export class BlockTable {
     return isNew
   }
 
+  /** Applies one block at once where the table has another, or none; before the first `replace` it does nothing. */
+  setIfOther(block: WantedBlock): void {
+    if (!this.#wantedIsKnown) return
+    const { address, prefixLength } = block.range
+    const position = this.#wanted.find(address, prefixLength)
+    const { expiresAtMs, ruleId } = wantedOf(block)
+    const held = position < 0 ? undefined : this.#wanted.wanted(position)
+    if (held?.expiresAtMs !== expiresAtMs || held.ruleId !== ruleId) this.set(block)
+  }
+
   /** Lifts one block at once. Its room goes to one that waits. */
   remove(key: string): void {
     const range = parseRangeKey(key)

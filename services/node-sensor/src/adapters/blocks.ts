@@ -39,8 +39,10 @@ export function followBlocks({ bus, table, metrics, log }: BlocksOptions): Promi
       return {
         set: (key, entry) => {
           const block = entry && read(entry)
-          if (block) wanted.set(block.range, wantedOf(block))
-          else remove(wanted, key)
+          if (!block) return remove(wanted, key)
+          wanted.set(block.range, wantedOf(block))
+          // What is new since the last reading waits for nothing; what is gone, until all is read.
+          table.setIfOther(block)
         },
         finish: () => {
           const startedMs = performance.now()

@@ -1,10 +1,13 @@
 import assert from 'node:assert/strict'
 import { createSocket } from 'node:dgram'
 import { once } from 'node:events'
+import { writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
 import { after, before, beforeEach, describe, test } from 'node:test'
 import { create } from '@bufbuild/protobuf'
 import { timestampNow } from '@bufbuild/protobuf/wkt'
-import type { Bus } from '@tollward/bus'
+import { createUser } from '@nats-io/nkeys'
+import { type Bus, permissionsOf } from '@tollward/bus'
 import { bucketContract, contract, formatAddress } from '@tollward/contracts'
 import { type Alert, AlertRaisedSchema, Disposition } from '@tollward/contracts/detection'
 import { StoredDocumentSchema } from '@tollward/contracts/document'
@@ -19,6 +22,7 @@ import {
   type Service,
   startNatsServer,
   startService,
+  temporaryDirectory,
 } from '@tollward/testkit'
 import { blocksOf, decidingBus, greeter, metric, pinDirectory, reasons, skip, tryFrom } from './test-node.ts'
 
@@ -70,7 +74,10 @@ describe('a node with kernel rules', { skip }, () => {
   const alertOf = (name: string) => eventually(() => alertsOf(name)[0], { what: `an alert of ${name}` })
 
   before(async () => {
-    nats = resources.use(await startNatsServer())
+    const user = createUser()
+    const seedFile = join(resources.use(await temporaryDirectory()).path, 'node-sensor.nk')
+    await writeFile(seedFile, user.getSeed(), { mode: 0o600 })
+    nats = resources.use(await startNatsServer({ config: onlyItsOwn(user.getPublicKey()) }))
     bus = resources.use(await decidingBus(nats.url))
     // In place of alert-router.
     resources.use(
@@ -87,6 +94,7 @@ describe('a node with kernel rules', { skip }, () => {
     environment = {
       PATH: process.env.PATH ?? '',
       TOLLWARD_NATS_URL: nats.url,
+      TOLLWARD_NATS_NKEY_FILE: seedFile,
       TOLLWARD_HEALTH_PORT: String(await freePort()),
       TOLLWARD_INTERFACES: `${alice.hostDevice},${bob.hostDevice}`,
       TOLLWARD_NODE: NODE,
@@ -268,6 +276,14 @@ describe('a node with kernel rules', { skip }, () => {
     await ruleState('watch', ({ packets, dropped, action }) => packets > 0n && dropped === 0n && action === 'alert')
   })
 })
+
+/** A server on which the sensor may do what it is granted, and whoever shows no credential everything. */
+function onlyItsOwn(nkey: string): string {
+  const { publish, subscribe } = permissionsOf('node-sensor')
+  const sensor = { nkey, permissions: { publish: { allow: publish }, subscribe: { allow: subscribe } } }
+  const users = [sensor, { user: 'tester', password: 'tester' }]
+  return `no_auth_user: tester\nauthorization: ${JSON.stringify({ users })}`
+}
 
 /** Counts datagrams by their source. */
 async function datagramServer(): Promise<

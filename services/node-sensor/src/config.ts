@@ -1,7 +1,7 @@
 import { hostname } from 'node:os'
 import { isAbsolute } from 'node:path'
 import { parseAddress } from '@tollward/contracts'
-import { MANAGEMENT_PORTS_MAX } from '@tollward/libbpf'
+import { ANOMALY, type Anomaly, MANAGEMENT_PORTS_MAX, PAYLOAD_BYTES_MAX } from '@tollward/libbpf'
 import { baseConfig } from '@tollward/runtime'
 import { z } from 'zod'
 
@@ -9,6 +9,8 @@ import { z } from 'zod'
 const INTERFACE = /^[^\s/]{1,15}$/
 const NODE = /^[-._A-Za-z0-9]{1,63}$/
 const ENTRIES_MAX = 4_194_304
+/** A node has few ports at which it speaks HTTP in the clear; each costs nothing. */
+const CLEAR_PORTS_MAX = 256
 
 const entries = z.coerce.number<string>().int().min(1).max(ENTRIES_MAX)
 
@@ -19,18 +21,33 @@ const interfaces = z.string().transform((text, context) => {
   return [...new Set(names)]
 })
 
-const ports = z.string().transform((text, context) => {
-  const numbers = list(text).map((entry) => (/^\d{1,5}$/.test(entry) ? Number(entry) : 0))
-  if (numbers.some((port) => port < 1 || port > 65_535)) context.addIssue('holds something that is no port')
-  if (numbers.length > MANAGEMENT_PORTS_MAX) context.addIssue(`holds more than ${MANAGEMENT_PORTS_MAX} ports`)
-  return numbers
-})
+const ports = portsUpTo(MANAGEMENT_PORTS_MAX)
+const clearPorts = portsUpTo(CLEAR_PORTS_MAX)
 
 const addresses = z.string().transform((text, context) =>
   list(text).flatMap((entry) => {
     const address = parseAddress(entry)
     if (!address) context.addIssue(`"${entry}" is no address`)
     return address ? [address] : []
+  }),
+)
+
+/** `100/200`: so many packets a second, and so many at once. */
+const rate = z.string().transform((text, context) => {
+  const [, packetsPerSecond = '', burst = ''] = /^(\d{1,9})\/(\d{1,9})$/.exec(text) ?? []
+  if (Number(packetsPerSecond) > 0 && Number(burst) > 0)
+    return { packetsPerSecond: Number(packetsPerSecond), burst: Number(burst) }
+  context.addIssue(`"${text}" is no rate; "100/200" is 100 packets a second, and 200 at once`)
+  return z.NEVER
+})
+
+const ANOMALIES = Object.keys(ANOMALY) as Anomaly[]
+
+const anomalies = z.string().transform((text, context) =>
+  list(text).flatMap((entry) => {
+    const found = ANOMALIES.find((name) => snake(name) === entry)
+    if (!found) context.addIssue(`"${entry}" is none of ${ANOMALIES.map(snake).join(', ')}`)
+    return found ?? []
   }),
 )
 
@@ -55,14 +72,46 @@ export const ConfigSchema = z.strictObject({
   managementPorts: ports.prefault('22,4222,9090'),
   /** Addresses that no block touches, with commas; beside 127.0.0.1, ::1 and all addresses of this node's interfaces. */
   guardedAddresses: addresses.prefault(''),
+  /** Kinds of malformed packets that are dropped, with commas; the others pass. All are counted. */
+  dropAnomalies: anomalies.prefault(''),
+  /** SYNs that one source may send (of IPv6: one /64), and that one port of this node may receive, as 100/200. Else any number. */
+  synsPerSource: rate.optional(),
+  synsPerPort: rate.optional(),
+  /** Whether SYNs beyond are dropped, or only counted. */
+  synMode: z.enum(['drop', 'audit']).default('drop'),
+  /** Whether a packet that shows no ports matches rules that name some, and so cannot slip past them. */
+  unknownTransport: z.enum(['judged', 'passed']).default('judged'),
   drainIntervalMs: z.coerce.number<string>().int().min(20).max(10_000).default(150),
   /** Room in the kernel. Changing one replaces the pinned maps. */
   blockedAddressesMax: entries.default(131_072),
   blockedRangesMax: entries.default(65_536),
   flowsMax: entries.default(65_536),
+  /** on: read API calls inside TLS and in the clear, of every process of this node. */
+  calls: z.enum(['off', 'on']).default('off'),
+  /** Connections with such a port at either end are read in the clear, with commas. */
+  callsClearPorts: clearPorts.prefault(''),
+  /** Of each read and write: heads fit, long content does not. */
+  callsPayloadBytesMax: z.coerce.number<string>().int().min(256).max(PAYLOAD_BYTES_MAX).default(4096),
+  /** Of all processes of one cgroup, so that none takes the sensor from the others; 0: no bound. */
+  callsCgroupBytesPerSecond: z.coerce.number<string>().int().min(0).default(16_777_216),
+  /** 1: every connection; 10: each tenth, whole. */
+  callsSampleOneIn: z.coerce.number<string>().int().min(1).max(1_000_000).default(1),
 })
 
 export type Config = z.output<typeof ConfigSchema>
+
+function snake(name: string): string {
+  return name.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`)
+}
+
+function portsUpTo(max: number) {
+  return z.string().transform((text, context) => {
+    const numbers = list(text).map((entry) => (/^\d{1,5}$/.test(entry) ? Number(entry) : 0))
+    if (numbers.some((port) => port < 1 || port > 65_535)) context.addIssue('holds something that is no port')
+    if (numbers.length > max) context.addIssue(`holds more than ${max} ports`)
+    return numbers
+  })
+}
 
 function list(text: string): string[] {
   return text

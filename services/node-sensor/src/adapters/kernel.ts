@@ -2,13 +2,14 @@ import { existsSync, mkdirSync } from 'node:fs'
 import { basename, join } from 'node:path'
 import { AppError } from '@tollward/errors'
 import {
+  type Anomaly,
   type BpfMap,
   type BpfObject,
   type BpfProgram,
   COUNTER,
   type CounterName,
   encodeConfig,
-  type GuardMode,
+  type GuardConfig,
   hasKernelTypes,
   hasSameLayout,
   isErrno,
@@ -22,6 +23,7 @@ import {
   migrateEntries,
   objectContents,
   openPinnedMap,
+  type Rate,
   refusedProgram,
   removePins,
 } from '@tollward/libbpf'
@@ -40,11 +42,11 @@ const SAME_LAYOUT_MAPS = ['counters', 'rule_counts', 'connections'] as const
 /** The first counters are verdicts, each arriving packet counts under one; see bpf/include/layout.h. */
 const VERDICTS_END = COUNTER.expiredSeen
 const ONLY_KEY = Buffer.alloc(4)
-/** Samples of what a rule met, on each CPU: what an alert shows. */
-const GUARD_EVENTS = { packetsPerSecond: 10, burst: 20 } as const
 /** Value of the map `guarded`: that there is an entry says all. */
 const GUARDED = Buffer.from([1, 0, 0, 0])
 
+/** Samples of what is dropped or alerted, of each rule, block or reason: enough to name a source, too few to be a burden. */
+const EVENTS: Rate = { packetsPerSecond: 10, burst: 20 }
 /** Loads that a signal interrupted before it is an error; libbpf itself tries five times in each. */
 const INTERRUPTIONS_MAX = 3
 /** Kinds of programs that are verified against the kernel's own types. */
@@ -63,9 +65,13 @@ interface Loaded {
   readonly maps: readonly string[]
 }
 
-export interface KernelSettings {
-  readonly mode: GuardMode
-  readonly managementPorts: readonly number[]
+/** What the kernel obeys of the service's configuration. */
+export interface KernelSettings extends Pick<GuardConfig, 'mode' | 'managementPorts'> {
+  readonly dropAnomalies: readonly Anomaly[]
+  readonly synsPerSource?: Rate | undefined
+  readonly synsPerPort?: Rate | undefined
+  readonly synMode: 'drop' | 'audit'
+  readonly unknownTransport: 'judged' | 'passed'
   readonly blockedAddressesMax: number
   readonly blockedRangesMax: number
   readonly flowsMax: number
@@ -145,10 +151,19 @@ export class Kernel implements Disposable {
  */
 export function loadKernel(path: string, pins: Pins, settings: KernelSettings, log: Logger): Kernel {
   const kernel = adoptMaps(path, pins, settings, log) ?? replaceMaps(path, pins, settings, log)
-  const { mode, managementPorts } = settings
-  const netnsInum = networkNamespaceInum()
-  kernel.map('config').update(ONLY_KEY, encodeConfig({ mode, managementPorts, netnsInum, events: GUARD_EVENTS }))
+  kernel.map('config').update(ONLY_KEY, encodeConfig(guardConfig(settings)))
   return kernel
+}
+
+function guardConfig(settings: KernelSettings): GuardConfig {
+  const { mode, managementPorts, dropAnomalies, synsPerSource, synsPerPort, synMode, unknownTransport } = settings
+  return {
+    ...{ mode, managementPorts, dropAnomalies, synMode, unknownTransport },
+    ...(synsPerSource && { synsOfSource: synsPerSource }),
+    ...(synsPerPort && { synsToPort: synsPerPort }),
+    netnsInum: networkNamespaceInum(),
+    events: EVENTS,
+  }
 }
 
 /**

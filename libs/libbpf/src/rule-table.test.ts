@@ -51,7 +51,7 @@ test('a set at the limit of its prefixes fits into the kernel beside another suc
   assert(prefixes <= RULE_PREFIXES_MAX && prefixes > RULE_PREFIXES_MAX - 1000, String(prefixes))
   assert(leftOut.length > 0 && leftOut.every(({ reason }) => reason === 'prefixes'))
   const standing = rules.slice(0, rules.length - leftOut.length)
-  for (let time = 0; time < 3; time++) await sensor.rules(...standing)
+  for (let time = 0; time < 2; time++) await sensor.rules(...standing)
   assert.equal(sensor.judge(frameFrom('32.3.231.1')), 'drop')
   assert.equal(sensor.judge(frameFrom('32.3.232.1')), 'pass')
 })
@@ -98,13 +98,16 @@ test('while sets replace each other under load, no packet is judged by half of e
   const { fd } = sensor.object.program('xdp_guard')
   const worker = new Worker(SENDER, { workerData: { fd, frames, stop } })
   const finished = once(worker, 'message')
-  for (let time = 0; time < 30; time++) await sensor.rules(...(sets[time % sets.length] ?? []))
+  for (let time = 1; time <= 12; time++) await sensor.rules(...(sets[time % sets.length] ?? []))
   Atomics.store(stop, 0, 1)
   const [sent] = await finished
   await worker.terminate()
-  const counters = sensor.counters()
+  const { droppedRule, allowed, passed, droppedRate } = sensor.counters()
   assert(sent > 0)
-  assert.deepEqual(counters, { droppedRule: sent })
+  assert.deepEqual(
+    { droppedRule, allowed, passed, droppedRate },
+    { droppedRule: sent, allowed: undefined, passed: undefined, droppedRate: undefined },
+  )
 })
 
 interface WantedPacket {

@@ -31,9 +31,10 @@ const WORD_BITS = 64
 const MAPPED_PREFIX = Buffer.from('00000000000000000000ffff', 'hex')
 const MAPPED_BITS = 8 * MAPPED_PREFIX.length
 const NOTHING = new Uint8Array(VALUE_BYTES)
+const NO_RULES = Buffer.alloc(RULE_BITS.bytes)
 const ONLY_KEY = Buffer.alloc(4)
-/** A packet is under way in the programs for microseconds, and for as long as its CPU is taken from them. */
-const SETTLE_MS = 20
+/** A packet is under way in the programs for a microsecond, and for as long as a hypervisor takes its CPU away. */
+const SETTLE_MS = 100
 
 /** A rule with what packets have to be to match it. */
 export interface RuleTerms extends Rule {
@@ -73,8 +74,8 @@ export interface LeftOutRule {
  *
  * Every rule has a bit in each dimension of a packet (source, destination, transport). An entry of the trie holds the bits of
  * all rules that its prefix lets match, those of the shorter prefixes included, so one search of the longest prefix gives all
- * of them, and the lowest bit that all dimensions share is the first rule that matches. Building takes
- * O(prefixes × 128) steps and O(prefixes × rules) bits.
+ * of them, and the lowest bit that all dimensions share is the first rule that matches: three searches for a packet, however
+ * many rules there are. Building takes O(n log n) steps for n prefixes, and 136 bytes for each: 0.3 s at the most of both.
  */
 export function compileRuleTable(rules: readonly RuleTerms[], prefixesMax = RULE_PREFIXES_MAX) {
   const taken = { ingress: [] as RuleTerms[], egress: [] as RuleTerms[] }
@@ -83,17 +84,17 @@ export function compileRuleTable(rules: readonly RuleTerms[], prefixesMax = RULE
   let prefixes = 0
   for (const rule of rules) {
     const list = taken[rule.direction]
-    const wanted = prefixesOf(rule)
-    const added = wanted.filter((prefix) => !tries.get(trieName(rule.direction, prefix))?.has(prefix)).length
+    const wanted = prefixesOf(rule).map((prefix) => ({ prefix, node: nodeName(prefix) }))
+    const added = wanted.filter(({ prefix, node }) => !tries.get(trieName(rule.direction, prefix))?.has(node)).length
     if (list.length === RULES_MAX || prefixes + added > prefixesMax) {
       leftOut.push({ rule, reason: list.length === RULES_MAX ? 'rules' : 'prefixes' })
       continue
     }
-    for (const prefix of wanted) {
+    for (const { prefix, node } of wanted) {
       const name = trieName(rule.direction, prefix)
       const trie = tries.get(name) ?? new DimensionTrie(rule.direction, prefix)
       tries.set(name, trie)
-      if (trie.add(prefix, list.length)) prefixes += 1
+      if (trie.add(node, prefix, list.length)) prefixes += 1
     }
     list.push(rule)
   }
@@ -261,16 +262,15 @@ class DimensionTrie {
     this.#family = family
   }
 
-  has(prefix: DimensionPrefix): boolean {
-    return this.#nodes.has(nodeName(prefix))
+  has(node: string): boolean {
+    return this.#nodes.has(node)
   }
 
-  /** Returns whether the prefix is new. */
-  add(prefix: DimensionPrefix, rule: number): boolean {
-    const name = nodeName(prefix)
-    const known = this.#nodes.get(name)
+  /** Lets a prefix match a rule, under the prefix' name. Returns whether the prefix is new. */
+  add(node: string, prefix: Bits, rule: number): boolean {
+    const known = this.#nodes.get(node)
     if (known) known.rules.push(rule)
-    else this.#nodes.set(name, { value: firstBits(prefix), bits: prefix.bits, rules: [rule] })
+    else this.#nodes.set(node, { value: firstBits(prefix), bits: prefix.bits, rules: [rule] })
     return known === undefined
   }
 
@@ -278,13 +278,13 @@ class DimensionTrie {
   *entries(): Generator<{ key: Buffer; value: Buffer }> {
     // In this order every prefix comes right after those around it.
     const nodes = [...this.#nodes.values()].sort((a, b) => a.value.compare(b.value) || a.bits - b.bits)
-    const around: { node: TrieNode; words: BigUint64Array }[] = []
+    const around: { node: TrieNode; value: Buffer }[] = []
     for (const node of nodes) {
       while (around.length > 0 && !contains(around[around.length - 1]?.node, node)) around.pop()
-      const words = BigUint64Array.from(around[around.length - 1]?.words ?? new BigUint64Array(RULES_MAX / WORD_BITS))
-      for (const rule of node.rules) setBit(words, rule)
-      around.push({ node, words })
-      yield { key: this.#key(node), value: encodeRuleBits(words) }
+      const value = Buffer.from(around[around.length - 1]?.value ?? NO_RULES)
+      for (const rule of node.rules) setBit(value, rule)
+      around.push({ node, value })
+      yield { key: this.#key(node), value }
     }
   }
 
@@ -317,18 +317,13 @@ function contains(outer: TrieNode | undefined, inner: TrieNode): boolean {
   )
 }
 
-function setBit(words: BigUint64Array, bit: number): void {
-  const word = Math.floor(bit / WORD_BITS)
-  words[word] = (words[word] ?? 0n) | (1n << BigInt(bit % WORD_BITS))
-}
-
-function encodeRuleBits(words: BigUint64Array): Buffer {
-  const value = Buffer.alloc(RULE_BITS.bytes)
-  let summary = 0n
-  for (const [index, word] of words.entries()) {
-    value.writeBigUInt64LE(word, RULE_BITS.words + 8 * index)
-    if (word !== 0n) summary |= 1n << BigInt(index)
+/** In a value of `rule_match`; bits of little-endian words are bits of their bytes. */
+function setBit(value: Buffer, rule: number): void {
+  const word = Math.floor(rule / WORD_BITS)
+  const at = (offset: number, bit: number) => {
+    const byte = offset + (bit >> 3)
+    value[byte] = (value[byte] ?? 0) | (1 << (bit & 7))
   }
-  value.writeBigUInt64LE(summary, RULE_BITS.summary)
-  return value
+  at(RULE_BITS.words, rule)
+  at(RULE_BITS.summary, word)
 }

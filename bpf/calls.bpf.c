@@ -28,6 +28,8 @@
 #define CREATE BPF_LOCAL_STORAGE_GET_F_CREATE
 /* Segments of one call that are read; the others are skipped. */
 #define SEGMENTS_MAX 8
+/* Reads and writes that did not begin as TLS does, of a connection whose beginning was not seen. */
+#define ODD_RECORDS_OF_TEXT 3
 /* Content type 20 to 23, major version 3. */
 #define TLS_RECORD_FIRST 0x14
 #define TLS_RECORD_LAST	 0x17
@@ -88,6 +90,16 @@ static __always_inline struct frame *top_frame(struct thread *thread)
 	return thread->depth == 1 ? &thread->frames[0] : &thread->frames[1];
 }
 
+/* Once: the next call may decipher what was read long before. Nothing, if the thread read several sockets. */
+static __always_inline void take_token(struct thread *thread, struct used_socket *token)
+{
+	*token = thread->token;
+	if (thread->is_ambiguous)
+		token->socket = 0;
+	thread->token.socket = 0;
+	thread->is_ambiguous = 0;
+}
+
 static __always_inline int is_read(enum probe_kind kind)
 {
 	return kind == PROBE_READ || kind == PROBE_READ_EX;
@@ -123,24 +135,25 @@ static __always_inline void enter_transfer(struct pt_regs *regs, enum probe_kind
 	frame->stack = stack;
 	frame->source = source;
 	frame->kind = kind;
-	if (is_read(kind)) {
-		frame->token = thread->token;
-		thread->token.socket = 0;
-	}
+	if (is_read(kind))
+		take_token(thread, &frame->token);
 }
 
-/* The thread decides which sockets belong together only from its first TLS call on. */
+/* A handshake deciphers too, and often the answer to it is written before anything else is read. */
 static __always_inline void enter_handshake(__u64 object, enum call_source source)
 {
 	struct thread *thread = current_thread(CREATE);
 	struct connection *connection;
+	struct used_socket token;
 
 	if (!thread || !thread->token.socket)
 		return;
+	take_token(thread, &token);
+	if (!token.socket)
+		return;
 	connection = tls_connection(object, source);
-	if (connection && connection->binding != BINDING_CERTAIN)
-		tie(connection, &thread->token, BINDING_TOKEN);
-	thread->token.socket = 0;
+	if (connection)
+		tie(connection, &token, BINDING_TOKEN);
 }
 
 static __always_inline void enter_set_fd(__u64 object, __u32 descriptor, enum call_source source)
@@ -324,16 +337,19 @@ static __always_inline int begins_as_tls(const struct place *place)
 }
 
 /*
- * What a socket carries is told by its first bytes, if they were seen. Text may be followed by TLS, as after
- * STARTTLS or CONNECT; TLS is never followed by text.
+ * What a socket carries is told by its first bytes, if they were seen; else text is what does not begin as
+ * TLS several times. Text may be followed by TLS, as after STARTTLS or CONNECT; TLS is never followed by
+ * text.
  */
 static __always_inline void classify(struct connection *socket, const struct place *place)
 {
 	if (begins_as_tls(place)) {
 		socket->is_tls = 1;
 		socket->is_text = 0;
-	} else if (socket->is_whole && !socket->is_tls) {
+	} else if (socket->is_whole || socket->odd_records >= ODD_RECORDS_OF_TEXT) {
 		socket->is_text = 1;
+	} else {
+		socket->odd_records++;
 	}
 }
 
@@ -370,10 +386,12 @@ static __always_inline void note_socket(struct thread *thread, const struct sock
 	struct used_socket used = {.socket = (__u64)sk, .cookie = cookie, .side = socket ? socket->side : 0};
 	struct frame *frame = top_frame(thread);
 
-	if (frame)
+	if (frame) {
 		frame->nested = used;
-	else if (direction == CALL_RECEIVED && !(socket && socket->is_text))
+	} else if (direction == CALL_RECEIVED && !(socket && socket->is_text)) {
+		thread->is_ambiguous |= thread->token.socket && thread->token.socket != used.socket;
 		thread->token = used;
+	}
 }
 
 static __always_inline int use_socket(struct sock *sk, int bytes, int flags, enum call_direction direction)
@@ -390,9 +408,9 @@ static __always_inline int use_socket(struct sock *sk, int bytes, int flags, enu
 	clear = is_clear(sk) && !(socket && socket->is_tls);
 	if ((!clear && !thread && !(socket && socket->is_new)) || !active_settings())
 		return 0;
-	if (clear && !socket)
+	if (!socket)
 		socket = bpf_sk_storage_get(&sockets, sk, 0, CREATE);
-	if (socket && !socket->is_tls && (socket->is_new || socket->is_text || !socket->id)) {
+	if (socket && !socket->is_tls) {
 		find_place(&place, flags);
 		classify(socket, &place);
 		socket->is_new = 0;

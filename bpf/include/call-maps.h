@@ -86,7 +86,8 @@ struct connection {
 	__u8 is_text;  /* of a socket: what it carried first was not TLS, so nobody deciphers it */
 	__u8 is_whole; /* of a socket: seen since its handshake */
 	__u8 is_new;   /* of a socket: it carried nothing yet */
-	__u8 zero[4];
+	__u8 odd_records;
+	__u8 zero[3];
 };
 
 /* A TLS connection is an object at an address of a process, as SSL * is. */
@@ -119,7 +120,8 @@ struct frame {
 struct thread {
 	struct frame frames[CALL_DEPTH_MAX];
 	struct used_socket token;
-	__u64 depth;
+	__u32 depth;
+	__u32 is_ambiguous; /* several sockets were read since a call took the token */
 };
 
 struct {

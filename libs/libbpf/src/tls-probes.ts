@@ -24,6 +24,8 @@ const TRANSFERS: Readonly<Record<string, TransferKind>> = {
 const OTHERS: Readonly<Record<string, ProbeKind>> = {
   SSL_set_fd: 'setFd',
   SSL_do_handshake: 'handshake',
+  // Takes what was read as a handshake does.
+  SSL_shutdown: 'handshake',
   SSL_free: 'free',
 }
 /** Both of each pair hand over to one function with the arguments of the second, in the libraries of distributions. */

@@ -231,6 +231,42 @@ async def main():
     print('port', tls.sockets[0].getsockname()[1], plain.sockets[0].getsockname()[1], flush=True)
     await asyncio.gather(tls.serve_forever(), plain.serve_forever())
 asyncio.run(main())`,
+  pythonBuffers: `
+import socket, ssl, sys
+port, rounds = int(sys.argv[1]), int(sys.argv[2])
+context = ssl._create_unverified_context()
+class Tls:
+    def __init__(self):
+        self.socket = socket.create_connection(('127.0.0.1', port))
+        self.port = self.socket.getsockname()[1]
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self.incoming, self.outgoing, server_hostname='localhost')
+        while True:
+            try: self.tls.do_handshake(); break
+            except ssl.SSLWantReadError:
+                self.flush(); self.receive()
+        self.flush()
+    def flush(self): self.socket.sendall(self.outgoing.read())
+    def receive(self): self.incoming.write(self.socket.recv(65536))
+    def ask(self):
+        self.tls.write(b'GET /port=%d HTTP/1.1\\r\\nhost: localhost\\r\\n\\r\\n' % self.port)
+        self.flush()
+    def begin(self):
+        while True:
+            try: return self.tls.read(45)
+            except ssl.SSLWantReadError: self.receive()
+    def rest(self): return self.tls.read(65536)
+listener = socket.create_server(('127.0.0.1', 0))
+text = socket.create_connection(listener.getsockname())
+other, _ = listener.accept()
+one, two = Tls(), Tls()
+for _ in range(rounds):
+    one.ask(); two.ask()
+    one.begin(); other.sendall(b'text'); text.recv(4); one.rest()
+    two.begin(); one.ask(); one.begin(); one.rest(); two.rest()
+    one.ask(); two.ask(); one.receive(); two.receive()
+    one.begin(); two.begin(); one.rest(); two.rest()
+print('done', rounds, flush=True)`,
   plainClient: `
 const [, port, connections, calls] = process.argv.map(Number)
 const one = () => new Promise((resolve, reject) => {

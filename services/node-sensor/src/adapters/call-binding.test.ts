@@ -139,6 +139,22 @@ test('in one thread that serves TLS and text and calls upstream by TLS, no call 
   assert.equal(saying(chunks), 2400)
 })
 
+test('what was deciphered from a buffer stays with its connection, whatever the thread read meanwhile', {
+  skip: needsPython,
+}, async () => {
+  await using directory = await temporaryDirectory()
+  const { key, cert } = await makeCertificate(directory.path)
+  await using server = await startNode(PROGRAMS.nodeServer, [key, cert])
+  const [port = 0] = await portsOf(server)
+  await using calls = await startCalls({}, { libraries: systemLibraries() })
+  await calls.probed(/libssl/)
+  await using program = await startProcess('python3', ['-c', PROGRAMS.pythonBuffers, String(port), '20'])
+  calls.keep(({ owner }) => owner.pid === program.pid)
+  await program.line(/^done 20/)
+  const chunks = await calls.until('all calls are captured', (seen) => saying(seen) >= 300)
+  assert.deepEqual(tally(chunks, port), { right: 300, wrong: 0, unbound: 0 })
+})
+
 test('calls of nginx are tied for certain to the connection that carried them', { skip: needsNginx }, async () => {
   await using directory = await temporaryDirectory()
   const { key, cert } = await makeCertificate(directory.path)

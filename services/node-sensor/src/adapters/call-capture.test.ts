@@ -234,11 +234,12 @@ test('a call that meets two probes on one instruction is captured once', { skip 
   })
   await run('curl', ['-sk', `https://127.0.0.1:${port}/once`])
   const chunks = await calls.until('both ends ended', (seen) => seen.filter(({ closed }) => closed).length >= 2)
-  const said = chunks.map(({ text, source, direction, closed }) =>
-    closed ? 'end' : `${source} ${direction} ${text.slice(0, 4)}`,
+  const said = chunks.map(({ text, source, direction, binding, closed }) =>
+    closed ? 'end' : `${source} ${direction} ${text.slice(0, 4)} ${binding}`,
   )
   assert.deepEqual(said.sort(), [
-    ...['end', 'end', 'node received GET ', 'node sent HTTP', 'openssl received HTTP', 'openssl sent GET '],
+    ...['end', 'end', 'node received GET  token', 'node sent HTTP token'],
+    ...['openssl received HTTP certain', 'openssl sent GET  certain'],
   ])
   stop.abort()
   await running

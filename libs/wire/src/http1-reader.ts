@@ -131,8 +131,11 @@ export class Http1Reader {
   }
 
   push({ bytes, skipped, total, atNs }: ObservedBytes): void {
+    if (skipped > 0 && !this.#missedLastChunk(skipped, bytes)) {
+      this.#atNs = atNs
+      this.#miss(skipped, true)
+    }
     this.#atNs = atNs
-    if (skipped > 0) this.#miss(skipped, true)
     if (this.#state === 'seek' || this.#state === 'open') this.#seek(bytes)
     this.#consume(bytes)
     if (total > bytes.length) this.#miss(total - bytes.length, false)
@@ -403,6 +406,14 @@ export class Http1Reader {
     this.#line = ''
     this.#lineCut = false
     this.#events.lost(why)
+  }
+
+  /** Where the size of a chunk is due, the bytes of a last one are missing, and a message follows: that was the last one. */
+  #missedLastChunk(skipped: number, next: Uint8Array): boolean {
+    const isDue = this.#state === 'size' && this.#line === ''
+    if (!isDue || skipped !== LAST_CHUNK.length || next.length === 0 || !this.#couldBegin(next)) return false
+    this.#end(true)
+    return true
   }
 
   /** Bytes are missing: whole reads, of which nothing is known, or the rest of one whose beginning was seen. */

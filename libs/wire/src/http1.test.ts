@@ -194,6 +194,24 @@ test('content of known length may be missing: what follows is paired as before, 
   assert.deepEqual(connection.recorder.losses, [])
 })
 
+test('a last chunk that alone is missing has been there, as the head after it shows', () => {
+  const chunked = `${CHUNKED}5\r\nhello\r\n`
+  const connection = new Connection()
+    .asks(get('/a'))
+    .answers(chunked)
+    .asks(get('/b'))
+    .answers(chunked, { skipped: 5 })
+    .asks(get('/c'))
+    .answers('more of it\r\n', { skipped: 5 })
+    .asks(get('/d'))
+    .answers(ok('d'))
+    .close()
+  assert.deepEqual(connection.lines.slice(0, 1), ['GET /a http/1.1 200 0/5'])
+  assert.equal(connection.recorder.ended[0]?.tookNs, 1_000_000n)
+  assert.equal(connection.lines[1], 'GET /c http/1.1 0 0/0 partial')
+  assert.equal(connection.lines.at(-1), 'GET /d http/1.1 200 0/1')
+})
+
 test('a head whose end is missing still pairs, and the next begins with its own read', () => {
   const cookies = `Cookie: ${'c'.repeat(6000)}\r\n`
   const connection = new Connection()

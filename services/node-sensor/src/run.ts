@@ -5,6 +5,8 @@ import type { Logger } from 'pino'
 import { Outbox } from './adapters/batch-publisher.ts'
 import { BlockTable } from './adapters/block-table.ts'
 import { followBlocks } from './adapters/blocks.ts'
+import type { CallSettings } from './adapters/call-kernel.ts'
+import { CallCapture } from './adapters/calls.ts'
 import { capabilitiesOf } from './adapters/capabilities.ts'
 import { drainFlows } from './adapters/flow-drain.ts'
 import { FlowPublisher } from './adapters/flow-publisher.ts'
@@ -41,6 +43,7 @@ export async function run({ name, config, log, registry, health, signal }: Servi
     verdicts: () => kernel.verdicts(),
     events: () => kernel.events(),
     blocks: () => table.sizes(),
+    calls: () => calls?.counts() ?? {},
   })
   const table = new BlockTable({ kernel, guarded, metrics, log })
   const rules = resources.use(new KernelRules({ kernel, metrics, log }))
@@ -69,6 +72,10 @@ export async function run({ name, config, log, registry, health, signal }: Servi
     signal,
   })
 
+  const calls =
+    config.calls === 'on' ? new CallCapture({ settings: callSettings(config), node, outbox, metrics, log }) : undefined
+  const capturing = calls?.run(signal)
+
   const alerting = alertOfRules({ kernel, rules, mode, node, outbox, metrics, signal })
 
   let bus: Bus | undefined
@@ -79,10 +86,11 @@ export async function run({ name, config, log, registry, health, signal }: Servi
   health.check('blocks', () => whyNotFollowed(blocks, 'blocks'))
   health.check('rules', () => whyNotFollowed(followingRules, 'rules') ?? rules.fault())
   health.check('flows', () => publisher.fault())
+  health.check('calls', () => calls?.fault())
   health.ready()
   const nkey = config.natsNkeyFile === undefined ? {} : { nkeySeed: readSecretFile(config.natsNkeyFile) }
   bus = await unless(signal, connectBus({ servers: config.natsUrl, name, ...nkey, log, registry }))
-  if (!bus) return
+  if (!bus) return capturing
   resources.use(bus)
   const publishing = outbox.run(bus, signal)
   blocks = await unless(signal, followBlocks({ bus, table, metrics, log }))
@@ -94,7 +102,7 @@ export async function run({ name, config, log, registry, health, signal }: Servi
   const reporting = reportState({ ...state, bus, log, signal })
   log.info({ blocks: table.sizes() }, 'ready')
   await listing
-  const work = [draining, alerting, publishing, reporting]
+  const work = [draining, alerting, publishing, reporting, ...(capturing ? [capturing] : [])]
   await Promise.race([aborted(signal), ...work])
   await Promise.all(work)
 }
@@ -105,6 +113,20 @@ async function listConnections(kernel: Kernel, log: Logger): Promise<void> {
     await iterate(kernel.program('list_connections'))
   } catch (error) {
     log.warn({ err: error }, 'connections that were open before have no owner until they are used')
+  }
+}
+
+/** What waits to be read of calls takes this much memory of the kernel: two thousand reads of full payload. */
+const CALL_RING_BYTES = 8 * 1024 * 1024
+/** A cgroup may take at once what it may take in two seconds. */
+const CALL_BURST_SECONDS = 2
+
+function callSettings(config: Config): CallSettings {
+  const cgroupBytesPerSecond = config.callsCgroupBytesPerSecond
+  return {
+    payloadBytesMax: config.callsPayloadBytesMax,
+    ...{ cgroupBytesPerSecond, cgroupBurstBytes: cgroupBytesPerSecond * CALL_BURST_SECONDS },
+    ...{ sampleOneIn: config.callsSampleOneIn, clearPorts: config.callsClearPorts, ringBytes: CALL_RING_BYTES },
   }
 }
 

@@ -230,8 +230,11 @@ static __always_inline __u32 prepare_for_rules(struct packet *packet)
 /* Rules let the rest of a datagram pass whose first fragment was granted a management port; blocks do not. */
 static __always_inline int is_rest_of_managed(const struct packet *packet, const struct config *settings)
 {
-	return packet->is_fragment && packet->shows_ports &&
-	       is_management_port(packet->destination_port, settings);
+	if (!packet->is_fragment || !packet->shows_ports)
+		return 0;
+	return is_management_port(packet->destination_port, settings) ||
+	       (packet->flow.direction == DIRECTION_EGRESS &&
+		is_management_port(packet->source_port, settings));
 }
 
 /* The verdict on an arriving packet. */

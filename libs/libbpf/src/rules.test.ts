@@ -91,8 +91,9 @@ describe('rules in the kernel', { skip: needsKernel }, () => {
     for (const source of ['127.0.0.1', '::1', '10.4.4.4']) assert.equal(sensor.judge(frameFrom(source)), 'pass', source)
     assert.equal(sensor.judge(frameFrom(V4, { destinationPort: 22 })), 'pass')
     assert.equal(sensor.judge(frameFrom(V4)), 'drop')
-    await sensor.rules({ id: 6, action: 'drop', expiresNs: bootTimeNs() + 60_000_000n })
+    await sensor.rules({ id: 6, action: 'drop', expiresNs: bootTimeNs() + 3_600_000_000_000n })
     assert.equal(sensor.judge(frameFrom(V4)), 'drop')
+    await sensor.rules({ id: 6, action: 'drop', expiresNs: bootTimeNs() + 300_000_000n })
     await eventually(() => sensor.judge(frameFrom(V4)) === 'pass', { what: 'the rule lapses' })
   })
 
@@ -245,6 +246,13 @@ describe('rules in the kernel', { skip: needsKernel }, () => {
       sensor.judge(v4(udp({ destinationPort }), { fragmentOffset: MORE, protocol, id }))
     const rest = (id: number) => sensor.judge(v4(Buffer.alloc(8), { fragmentOffset: 1, protocol, id }))
     assert.deepEqual([first(4222, 20), rest(20), first(4223, 21), rest(21)], ['pass', 'pass', 'drop', 'drop'])
+    await sensor.rules({ id: 1, action: 'drop', protocol: 'udp', direction: 'egress' })
+    const answer = (id: number, sourcePort: number) =>
+      [
+        v4(udp({ sourcePort }), { fragmentOffset: MORE, protocol, id }),
+        v4(Buffer.alloc(8), { fragmentOffset: 1, protocol, id }),
+      ].map((frame) => sensor.judgeLeaving(frame))
+    assert.deepEqual([answer(22, 4222), answer(23, 4223)].flat(), ['pass', 'pass', 'drop', 'drop'])
   })
 
   test('no tag, option, extension header or odd length hides a port from a rule', async () => {

@@ -148,8 +148,8 @@ function removeInto(directory: string, removed: RemovedPins, faults: unknown[]):
       faults.push(error)
     }
   }
-  // With faults something is left in it, and the first of them says what.
-  if (faults.length === 0) rmdirSync(directory)
+  // Else something could not be removed, and is among the faults.
+  if (readdirSync(directory).length === 0) rmdirSync(directory)
 }
 
 function removePin(path: string): keyof RemovedPins {

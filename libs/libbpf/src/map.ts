@@ -131,18 +131,23 @@ export class BpfMap implements Disposable {
   /** Removes many keys, in batches; one that is not there is no fault. Returns how many were removed. */
   deleteBatch(keys: Uint8Array): number {
     const { keyBytes } = this
+    const total = keys.length / keyBytes
     let removed = 0
-    inBatches(keys.length / keyBytes, (from, to) => {
+    for (let from = 0; from < total; ) {
+      const to = Math.min(from + BATCH_ENTRIES, total)
       const count = uint32(to - from)
       const result = libbpf().bpf_map_delete_batch(this.fd, keys.subarray(from * keyBytes, to * keyBytes), count, null)
-      if (result === 0) {
-        removed += to - from
-        return
-      }
-      // The kernel stops at the first key that is gone already; what it says of how far it came is not to be relied on.
-      for (let index = from; index < to; index++)
-        if (this.delete(keys.subarray(index * keyBytes, (index + 1) * keyBytes))) removed += 1
-    })
+      const isWhole = result === 0
+      if (!isWhole && result !== -ENOTSUPP && result !== -constants.errno.ENOENT)
+        check(`batch delete in the map ${this.name}`, result)
+      // The kernel stops at a key that is not there, and says how many it removed before.
+      const done = result === -ENOTSUPP ? 0 : (count[0] ?? 0)
+      removed += done
+      from += done
+      if (isWhole) continue
+      if (this.delete(keys.subarray(from * keyBytes, (from + 1) * keyBytes))) removed += 1
+      from += 1
+    }
     return removed
   }
 

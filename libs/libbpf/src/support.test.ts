@@ -1,12 +1,15 @@
 import assert from 'node:assert/strict'
-import { mkdir, writeFile } from 'node:fs/promises'
+import { readdirSync } from 'node:fs'
+import { mkdir, rm, symlink, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { test } from 'node:test'
 import { temporaryDirectory } from '@tollward/testkit'
 import { removePins } from './attach.ts'
 import { bootNsToWallTimeMs, bootTimeNs, wallTimeToBootNs } from './clock.ts'
+import { blockTarget } from './layout.ts'
+import { hasBatches } from './map.ts'
 import { BpfError } from './native.ts'
-import { isPinMismatch, loadObject } from './object.ts'
+import { isPinMismatch, loadObject, objectContents } from './object.ts'
 import { compile, mountBpffs, probeSupport } from './support.ts'
 import { compileSensor, loadSensor, needsKernel } from './test-sensor.ts'
 
@@ -93,5 +96,58 @@ test('a pinned map of another shape is never taken over, and said to be the reas
     await assert.rejects(load(32), isPinMismatch)
   } finally {
     assert.deepEqual(removePins(directory), { links: 0, programs: 0, maps: 1 })
+  }
+})
+
+test('a program that is left out is not loaded, and says so when asked for', { skip: needsKernel }, async () => {
+  const path = await compileSensor()
+  const { programs, maps } = objectContents(path)
+  assert.equal(programs.find(({ name }) => name === 'watch_handshake')?.section, 'tp_btf/inet_sock_set_state')
+  assert(maps.includes('block_exact'))
+  using object = loadObject(path, { withoutPrograms: ['watch_handshake'], maps: { flows_a: { maxEntries: 16 } } })
+  assert(object.program('xdp_guard').fd > 0)
+  assert.throws(() => object.program('watch_handshake'), /left out/)
+})
+
+test('many entries are set, read and removed in batches, in hash maps and in tries, also where some are gone', {
+  skip: needsKernel,
+}, async () => {
+  using object = loadObject(await compileSensor(), { maps: { block_exact: { maxEntries: 10_000 } } })
+  const keyOf = (map: string, index: number) => {
+    const address = Buffer.from('00000000000000000000ffff0a000000', 'hex')
+    address.writeUInt32BE(0x0a00_0000 + 256 * index, 12)
+    return blockTarget({ address, prefixLength: map === 'block_exact' ? 128 : 120 }).key
+  }
+  for (const name of ['block_exact', 'block_cidr4'] as const) {
+    const map = object.map(name)
+    const keys = Array.from({ length: 9000 }, (_, index) => keyOf(name, index))
+    map.updateBatch(Buffer.concat(keys), Buffer.alloc(keys.length * map.valueBytes, 1))
+    assert.equal(hasBatches(map), true)
+    const read = new Set<string>()
+    for (const { count, keys: found } of map.entries())
+      for (let index = 0; index < count; index++)
+        read.add(found.toString('hex', index * map.keyBytes, (index + 1) * map.keyBytes))
+    assert.deepEqual(read, new Set(keys.map((key) => key.toString('hex'))))
+    const [first, middle] = [keys[0], keys[4500]]
+    assert(first && middle && map.delete(first) && map.delete(middle))
+    assert.equal(map.deleteBatch(Buffer.concat(keys)), 8998)
+    assert.deepEqual([...map.keys()], [])
+  }
+})
+
+test('what cannot be removed keeps nothing else from going, and is said', { skip: needsKernel }, async () => {
+  mountBpffs()
+  const directory = `/sys/fs/bpf/tollward-faults-${process.pid}`
+  await mkdir(join(directory, 'inner'), { recursive: true })
+  try {
+    using object = loadObject(await compileSensor(), { maps: { block_exact: { maxEntries: 16 } } })
+    for (const name of ['a', 'c', 'inner/a', 'z']) object.map('guarded').pin(join(directory, name))
+    // Two of them, so that whatever the order, one comes before a pin.
+    for (const name of ['b', 'y']) await symlink('/nowhere', join(directory, name))
+    assert.throws(() => removePins(directory), /could not be emptied.*ENOENT/)
+    assert.deepEqual(readdirSync(directory).sort(), ['b', 'y'])
+  } finally {
+    for (const name of ['b', 'y']) await rm(join(directory, name))
+    removePins(directory)
   }
 })

@@ -1,8 +1,9 @@
 import { closeSync, existsSync, readdirSync, readFileSync, statSync } from 'node:fs'
+import { constants } from 'node:os'
 import { join } from 'node:path'
 import { detachLink } from './attach.ts'
 import { CONFIG } from './layout.ts'
-import { openMap, uint32 } from './map.ts'
+import { type BpfMap, openMap, uint32 } from './map.ts'
 import { addressOf, check, isErrno, libbpf } from './native.ts'
 
 const LINK_TYPES: Readonly<Record<number, HookLink['hook']>> = { 6: 'xdp', 11: 'tcx' }
@@ -10,6 +11,7 @@ const LINK_INFO_BYTES = 64
 const PROGRAM_INFO_BYTES = 232
 const MAP_IDS_AT = 56
 const PROGRAM_MAPS_MAX = 64
+const ONLY_KEY = Buffer.alloc(4)
 
 /** A program on the hook of a network interface, by the number that the kernel gave the link. */
 export interface HookLink {
@@ -45,10 +47,9 @@ function mapsOfProgram(programId: number): { readonly name: string; readonly id:
     info.writeBigUInt64LE(addressOf(ids), MAP_IDS_AT)
     check('bpf_obj_get_info_by_fd', libbpf().bpf_obj_get_info_by_fd(fd, info, uint32(PROGRAM_INFO_BYTES)))
     const count = Math.min(info.readUInt32LE(MAP_IDS_AT - 4), PROGRAM_MAPS_MAX)
-    return Array.from({ length: count }, (_, index) => {
-      const id = ids.readUInt32LE(4 * index)
-      using map = openMap(id)
-      return { name: map.name, id }
+    return Array.from({ length: count }, (_, index) => ids.readUInt32LE(4 * index)).flatMap((id) => {
+      const name = withMap(id, (map) => map.name)
+      return name === undefined ? [] : [{ name, id }]
     })
   } finally {
     closeSync(fd)
@@ -65,7 +66,8 @@ export function sensorLinks(): (HookLink & { readonly namespace: number })[] {
     const maps = mapsOfProgram(link.programId)
     const flows = maps.find(({ name }) => name === 'active_flows')?.id
     const config = maps.find(({ name }) => name === 'config')?.id
-    if (flows !== undefined && config !== undefined) namespaces.set(flows, namespaceOf(config))
+    const settings = config === undefined ? undefined : withMap(config, (map) => map.lookup(ONLY_KEY))
+    if (flows !== undefined && settings) namespaces.set(flows, settings.readUInt32LE(CONFIG.netnsInum))
     return { link, flows }
   })
   return links.flatMap(({ link, flows }) => {
@@ -74,9 +76,15 @@ export function sensorLinks(): (HookLink & { readonly namespace: number })[] {
   })
 }
 
-function namespaceOf(configId: number): number {
-  using map = openMap(configId)
-  return map.lookup(Buffer.alloc(4))?.readUInt32LE(CONFIG.netnsInum) ?? 0
+/** Undefined if the program, and its maps with it, are gone meanwhile. */
+function withMap<T>(id: number, read: (map: BpfMap) => T): T | undefined {
+  try {
+    using map = openMap(id)
+    return read(map)
+  } catch (error) {
+    if (isErrno(error, 'ENOENT')) return undefined
+    throw error
+  }
 }
 
 /** Numbers of the links that are pinned somewhere below a directory of a bpffs. */
@@ -142,14 +150,9 @@ function withLink<T>(id: number, act: (fd: number) => T): T | undefined {
   }
 }
 
+/** Or not there yet: EAGAIN is said of a link that another process is just making. */
 function isGone(result: number): boolean {
-  try {
-    check('', result)
-    return false
-  } catch (error) {
-    if (isErrno(error, 'ENOENT')) return true
-    throw error
-  }
+  return result === -constants.errno.ENOENT || result === -constants.errno.EAGAIN
 }
 
 /** The process, or its descriptor, may be gone by now. */

@@ -6,6 +6,8 @@ import { Customer, clientDocument } from '../scenario/customer.ts'
 import { tollward } from '../scenario/operator.ts'
 
 const START_MAX_MS = 120_000
+/** Its programs end one after the other, each within 12 s; a supervisor that is killed before leaves the kernel programs on `lo`. */
+const STOP_MAX_MS = 180_000
 
 /** The local stack, started as `npm start` starts it, with a state directory of its own. */
 export interface LocalStack extends AsyncDisposable {
@@ -28,7 +30,9 @@ export async function startLocalStack(args: readonly string[] = []): Promise<Loc
   await using resources = new AsyncDisposableStack()
   const { path: state } = resources.use(await temporaryDirectory('tollward-stack-'))
   const main = join(ROOT, 'deploy/local/src/main.ts')
-  const running = resources.use(await startProcess(process.execPath, [main, '--state', state, ...args], { cwd: ROOT }))
+  const running = resources.use(
+    await startProcess(process.execPath, [main, '--state', state, ...args], { cwd: ROOT, stopTimeoutMs: STOP_MAX_MS }),
+  )
   await running.line(/is ready after/, START_MAX_MS)
   const operatorFile = join(state, 'operator.json')
   const command = <T>(args: readonly string[], input?: string) =>

@@ -10,7 +10,7 @@ export interface ProgramRun {
   readonly lines: readonly string[]
   /** Settles when it has ended and all its output is read: its exit code, or the signal that ended it. */
   readonly exited: Promise<number | NodeJS.Signals>
-  /** Ends it in an orderly way: SIGTERM, after ten seconds SIGKILL. Settles when it has ended. */
+  /** Ends it in an orderly way: SIGTERM, after ten seconds (or as its options say) SIGKILL. Settles when it has ended. */
   stop(): Promise<number | NodeJS.Signals>
   /** Sends a signal, by default SIGKILL, and settles when the process has ended. */
   kill(signal?: NodeJS.Signals): Promise<number | NodeJS.Signals>
@@ -27,6 +27,8 @@ export interface RunningProcess extends ProgramRun, AsyncDisposable {
 export interface ProcessOptions {
   env?: NodeJS.ProcessEnv
   cwd?: string
+  /** How long it may take to end in an orderly way, before it is killed; default 10 s. */
+  stopTimeoutMs?: number
   /** Its output is added to these; for a program that runs several times in one test. */
   lines?: string[]
 }
@@ -43,15 +45,15 @@ const SETPRIV = ['/usr/bin/setpriv', '/bin/setpriv'].find(existsSync)
 export async function startProcess(
   command: string,
   args: readonly string[],
-  { env = process.env, cwd, lines = [] }: ProcessOptions = {},
+  { env = process.env, cwd, lines = [], stopTimeoutMs = STOP_TIMEOUT_MS }: ProcessOptions = {},
 ): Promise<RunningProcess> {
   const bound = SETPRIV === undefined ? [command, ...args] : [SETPRIV, '--pdeathsig', 'KILL', command, ...args]
   const child = spawn(bound[0] ?? command, bound.slice(1), { env, cwd, stdio: ['ignore', 'pipe', 'pipe'] })
   await once(child, 'spawn')
-  return observed(child, command, lines)
+  return observed(child, command, lines, stopTimeoutMs)
 }
 
-function observed(child: ChildProcess, command: string, lines: string[]): RunningProcess {
+function observed(child: ChildProcess, command: string, lines: string[], stopTimeoutMs: number): RunningProcess {
   const onLine = new Set<(line: string) => void>()
   for (const stream of [child.stdout, child.stderr]) {
     if (stream !== null) readLines(stream, lines, onLine)
@@ -62,7 +64,7 @@ function observed(child: ChildProcess, command: string, lines: string[]): Runnin
     return await exited
   }
   const stop = async () => {
-    const timer = setTimeout(() => child.kill('SIGKILL'), STOP_TIMEOUT_MS)
+    const timer = setTimeout(() => child.kill('SIGKILL'), stopTimeoutMs)
     try {
       return await kill('SIGTERM')
     } finally {

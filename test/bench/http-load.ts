@@ -34,6 +34,30 @@ export async function load(target: Target, connections: number, durationMs: numb
   return { latenciesMs, durationMs: tookMs, generatorShare: (user + system) / 1000 / tookMs }
 }
 
+/** As `load`, but with requests that are due at a steady pace, whether the last were answered in time or not. */
+export async function pacedLoad(
+  target: Target,
+  { connections, durationMs, perSecond }: { connections: number; durationMs: number; perSecond: number },
+): Promise<Load> {
+  const latenciesMs: number[] = []
+  const before = process.cpuUsage()
+  const beganMs = performance.now()
+  const everyMs = (connections * 1000) / perSecond
+  const keepPace = (index: number) => {
+    let dueMs = beganMs + (index * everyMs) / connections
+    const pauseMs = () => {
+      dueMs += everyMs
+      return dueMs - performance.now()
+    }
+    const onLatency = (latencyMs: number) => void latenciesMs.push(latencyMs)
+    return exchange(target, () => performance.now() - beganMs < durationMs, { onLatency, pauseMs })
+  }
+  await Promise.all(Array.from({ length: connections }, (_, index) => keepPace(index)))
+  const { user, system } = process.cpuUsage(before)
+  const tookMs = performance.now() - beganMs
+  return { latenciesMs, durationMs: tookMs, generatorShare: (user + system) / 1000 / tookMs }
+}
+
 /** Sends that many requests, `connections` at once, and hands each answer on. */
 export async function sendAll(
   target: Target,
@@ -65,7 +89,10 @@ function keepBusy(target: Target, endMs: number, latenciesMs: number[]): Promise
 export function exchange(
   target: Target,
   goOn: () => boolean,
-  { onLatency = () => {}, pauseMs }: { onLatency?: (latencyMs: number) => void; pauseMs?: number } = {},
+  {
+    onLatency = () => {},
+    pauseMs = 0,
+  }: { onLatency?: (latencyMs: number) => void; pauseMs?: number | (() => number) } = {},
 ): Promise<void> {
   const { promise, resolve, reject } = Promise.withResolvers<void>()
   const socket: Socket = connect({ host: '127.0.0.1', port: target.port, noDelay: true })
@@ -92,8 +119,9 @@ export function exchange(
       return
     }
     received = Buffer.alloc(0)
-    if (pauseMs === undefined) send()
-    else setTimeout(send, pauseMs)
+    const waitMs = typeof pauseMs === 'number' ? pauseMs : pauseMs()
+    if (waitMs > 0) setTimeout(send, waitMs)
+    else send()
   })
   socket.on('error', reject)
   socket.on('close', () => reject(new Error('the server closed the connection')))

@@ -27,7 +27,7 @@
 
 #define CREATE BPF_LOCAL_STORAGE_GET_F_CREATE
 /* Segments of one call that are read; the others are skipped. */
-#define SEGMENTS_MAX 8
+#define SEGMENTS_MAX 32
 /* Reads and writes that did not begin as TLS does, of a connection whose beginning was not seen. */
 #define ODD_RECORDS_OF_TEXT 3
 /* Content type 20 to 23, major version 3. */

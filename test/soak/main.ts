@@ -1,5 +1,6 @@
 // npm run soak [-- NAME] [--minutes N]: the long counts of which npm test runs a small share.
 import { parseArgs } from 'node:util'
+import { soakCalls } from './calls.ts'
 import { soakPackets } from './packets.ts'
 import { soakPayments } from './payments.ts'
 import { soakPolicy } from './policy.ts'
@@ -14,6 +15,7 @@ const SOAKS: Readonly<Record<string, (minutes: number) => Promise<boolean>>> = {
   payments: soakPayments,
   policy: soakPolicy,
   packets: soakPackets,
+  calls: soakCalls,
 }
 
 const wanted = positionals.length === 0 ? Object.keys(SOAKS) : positionals

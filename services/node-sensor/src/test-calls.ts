@@ -4,12 +4,14 @@ import { promisify } from 'node:util'
 import { type Chunk, compile } from '@tollward/libbpf'
 import { eventually, requires } from '@tollward/testkit'
 import { pino } from 'pino'
-import { type CallKernel, type CallSettings, loadCalls } from './adapters/call-kernel.ts'
+import { type CallFeatures, type CallKernel, type CallSettings, loadCalls } from './adapters/call-kernel.ts'
 import { CallRing } from './adapters/call-ring.ts'
 import { CallTargets } from './adapters/call-targets.ts'
 
 const BPF_DIRECTORY = join(import.meta.dirname, '../../../bpf')
 const READ_INTERVAL_MS = 5
+/** Machines that run all tests at once are slow. */
+const PATIENCE_MS = 30_000
 
 /** For node:test's option `skip`. */
 export const needsProbes: string | false = await requires({
@@ -41,7 +43,7 @@ export class TestCalls implements AsyncDisposable {
   readonly #stop = new AbortController()
   readonly #running: Promise<void>
   #timer: NodeJS.Timeout | undefined
-  #wanted: (chunk: Chunk) => boolean = () => true
+  #wanted: (chunk: Omit<Chunk, 'bytes'>) => boolean = () => true
 
   constructor(kernel: CallKernel, libraries: readonly string[], scanIntervalMs?: number) {
     this.kernel = kernel
@@ -52,9 +54,11 @@ export class TestCalls implements AsyncDisposable {
     this.resume()
   }
 
-  /** Keeps only such chunks from now on. */
-  keep(wanted: (chunk: Chunk) => boolean): void {
+  /** Keeps only such chunks, of those so far too. */
+  keep(wanted: (chunk: Omit<Chunk, 'bytes'>) => boolean): void {
     this.#wanted = wanted
+    const kept = this.chunks.filter(wanted)
+    this.chunks.splice(0, this.chunks.length, ...kept)
   }
 
   /** Leaves what is captured in the ring until `resume`. */
@@ -76,12 +80,15 @@ export class TestCalls implements AsyncDisposable {
 
   /** Settles once the file is probed. */
   async probed(path: RegExp): Promise<void> {
-    await eventually(() => this.targets.targets.some((target) => path.test(target.path)), { what: `${path} is probed` })
+    await eventually(() => this.targets.targets.some((target) => path.test(target.path)), {
+      what: `${path} is probed`,
+      timeoutMs: PATIENCE_MS,
+    })
   }
 
   /** The chunks so far, once they fulfil the condition. */
   async until(what: string, condition: (chunks: readonly KeptChunk[]) => boolean): Promise<readonly KeptChunk[]> {
-    await eventually(() => condition(this.chunks), { what })
+    await eventually(() => condition(this.chunks), { what, intervalMs: 50, timeoutMs: PATIENCE_MS })
     return this.chunks
   }
 
@@ -103,9 +110,13 @@ export function compileCalls(): Promise<string> {
 /** Programs on their tracepoints, probes on every TLS library that is mapped. */
 export async function startCalls(
   settings: Partial<CallSettings> = {},
-  { libraries = [], scanIntervalMs }: { libraries?: readonly string[]; scanIntervalMs?: number } = {},
+  {
+    libraries = [],
+    scanIntervalMs,
+    features,
+  }: { libraries?: readonly string[]; scanIntervalMs?: number; features?: CallFeatures } = {},
 ): Promise<TestCalls> {
-  const kernel = loadCalls(await compileCalls(), { ...SETTINGS, ...settings }, pino({ level: 'silent' }))
+  const kernel = loadCalls(await compileCalls(), { ...SETTINGS, ...settings }, pino({ level: 'silent' }), features)
   return new TestCalls(kernel, libraries, scanIntervalMs)
 }
 

@@ -29,7 +29,9 @@ import { systemLibraries } from './call-targets.ts'
 const needsPython = needsProbes || (await requires({ tools: ['python3', 'curl'] }))
 const needsNginx = needsProbes || (await requires({ tools: ['nginx'] }))
 const run = promisify(execFile)
-const LOAD_TIMEOUT_MS = 60_000
+/** `npm run soak -- calls` makes so many times as many calls. */
+const TIMES = Number(process.env.TOLLWARD_SOAK_TIMES ?? 1)
+const LOAD_TIMEOUT_MS = 60_000 * TIMES
 
 if (!needsProbes) await compileCalls()
 
@@ -75,12 +77,12 @@ test('calls of a Node server and client are tied to the connection that carried 
   const [port = 0] = await portsOf(server)
   await using calls = await startCalls()
   await calls.probed(/node$/)
-  await using client = await startNode(PROGRAMS.nodeClient, [port, 50, 40, 7])
+  await using client = await startNode(PROGRAMS.nodeClient, [port, 50, 40 * TIMES, 7])
   calls.keep(({ owner }) => owner.pid === server.pid || owner.pid === client.pid)
-  await client.line(/^done 2000/, LOAD_TIMEOUT_MS)
+  await client.line(/^done/, LOAD_TIMEOUT_MS)
   // The first calls may be over before the programs know which processes these are.
-  const chunks = await calls.until('all calls are captured', (seen) => saying(seen) >= 8000)
-  assert.deepEqual(tally(chunks, port), { right: 8000, wrong: 0, unbound: 0 })
+  const chunks = await calls.until('all calls are captured', (seen) => saying(seen) >= 8000 * TIMES)
+  assert.deepEqual(tally(chunks, port), { right: 8000 * TIMES, wrong: 0, unbound: 0 })
   assert(chunks.every(({ source }) => source === 'node'))
   assert.deepEqual([...new Set(chunks.map(({ side, owner }) => `${side} ${owner.pid}`))].sort(), [
     `client ${client.pid}`,
@@ -98,17 +100,17 @@ test('calls of Python threads and of curl are tied for certain, as the library u
   await using calls = await startCalls({}, { libraries: systemLibraries() })
   calls.keep(({ owner, addresses }) => owner.pid === server.pid || addresses?.peerPort === port)
   await calls.probed(/libssl/)
-  await using client = await startNode(PROGRAMS.nodeClient, [port, 8, 25, 5])
-  await client.line(/^done 200/, LOAD_TIMEOUT_MS)
+  await using client = await startNode(PROGRAMS.nodeClient, [port, 8, 25 * TIMES, 5])
+  await client.line(/^done/, LOAD_TIMEOUT_MS)
   await run('curl', ['-sk', ...Array.from({ length: 20 }, (_, n) => `https://127.0.0.1:${port}/curl/${n}`)])
   const isServer = ({ owner }: KeptChunk) => owner.pid === server.pid
   const isCurl = ({ owner, closed }: KeptChunk) => owner.comm === 'curl' && !closed
   // The server writes head and body apart; of a call of curl, only the head of the answer says the port.
   const chunks = await calls.until(
     'all calls are captured',
-    (seen) => saying(seen.filter(isServer)) >= 620 && seen.filter(isCurl).length >= 60,
+    (seen) => saying(seen.filter(isServer)) >= 600 * TIMES + 20 && seen.filter(isCurl).length >= 60,
   )
-  assert.deepEqual(tally(chunks.filter(isServer), port), { right: 620, wrong: 0, unbound: 0 })
+  assert.deepEqual(tally(chunks.filter(isServer), port), { right: 600 * TIMES + 20, wrong: 0, unbound: 0 })
   assert.deepEqual(tally(chunks.filter(isCurl), port), { right: 20, wrong: 0, unbound: 0 })
   const kinds = chunks
     .filter((chunk) => isServer(chunk) || isCurl(chunk))
@@ -128,15 +130,15 @@ test('in one thread that serves TLS and text and calls upstream by TLS, no call 
   await using calls = await startCalls({}, { libraries: systemLibraries() })
   await calls.probed(/libssl/)
   calls.keep(({ owner }) => owner.pid === mixed.pid)
-  await using direct = await startNode(PROGRAMS.nodeClient, [tlsPort, 10, 60, 7])
-  await using plain = await startNode(PROGRAMS.plainClient, [plainPort, 10, 60])
-  await Promise.all([direct.line(/^done 600/, LOAD_TIMEOUT_MS), plain.line(/^done 600/, LOAD_TIMEOUT_MS)])
-  const chunks = await calls.until('all calls are captured', (seen) => saying(seen) >= 2400)
+  await using direct = await startNode(PROGRAMS.nodeClient, [tlsPort, 10, 60 * TIMES, 7])
+  await using plain = await startNode(PROGRAMS.plainClient, [plainPort, 10, 60 * TIMES])
+  await Promise.all([direct.line(/^done/, LOAD_TIMEOUT_MS), plain.line(/^done/, LOAD_TIMEOUT_MS)])
+  const chunks = await calls.until('all calls are captured', (seen) => saying(seen) >= 2400 * TIMES)
   const upstreams = chunks.filter(({ addresses }) => addresses?.peerPort === upstreamPort)
   const servers = chunks.filter(({ addresses }) => addresses?.localPort === tlsPort)
-  assert.deepEqual(tally(upstreams, upstreamPort), { right: 1200, wrong: 0, unbound: 0 })
-  assert.deepEqual(tally(servers, tlsPort), { right: 1200, wrong: 0, unbound: 0 })
-  assert.equal(saying(chunks), 2400)
+  assert.deepEqual(tally(upstreams, upstreamPort), { right: 1200 * TIMES, wrong: 0, unbound: 0 })
+  assert.deepEqual(tally(servers, tlsPort), { right: 1200 * TIMES, wrong: 0, unbound: 0 })
+  assert.equal(saying(chunks), 2400 * TIMES)
 })
 
 test('what was deciphered from a buffer stays with its connection, whatever the thread read meanwhile', {
@@ -148,11 +150,11 @@ test('what was deciphered from a buffer stays with its connection, whatever the 
   const [port = 0] = await portsOf(server)
   await using calls = await startCalls({}, { libraries: systemLibraries() })
   await calls.probed(/libssl/)
-  await using program = await startProcess('python3', ['-c', PROGRAMS.pythonBuffers, String(port), '20'])
+  await using program = await startProcess('python3', ['-c', PROGRAMS.pythonBuffers, String(port), String(20 * TIMES)])
   calls.keep(({ owner }) => owner.pid === program.pid)
-  await program.line(/^done 20/)
-  const chunks = await calls.until('all calls are captured', (seen) => saying(seen) >= 300)
-  assert.deepEqual(tally(chunks, port), { right: 300, wrong: 0, unbound: 0 })
+  await program.line(/^done/, LOAD_TIMEOUT_MS)
+  const chunks = await calls.until('all calls are captured', (seen) => saying(seen) >= 300 * TIMES)
+  assert.deepEqual(tally(chunks, port), { right: 300 * TIMES, wrong: 0, unbound: 0 })
 })
 
 test('calls of nginx are tied for certain to the connection that carried them', { skip: needsNginx }, async () => {
@@ -167,10 +169,27 @@ test('calls of nginx are tied for certain to the connection that carried them', 
   await using nginx = await startProcess(tool.command, [...tool.args, '-p', directory.path, '-c', path, '-e', 'stderr'])
   await eventually(() => isAccepting(port), { what: 'nginx accepts' })
   await calls.probed(/libssl/)
-  await using client = await startNode(PROGRAMS.nodeClient, [port, 20, 20, 6])
-  await client.line(/^done 400/, LOAD_TIMEOUT_MS)
-  const chunks = await calls.until('all calls are captured', (seen) => saying(seen) >= 800)
-  assert.deepEqual(tally(chunks, port), { right: 800, wrong: 0, unbound: 0 })
+  await using client = await startNode(PROGRAMS.nodeClient, [port, 20, 20 * TIMES, 6])
+  await client.line(/^done/, LOAD_TIMEOUT_MS)
+  const chunks = await calls.until('all calls are captured', (seen) => saying(seen) >= 800 * TIMES)
+  assert.deepEqual(tally(chunks, port), { right: 800 * TIMES, wrong: 0, unbound: 0 })
   assert(chunks.every(({ binding }) => binding === 'certain'))
   assert.notEqual(chunks[0]?.owner.pid, nginx.pid, 'its workers')
+})
+
+test('on a kernel without socket tracepoints and links of many probes, calls inside TLS are still tied to their connections', {
+  skip: needsProbes,
+}, async () => {
+  await using directory = await temporaryDirectory()
+  const { key, cert } = await makeCertificate(directory.path)
+  await using server = await startNode(PROGRAMS.nodeServer, [key, cert])
+  const [port = 0] = await portsOf(server)
+  await using calls = await startCalls({}, { features: { socketTracepoints: false, uprobeMulti: false } })
+  assert.equal(calls.kernel.missing.length, 2)
+  await calls.probed(/node$/)
+  await using client = await startNode(PROGRAMS.nodeClient, [port, 10, 20, 7])
+  calls.keep(({ owner }) => owner.pid === server.pid || owner.pid === client.pid)
+  await client.line(/^done/, LOAD_TIMEOUT_MS)
+  const chunks = await calls.until('all calls are captured', (seen) => saying(seen) >= 800)
+  assert.deepEqual(tally(chunks, port), { right: 800, wrong: 0, unbound: 0 })
 })

@@ -129,10 +129,10 @@ test('what a write has in more segments than are read is told as skipped by the 
   const chunks = await captured(
     calls,
     port,
-    `client.sendmsg([b'ab'] * 10); whole(server, 20); client.send(b'next'); whole(server, 4)`,
+    `client.sendmsg([b'ab'] * 34); whole(server, 68); client.send(b'next'); whole(server, 4)`,
   )
   const sent = told(chunks, port, 'sent', 'client')
-  assert.deepEqual(sent, [...Array.from({ length: 8 }, () => ['ab', 2, 0]), ['next', 4, 4]])
+  assert.deepEqual(sent, [...Array.from({ length: 32 }, () => ['ab', 2, 0]), ['next', 4, 4]])
 })
 
 test('a cgroup beyond its budget loses records, not the knowledge of how much', { skip }, async () => {

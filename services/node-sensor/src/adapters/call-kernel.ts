@@ -35,6 +35,18 @@ export interface CallSettings {
   readonly ringBytes: number
 }
 
+/** What newer kernels have: socket tracepoints since Linux 6.3, one link for many probes since 6.6. */
+export interface CallFeatures {
+  readonly socketTracepoints: boolean
+  readonly uprobeMulti: boolean
+}
+
+/** What the running kernel has. */
+export function callFeatures(): CallFeatures {
+  const socketTracepoints = Object.keys(SOCKET_PROGRAMS).every(hasKernelTracepoint)
+  return { socketTracepoints, uprobeMulti: hasUprobeMulti() }
+}
+
 /** The programs that capture calls, loaded and on their tracepoints. Nothing is pinned: it ends with this process. */
 export class CallKernel implements Disposable {
   readonly object: BpfObject
@@ -79,14 +91,18 @@ export class CallKernel implements Disposable {
  * Loads the programs of calls.bpf.o and puts them on their tracepoints. What this kernel lacks is left out and named. Throws
  * BpfError if even the rest cannot be loaded.
  */
-export function loadCalls(path: string, settings: CallSettings, log: Logger): CallKernel {
+export function loadCalls(
+  path: string,
+  settings: CallSettings,
+  log: Logger,
+  features: CallFeatures = callFeatures(),
+): CallKernel {
   const missing: string[] = []
-  const tracepoints: string[] = Object.keys(SOCKET_PROGRAMS)
-  const hasSockets = tracepoints.every(hasKernelTracepoint)
-  if (!hasSockets) missing.push('calls in the clear: the tracepoints sock_send_length and sock_recv_length (Linux 6.3)')
-  const how = hasUprobeMulti() ? 'multi' : 'single'
+  if (!features.socketTracepoints)
+    missing.push('calls in the clear: the tracepoints sock_send_length and sock_recv_length (Linux 6.3)')
+  const how = features.uprobeMulti ? 'multi' : 'single'
   if (how === 'single') missing.push('probes in one link (Linux 6.6): attaching and detaching take longer')
-  const without = hasSockets ? [READ_PROGRAM] : Object.values(SOCKET_PROGRAMS)
+  const without = features.socketTracepoints ? [READ_PROGRAM] : Object.values(SOCKET_PROGRAMS)
   const object = loadObject(path, {
     maps: { calls: { maxEntries: settings.ringBytes } },
     withoutPrograms: without,

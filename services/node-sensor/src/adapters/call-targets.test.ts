@@ -11,6 +11,10 @@ import { systemLibraries } from './call-targets.ts'
 const skip = needsProbes || (await requires({ tools: ['curl', 'ldd', 'chroot', 'python3'] }))
 const run = promisify(execFile)
 
+const PATIENCE_MS = 30_000
+/** `npm run soak -- calls` does so a thousand times. */
+const ROUNDS = process.env.TOLLWARD_SOAK_TIMES === undefined ? 5 : 1000
+
 if (!skip) await compileCalls()
 
 async function startServer(directory: string) {
@@ -56,11 +60,14 @@ test('a library is probed as soon as a process of another root maps it, and let 
     '1',
     'https://127.0.0.1:9/',
   ])
-  await eventually(() => calls.targets.targets.some(inRoot), { what: 'the library of the other root is probed' })
+  await eventually(() => calls.targets.targets.some(inRoot), {
+    what: 'the library of the other root is probed',
+    timeoutMs: PATIENCE_MS,
+  })
   await run('chroot', [root, curl, '-sk', url])
   await calls.until('its call is captured', (chunks) => chunks.some(({ text }) => text.startsWith('GET /slow')))
   await waiting.kill()
-  await eventually(() => !calls.targets.targets.some(inRoot), { what: 'the library is let go' })
+  await eventually(() => !calls.targets.targets.some(inRoot), { what: 'the library is let go', timeoutMs: PATIENCE_MS })
   assert.equal(calls.targets.refused, 0)
 })
 
@@ -83,11 +90,15 @@ test('a library whose file was deleted under its user is probed all the same', {
   ])
   await eventually(async () => (await run('grep', ['-c', 'libssl', `/proc/${user.pid}/maps`])).stdout !== '0', {
     what: 'mapped',
+    timeoutMs: PATIENCE_MS,
   })
   const library = (await run('find', [root, '-name', 'libssl*'])).stdout.trim()
   unlinkSync(library)
   await using calls = await startCalls()
-  await eventually(() => calls.targets.targets.some(({ path }) => path.includes(library)), { what: 'probed' })
+  await eventually(() => calls.targets.targets.some(({ path }) => path.includes(library)), {
+    what: 'probed',
+    timeoutMs: PATIENCE_MS,
+  })
 })
 
 test('the first call of a process that lives for an instant is captured by a library of the system', {
@@ -131,7 +142,7 @@ test('probes put on and taken off again and again under load change nothing for 
     '1000000',
     '20',
   ])
-  for (let round = 0; round < 5; round++) {
+  for (let round = 0; round < ROUNDS; round++) {
     await using calls = await startCalls()
     await calls.probed(/node$/)
     calls.keep(({ owner }) => owner.pid === server.server.pid)

@@ -41,6 +41,7 @@ const SYSTEM_PACKAGES = [
   'curl',
   'chromium',
   'python3-venv',
+  'tshark',
 ]
 
 const tally = emptyTally()

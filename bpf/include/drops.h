@@ -14,13 +14,13 @@
 /* 44 + 8 bytes and the table's own, two generations. A flood fills it; the totals go on. */
 #define KERNEL_DROPS_MAX 4096
 /* Linux 6.18 has some 120 reasons. Reasons of subsystems, which begin at 1 << 16, share the last slot. */
+#define GUARDS_OWN_NS	(1000 * 1000)
 #define DROP_TOTALS	256
 #define TRANSPORT_BYTES 4
 
 enum skb_drop_reason {
 	SKB_NOT_DROPPED_YET = 0,
 	SKB_CONSUMED = 1,
-	SKB_DROP_REASON_XDP = 2,
 };
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
@@ -70,19 +70,15 @@ static __always_inline int is_of_this_namespace(const struct sk_buff *skb)
 	struct config *settings = bpf_map_lookup_elem(&config, &zero);
 	const struct net_device *device = BPF_CORE_READ(skb, dev);
 	const struct sock *sk = BPF_CORE_READ(skb, sk);
-	const struct net *net = 0;
 
 	if (!settings)
 		return 0;
 	if (settings->netns_inum == 0)
 		return 1;
-	/* A packet on its way out may have no device yet; a packet in a queue may keep other things in dev.
-	 */
-	if (sk)
-		net = BPF_CORE_READ(sk, __sk_common.skc_net.net);
-	else if (device)
-		net = BPF_CORE_READ(device, nd_net.net);
-	return net && BPF_CORE_READ(net, ns.inum) == settings->netns_inum;
+	/* Either may be another's: a packet from a container keeps its sender's socket until it is routed,
+	 * and one in a queue keeps other things where its device was. */
+	return (sk && BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum) == settings->netns_inum) ||
+	       (device && BPF_CORE_READ(device, nd_net.net, ns.inum) == settings->netns_inum);
 }
 
 static __always_inline void read_drop_ports(struct kernel_drop *drop, const void *at)
@@ -136,6 +132,30 @@ static __always_inline int read_dropped(struct kernel_drop *drop, const struct s
 	return 0;
 }
 
+static __always_inline int has_addresses_of(const struct kernel_drop *drop, __u32 direction)
+{
+	const struct packet *packet = bpf_map_lookup_elem(&packets, &direction);
+	const __u64 *seen, *dropped = (const void *)&drop->source;
+
+	if (!packet)
+		return 0;
+	seen = (const void *)&packet->flow.source;
+	return seen[0] == dropped[0] && seen[1] == dropped[1] && seen[2] == dropped[2] &&
+	       seen[3] == dropped[3];
+}
+
+/* Whether the packet is the one that the guard dropped on this CPU just now: the kernel throws it away at
+ * once, and not always with a reason that tells. */
+static __always_inline int is_guards_own(const struct kernel_drop *drop)
+{
+	__u32 zero = 0;
+	const struct allowance *allowance = bpf_map_lookup_elem(&dropped_allowance, &zero);
+
+	if (!allowance || bpf_ktime_get_boot_ns() - allowance->dropped_ns > GUARDS_OWN_NS)
+		return 0;
+	return has_addresses_of(drop, FLOW_INGRESS) || has_addresses_of(drop, FLOW_EGRESS);
+}
+
 static __always_inline void add_to_total(__u32 reason)
 {
 	__u32 slot = reason < DROP_TOTALS - 1 ? reason : DROP_TOTALS - 1;
@@ -149,7 +169,7 @@ static __always_inline void add_to_total(__u32 reason)
 SEC("tp_btf/kfree_skb")
 int BPF_PROG(watch_kernel_drops, struct sk_buff *skb, void *location, enum skb_drop_reason reason)
 {
-	struct kernel_drop drop = {.reason = reason};
+	struct kernel_drop drop __attribute__((aligned(8))) = {.reason = reason};
 	__u64 *packets, one = 1;
 	__u32 zero = 0;
 	void *drops;
@@ -159,10 +179,7 @@ int BPF_PROG(watch_kernel_drops, struct sk_buff *skb, void *location, enum skb_d
 	if (bpf_core_enum_value_exists(enum skb_drop_reason, SKB_CONSUMED) &&
 	    reason == bpf_core_enum_value(enum skb_drop_reason, SKB_CONSUMED))
 		return 0;
-	if (bpf_core_enum_value_exists(enum skb_drop_reason, SKB_DROP_REASON_XDP) &&
-	    reason == bpf_core_enum_value(enum skb_drop_reason, SKB_DROP_REASON_XDP))
-		return 0;
-	if (!is_of_this_namespace(skb) || !read_dropped(&drop, skb))
+	if (!is_of_this_namespace(skb) || !read_dropped(&drop, skb) || is_guards_own(&drop))
 		return 0;
 	add_to_total(reason);
 	drops = bpf_map_lookup_elem(&active_kernel_drops, &zero);

@@ -23,6 +23,7 @@ const ELSEWHERE: Record<string, { arch: string; program?: string; files?: readon
   libbpf1: { arch: 'libbpf', files: ['/usr/lib/libbpf.so.1', '/usr/lib64/libbpf.so.1'] },
   make: { arch: 'make', program: 'make' },
   'python3-pip': { arch: 'python-pip', program: 'pip' },
+  tshark: { arch: 'wireshark-cli', program: 'tshark' },
 }
 
 /**

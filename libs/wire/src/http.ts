@@ -1,5 +1,8 @@
 import type { ExchangeHandler, ObservedBytes } from './exchange.ts'
+import { CLIENT_PREFACE, FrameFlag, FrameType } from './frames.ts'
 import { Http1Connection } from './http1.ts'
+import { Http2Connection } from './http2.ts'
+import { consistsOfFrames, firstFields } from './http2-reader.ts'
 
 export type ObservedDirection = 'sent' | 'received'
 
@@ -9,6 +12,8 @@ const UNDECIDED_READS_MAX = 64
 const BEGINNING_BYTES = 32
 
 const QUESTION = /^[\r\n]*[A-Z][A-Z-]{0,19} [/*[\w]/
+/** As little of one as a read may hold. */
+const MAYBE_QUESTION = /^[\r\n]*[A-Z][A-Z-]{0,19}(?: |$)/
 const ANSWER = /^HTTP\/1\.[01] [1-5]/
 
 /**
@@ -18,7 +23,7 @@ const ANSWER = /^HTTP\/1\.[01] [1-5]/
 export class HttpObserver<Call> {
   readonly #handler: ExchangeHandler<Call>
   #asks: ObservedDirection | undefined
-  #connection: Http1Connection<Call> | undefined
+  #connection: Http1Connection<Call> | Http2Connection<Call> | undefined
   #undecidedReads = 0
   #other = false
 
@@ -45,12 +50,12 @@ export class HttpObserver<Call> {
 
   push(direction: ObservedDirection, observed: ObservedBytes): void {
     if (this.#other) return
-    this.#asks ??= askingDirection(direction, observed.bytes)
     if (!this.#connection) this.#decide(direction, observed)
-    if (!this.#connection) return
-    this.#connection.push(direction === this.#asks ? 'request' : 'response', observed)
-    if (this.#connection.fate !== 'http1') {
-      this.#connection.close(observed.atNs)
+    const connection = this.#connection
+    if (!connection) return
+    connection.push(direction === this.#asks ? 'request' : 'response', observed)
+    if (connection instanceof Http1Connection && connection.fate !== 'http1') {
+      connection.close(observed.atNs)
       this.#other = true
     }
   }
@@ -62,27 +67,51 @@ export class HttpObserver<Call> {
   }
 
   #decide(direction: ObservedDirection, { bytes }: ObservedBytes): void {
-    if (this.#asks !== undefined && looksLikeHttp(bytes, direction === this.#asks)) {
-      this.#connection = new Http1Connection(this.#handler)
-      return
-    }
-    this.#undecidedReads += 1
+    const spoken = this.#spokenIn(direction, Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length))
+    if (spoken === 'http1') this.#connection = new Http1Connection(this.#handler)
+    else if (spoken === 'http2') this.#connection = new Http2Connection(this.#handler, isPreface(bytes))
+    else this.#undecidedReads += 1
     if (this.#undecidedReads > UNDECIDED_READS_MAX) this.#other = true
+  }
+
+  /** What the beginning of a read shows, also of who asks. */
+  #spokenIn(direction: ObservedDirection, bytes: Buffer): 'http1' | 'http2' | undefined {
+    const beginning = bytes.toString('latin1', 0, BEGINNING_BYTES)
+    if (isPreface(bytes)) {
+      this.#asks ??= direction
+      return 'http2'
+    }
+    if (ANSWER.test(beginning)) {
+      this.#asks ??= otherThan(direction)
+      return 'http1'
+    }
+    if (QUESTION.test(beginning)) this.#asks ??= direction
+    if (direction === this.#asks && MAYBE_QUESTION.test(beginning)) return 'http1'
+    return this.#showsFrames(direction, bytes) ? 'http2' : undefined
+  }
+
+  /** Of a connection whose beginning was not seen, only fields that must be there show what it is. */
+  #showsFrames(direction: ObservedDirection, bytes: Buffer): boolean {
+    if (!consistsOfFrames(bytes)) return false
+    if (direction !== this.#asks && this.#asks !== undefined && isSettings(bytes)) return true
+    const fields = firstFields(bytes)
+    const isQuestion = fields?.some(([name]) => name === ':method') ?? false
+    const isAnswer = fields?.some(([name, value]) => name === ':status' && /^[1-5]\d\d$/.test(value)) ?? false
+    if (isQuestion === isAnswer) return false
+    this.#asks ??= isQuestion ? direction : otherThan(direction)
+    return isQuestion === (direction === this.#asks)
   }
 }
 
-function askingDirection(direction: ObservedDirection, bytes: Uint8Array): ObservedDirection | undefined {
-  const beginning = beginningOf(bytes)
-  if (QUESTION.test(beginning)) return direction
-  if (ANSWER.test(beginning)) return direction === 'sent' ? 'received' : 'sent'
-  return undefined
+function isPreface(bytes: Uint8Array): boolean {
+  return Buffer.compare(bytes.subarray(0, CLIENT_PREFACE.length), CLIENT_PREFACE) === 0
 }
 
-function looksLikeHttp(bytes: Uint8Array, question: boolean): boolean {
-  const beginning = beginningOf(bytes)
-  return (question ? /^[\r\n]*[A-Z]/ : ANSWER).test(beginning)
+/** A server's first frame. */
+function isSettings(bytes: Buffer): boolean {
+  return bytes[3] === FrameType.settings && ((bytes[4] ?? 0) & FrameFlag.ack) === 0
 }
 
-function beginningOf(bytes: Uint8Array): string {
-  return Buffer.from(bytes.buffer, bytes.byteOffset, Math.min(bytes.length, BEGINNING_BYTES)).toString('latin1')
+function otherThan(direction: ObservedDirection): ObservedDirection {
+  return direction === 'sent' ? 'received' : 'sent'
 }

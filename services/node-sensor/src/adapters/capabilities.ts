@@ -1,5 +1,6 @@
 import { existsSync } from 'node:fs'
 import { hasBatches, hasKernelTypes } from '@tollward/libbpf'
+import { callFeatures } from './call-kernel.ts'
 import type { Hooks } from './hooks.ts'
 import type { Kernel } from './kernel.ts'
 
@@ -25,6 +26,7 @@ const ITERATOR = /^iter\//
 /** The table of what this kernel offers, after everything was loaded and attached: each is said as it turned out, not guessed. */
 export function capabilitiesOf({ kernel, hooks }: { kernel: Kernel; hooks: Hooks }): Capability[] {
   const types = hasKernelTypes()
+  const calls = callFeatures()
   const batches = (['block_exact', 'block_cidr4'] as const).map((map) => ({ map, on: hasBatches(kernel.map(map)) }))
   const probes = { uprobes: '/sys/bus/event_source/devices/uprobe', statistics: '/proc/sys/kernel/bpf_stats_enabled' }
   return [
@@ -47,6 +49,18 @@ export function capabilitiesOf({ kernel, hooks }: { kernel: Kernel; hooks: Hooks
         capability(`iterator ${name}`, fault === undefined, 'loaded', `${fault}: ${WITHOUT[name] ?? 'left out'}`),
       ),
     capability('uprobes', existsSync(probes.uprobes), 'offered', 'the kernel lacks them: nothing inside TLS is seen'),
+    capability(
+      'uprobes in one link (uprobe_multi)',
+      calls.uprobeMulti,
+      'offered',
+      'too old: one by one, which takes longer',
+    ),
+    capability(
+      'calls in the clear',
+      calls.socketTracepoints,
+      'offered',
+      'too old (6.3): only those inside TLS are seen',
+    ),
     capability('cost of programs (bpf_stats)', existsSync(probes.statistics), 'counted', 'too old: not counted'),
     cgroups(),
   ]

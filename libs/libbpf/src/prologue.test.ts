@@ -3,8 +3,8 @@ import { test } from 'node:test'
 import { cheapestPoint, firstCall } from './prologue.ts'
 
 const bytes = (hex: string) => Buffer.from(hex.replaceAll(' ', ''), 'hex')
-const atReturn = (hex: string) => cheapestPoint(bytes(hex), { stackIntact: true })
-const atEntry = (hex: string) => cheapestPoint(bytes(hex), { stackIntact: false })
+const atReturn = (hex: string) => cheapestPoint(bytes(hex), { argumentCount: 4, stackIntact: true })
+const atEntry = (hex: string) => cheapestPoint(bytes(hex), { argumentCount: 4, stackIntact: false })
 
 /** SSL_read of OpenSSL 3.0: room on the stack, the canary, a test of the length; then it hands over. */
 const PLAIN =
@@ -44,6 +44,12 @@ test('a probe is not put behind an instruction that changes an argument', () => 
   assert.deepEqual(atEntry('4883fe01 55'), { at: 4, isCheap: true }, 'cmp rsi, 1')
 })
 
+test('a probe may go behind a change of what it does not read', () => {
+  const clearsFourth = bytes('4531c0 31c9 e900000000')
+  assert.deepEqual(cheapestPoint(clearsFourth, { argumentCount: 3, stackIntact: true }), { at: 5, isCheap: true })
+  assert.deepEqual(cheapestPoint(clearsFourth, { argumentCount: 4, stackIntact: true }), { at: 0, isCheap: false })
+})
+
 test('a probe is not put behind an instruction that is not known', () => {
   assert.deepEqual(atEntry('c5f877 55'), { at: 0, isCheap: false })
   assert.deepEqual(atEntry('c3 55'), { at: 0, isCheap: false })
@@ -54,7 +60,7 @@ test('code that is cut off is never read beyond its end', () => {
   const whole = bytes(PLAIN)
   for (let length = 0; length <= whole.length; length++) {
     const cut = whole.subarray(0, length)
-    assert(cheapestPoint(cut, { stackIntact: false }).at <= Math.max(0, length - 1))
+    assert(cheapestPoint(cut, { argumentCount: 4, stackIntact: false }).at <= Math.max(0, length - 1))
     assert(firstCall(cut) === undefined || length >= 35)
   }
 })
@@ -69,7 +75,7 @@ test('no bytes make the decoder fail, go on for ever or leave its bounds', () =>
   }
   for (let round = 0; round < 50_000; round++) {
     const code = Uint8Array.from({ length: random() % 100 }, random)
-    const { at } = cheapestPoint(code, { stackIntact: round % 2 === 0 })
+    const { at } = cheapestPoint(code, { argumentCount: round % 5, stackIntact: round % 2 === 0 })
     assert(at === 0 || at < code.length)
     firstCall(code)
   }

@@ -39,15 +39,24 @@ interface Instruction {
   readonly target: number | undefined
 }
 
+/** What must be where the caller left it when a probe runs. */
+export interface Intact {
+  /** How many of the first arguments. */
+  readonly argumentCount: number
+  /** The stack pointer, which a probe at the return finds the return address by. */
+  readonly stackIntact: boolean
+}
+
 /**
- * The cheapest point of a function's first bytes where all arguments and, with `stackIntact`, the return address are where
- * the caller left them. Without one, the beginning: it works everywhere, and costs more.
+ * The cheapest point of a function's first bytes where what the probe needs is where the caller left it. Without one, the
+ * beginning: it works everywhere, and costs more.
  */
-export function cheapestPoint(code: Uint8Array, { stackIntact }: { stackIntact: boolean }): ProbePoint {
+export function cheapestPoint(code: Uint8Array, { argumentCount, stackIntact }: Intact): ProbePoint {
+  const needed = ARGUMENTS.slice(0, argumentCount)
   for (const { at, instruction } of instructions(code)) {
     const { kind, writes } = instruction
     if (kind !== 'plain') return { at, isCheap: true }
-    if (writes !== undefined && (ARGUMENTS.includes(writes) || (stackIntact && writes === STACK_POINTER))) break
+    if (writes !== undefined && (needed.includes(writes) || (stackIntact && writes === STACK_POINTER))) break
   }
   return { at: 0, isCheap: false }
 }

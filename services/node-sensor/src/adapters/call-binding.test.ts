@@ -28,6 +28,7 @@ import { systemLibraries } from './call-targets.ts'
 
 const needsPython = needsProbes || (await requires({ tools: ['python3', 'curl'] }))
 const needsNginx = needsProbes || (await requires({ tools: ['nginx'] }))
+const needsWget = needsProbes || (await requires({ tools: ['wget'] }))
 const run = promisify(execFile)
 /** `npm run soak -- calls` makes so many times as many calls. */
 const TIMES = Number(process.env.TOLLWARD_SOAK_TIMES ?? 1)
@@ -175,6 +176,25 @@ test('calls of nginx are tied for certain to the connection that carried them', 
   assert.deepEqual(tally(chunks, port), { right: 800 * TIMES, wrong: 0, unbound: 0 })
   assert(chunks.every(({ binding }) => binding === 'certain'))
   assert.notEqual(chunks[0]?.owner.pid, nginx.pid, 'its workers')
+})
+
+test('calls of a client with GnuTLS are tied for certain to the connection that carried them', {
+  skip: needsWget,
+}, async () => {
+  await using directory = await temporaryDirectory()
+  const { key, cert } = await makeCertificate(directory.path)
+  await using server = await startNode(PROGRAMS.nodeServer, [key, cert])
+  const [port = 0] = await portsOf(server)
+  await using calls = await startCalls({}, { libraries: systemLibraries() })
+  await calls.probed(/libgnutls/)
+  calls.keep(({ addresses, source }) => addresses?.peerPort === port && source === 'gnutls')
+  const urls = Array.from({ length: 10 }, (_, n) => `https://127.0.0.1:${port}/${n}`)
+  await run('wget', ['-q', '--no-check-certificate', '-O', '-', ...urls])
+  // It ends without freeing its TLS object: no end is told.
+  const data = await calls.until('all calls are captured', (seen) => saying(seen) >= 10)
+  assert.deepEqual(tally(data, port), { right: 10, wrong: 0, unbound: 0 })
+  assert.equal(data.filter(({ text }) => text.startsWith('GET /')).length, 10)
+  assert.deepEqual([...new Set(data.map(({ binding, side }) => `${binding} ${side}`))], ['certain client'])
 })
 
 test('on a kernel without socket tracepoints and links of many probes, calls inside TLS are still tied to their connections', {

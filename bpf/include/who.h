@@ -289,15 +289,15 @@ static __always_inline int watch_use(struct sock *sk)
 }
 
 SEC("tp_btf/sock_send_length")
-int BPF_PROG(watch_send, struct sock *sk)
+int BPF_PROG(watch_send, struct sock *sk, int bytes)
 {
-	return watch_use(sk);
+	return bytes > 0 ? watch_use(sk) : 0;
 }
 
 SEC("tp_btf/sock_recv_length")
-int BPF_PROG(watch_receive, struct sock *sk)
+int BPF_PROG(watch_receive, struct sock *sk, int bytes)
 {
-	return watch_use(sk);
+	return bytes > 0 ? watch_use(sk) : 0;
 }
 
 SEC("tp_btf/tcp_rcv_space_adjust")

@@ -9,6 +9,8 @@ export interface KernelReadings {
   readonly verdicts: () => Record<string, number>
   /** What else the kernel programs counted. */
   readonly events: () => Record<string, number>
+  /** Packets that the kernel threw away by its own reasons, by reason. */
+  readonly drops?: () => Record<string, number>
   readonly blocks: () => Record<string, { readonly entries: number; readonly capacity: number }>
   /** Reads and writes of connections whose calls are read, by what became of them. */
   readonly calls?: () => Record<string, number>
@@ -181,6 +183,15 @@ export function sensorMetrics(registry: Registry, kernel: KernelReadings) {
       registers,
       collect() {
         for (const [event, count] of Object.entries(kernel.calls?.() ?? {})) setTo(this, { event }, count)
+      },
+    }),
+    kernelDrops: new Counter({
+      name: 'tollward_node_sensor_kernel_drops_total',
+      help: 'Packets that the kernel itself threw away, by its own reasons; without those that the guard drops.',
+      labelNames: ['reason'],
+      registers,
+      collect() {
+        for (const [reason, count] of Object.entries(kernel.drops?.() ?? {})) setTo(this, { reason }, count)
       },
     }),
     drain: new Histogram({

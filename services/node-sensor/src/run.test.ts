@@ -223,6 +223,7 @@ describe('a node with a sensor', { skip }, () => {
       { what: 'the datagrams that nobody heard are told' },
     )
     assert.deepEqual([...new Set(unheard().map(({ reason }) => reason))], ['NO_SOCKET'])
+    assert((await metric(sensor.healthUrl, 'tollward_node_sensor_kernel_drops_total{reason="NO_SOCKET"}')) >= datagrams)
     const left = flows.flatMap((message) => message.flows).filter(({ direction }) => direction === Direction.EGRESS)
     assert(
       left.some(({ sourcePort, destination }) => sourcePort === port && sameAddress(destination, attacker.address)),

@@ -12,6 +12,7 @@ import { drainFlows } from './adapters/flow-drain.ts'
 import { FlowPublisher } from './adapters/flow-publisher.ts'
 import { Hooks } from './adapters/hooks.ts'
 import { type Kernel, loadKernel, removeOutdated } from './adapters/kernel.ts'
+import { KernelDrops } from './adapters/kernel-drops.ts'
 import { followKernelRules, KernelRules } from './adapters/kernel-rules.ts'
 import { addressesToGuard, watchNode } from './adapters/node.ts'
 import { objectFile } from './adapters/object-file.ts'
@@ -39,9 +40,11 @@ export async function run({ name, config, log, registry, health, signal }: Servi
     'kernel programs loaded',
   )
 
+  const drops = new KernelDrops(kernel)
   const metrics = sensorMetrics(registry, {
     verdicts: () => kernel.verdicts(),
     events: () => kernel.events(),
+    drops: () => drops.totals(),
     blocks: () => table.sizes(),
     calls: () => calls?.counts() ?? {},
   })
@@ -64,6 +67,7 @@ export async function run({ name, config, log, registry, health, signal }: Servi
   const draining = drainFlows({
     kernel,
     publisher,
+    drops,
     own,
     hooks,
     intervalMs: config.drainIntervalMs,

@@ -3,23 +3,19 @@ import {
   type Batch,
   bootTimeNs,
   decodeFirstHit,
-  drainKernelDrops,
-  dropReasons,
   FLOW,
   FLOW_KEY,
   FlowDrain,
-  Generations,
-  type KernelDropRecord,
   RingReader,
   SPILLED_FLOW,
 } from '@tollward/libbpf'
 import type { Logger } from 'pino'
-import { toKernelDrop } from '../domain/flow.ts'
 import { FlowBatch } from '../domain/flow-encoder.ts'
 import type { Metrics } from '../metrics.ts'
 import { BATCH_FLOWS_MAX, type FlowPublisher } from './flow-publisher.ts'
 import type { Hooks } from './hooks.ts'
 import type { Kernel } from './kernel.ts'
+import type { KernelDrops } from './kernel-drops.ts'
 import type { OwnConnections } from './own-connections.ts'
 import { Owners } from './owners.ts'
 
@@ -31,6 +27,7 @@ const BATCH_BYTES_MAX = 512 * 1024
 interface DrainOptions {
   readonly kernel: Kernel
   readonly publisher: FlowPublisher
+  readonly drops: KernelDrops
   readonly own: OwnConnections
   readonly hooks: Hooks
   readonly intervalMs: number
@@ -41,7 +38,7 @@ interface DrainOptions {
 
 /** Reads the kernel's flows each interval and hands them to the publisher, until the signal is aborted. */
 export async function drainFlows(options: DrainOptions): Promise<void> {
-  const { kernel, publisher, hooks, intervalMs, metrics, log, signal } = options
+  const { kernel, publisher, drops, hooks, intervalMs, metrics, log, signal } = options
   const drain = new FlowDrain(kernel.map('active_flows'), kernel.map('flows_a'), kernel.map('flows_b'))
   using spilled = new RingReader(kernel.map('spilled_flows'))
   using firstHits = new RingReader(kernel.map('first_hits'))
@@ -50,14 +47,13 @@ export async function drainFlows(options: DrainOptions): Promise<void> {
     interfaceName: (ifindex) => hooks.interfaceName(ifindex),
     owner: (values, at) => owners.encoded(values, at),
   })
-  const drops = kernelDrops(kernel)
   let dropsReadMs = performance.now()
   let lostBefore = kernel.count('flowSpillLost')
   while (!signal.aborted) {
     const startedMs = performance.now()
-    if (drops && startedMs - dropsReadMs >= DROPS_INTERVAL_MS) {
+    if (startedMs - dropsReadMs >= DROPS_INTERVAL_MS) {
       dropsReadMs = startedMs
-      publisher.addDrops(await drops())
+      publisher.addDrops(await drops.read())
     }
     for await (const entries of drain.batches()) await publish(entries, batch, options)
     await publishSpilled(spilled, batch, options)
@@ -121,19 +117,4 @@ function addUnlessOwn(
   }
   batch.add(keys, keyAt, values, valueAt)
   if (batch.bytes >= BATCH_BYTES_MAX) publisher.add(batch.flows, batch.take(), Date.now())
-}
-
-/** Undefined where the kernel gives no reasons. */
-function kernelDrops(kernel: Kernel): (() => Promise<ReturnType<typeof toKernelDrop>[]>) | undefined {
-  if (kernel.programs.find(({ name }) => name === 'watch_kernel_drops')?.fault !== undefined) return undefined
-  const [active, one, other] = ['active_kernel_drops', 'kernel_drops_a', 'kernel_drops_b'].map((name) =>
-    kernel.map(name),
-  )
-  if (!active || !one || !other) return undefined
-  const generations = new Generations(active, one, other)
-  const reasons = dropReasons()
-  return async () => {
-    const records: KernelDropRecord[] = await drainKernelDrops(generations)
-    return records.map((record) => toKernelDrop(record, reasons))
-  }
 }

@@ -116,6 +116,7 @@ export { type TlsProbes, tlsProbes } from './tls-probes.ts'
 export {
   attachUprobes,
   BPF_TRACE_UPROBE_MULTI,
+  hasSafeReturnProbes,
   hasUprobeMulti,
   type Uprobe,
   type UprobeAttachment,

@@ -1,4 +1,5 @@
 import { closeSync, readFileSync } from 'node:fs'
+import { arch, release } from 'node:os'
 import { enumValues } from './btf.ts'
 import { addressOf, checkErrno, libc } from './native.ts'
 import type { BpfProgram } from './object.ts'
@@ -15,6 +16,8 @@ const PERF_ATTR_BYTES = 112
 const PERF_FLAG_FD_CLOEXEC = 8
 const PERF_EVENT_IOC_ENABLE = 0x2400n
 const UPROBE_DEVICE = '/sys/bus/event_source/devices/uprobe'
+/** Somewhat later than they were mended. */
+const SAFE_SINCE_PATCH: Readonly<Record<number, number>> = { 12: 20, 13: 8 }
 const KERNEL_TYPES = '/sys/kernel/btf/vmlinux'
 
 /** A place in a file where a program runs, in whichever process executes it. */
@@ -37,6 +40,17 @@ export interface UprobesOptions {
 /** Whether one link can hold many probes. */
 export function hasUprobeMulti(): boolean {
   return 'BPF_TRACE_UPROBE_MULTI' in enumValues(KERNEL_TYPES, 'bpf_attach_type')
+}
+
+/**
+ * Whether a probe at a return is safe for every process. On x86-64, Linux 6.11 returns from it by a system call of its own, which
+ * a seccomp filter that does not know it refuses: the process dies. Mended in 6.14, and late in 6.12 and 6.13.
+ */
+export function hasSafeReturnProbes(kernel: string = release(), architecture: string = arch()): boolean {
+  if (architecture !== 'x64') return true
+  const [major = 0, minor = 0, patch = 0] = (/^(\d+)\.(\d+)(?:\.(\d+))?/.exec(kernel) ?? []).slice(1).map(Number)
+  if (major !== 6) return major > 6 || major === 5
+  return minor < 11 || minor > 13 || patch >= (SAFE_SINCE_PATCH[minor] ?? Number.POSITIVE_INFINITY)
 }
 
 /** Probes in place. They end when they are detached, or with this process. */

@@ -204,7 +204,10 @@ test('on a kernel without socket tracepoints and links of many probes, calls ins
   const { key, cert } = await makeCertificate(directory.path)
   await using server = await startNode(PROGRAMS.nodeServer, [key, cert])
   const [port = 0] = await portsOf(server)
-  await using calls = await startCalls({}, { features: { socketTracepoints: false, uprobeMulti: false } })
+  await using calls = await startCalls(
+    {},
+    { features: { socketTracepoints: false, uprobeMulti: false, safeReturnProbes: true } },
+  )
   assert.equal(calls.kernel.missing.length, 2)
   await calls.probed(/node$/)
   await using client = await startNode(PROGRAMS.nodeClient, [port, 10, 20, 7])

@@ -8,6 +8,7 @@ import {
   encodeCallConfig,
   encodeClearPorts,
   hasKernelTracepoint,
+  hasSafeReturnProbes,
   hasUprobeMulti,
   loadObject,
 } from '@tollward/libbpf'
@@ -39,26 +40,28 @@ export interface CallSettings {
 export interface CallFeatures {
   readonly socketTracepoints: boolean
   readonly uprobeMulti: boolean
+  /** Some kernels of 2024 kill processes under seccomp at a probe of a return. */
+  readonly safeReturnProbes: boolean
 }
 
 /** What the running kernel has. */
 export function callFeatures(): CallFeatures {
   const socketTracepoints = Object.keys(SOCKET_PROGRAMS).every(hasKernelTracepoint)
-  return { socketTracepoints, uprobeMulti: hasUprobeMulti() }
+  return { socketTracepoints, uprobeMulti: hasUprobeMulti(), safeReturnProbes: hasSafeReturnProbes() }
 }
 
 /** The programs that capture calls, loaded and on their tracepoints. Nothing is pinned: it ends with this process. */
 export class CallKernel implements Disposable {
   readonly object: BpfObject
   /** How probes are attached on this kernel. */
-  readonly how: 'multi' | 'single'
+  readonly how: 'multi' | 'single' | 'none'
   /** What this kernel does without, each as a sentence. */
   readonly missing: readonly string[]
   readonly #attachments: Attachment[]
 
   constructor(
     object: BpfObject,
-    how: 'multi' | 'single',
+    how: CallKernel['how'],
     { attachments, missing }: { attachments: Attachment[]; missing: readonly string[] },
   ) {
     this.object = object
@@ -100,7 +103,11 @@ export function loadCalls(
   const missing: string[] = []
   if (!features.socketTracepoints)
     missing.push('calls in the clear: the tracepoints sock_send_length and sock_recv_length (Linux 6.3)')
-  const how = features.uprobeMulti ? 'multi' : 'single'
+  const how = features.safeReturnProbes ? (features.uprobeMulti ? 'multi' : 'single') : 'none'
+  if (how === 'none')
+    missing.push(
+      'calls inside TLS: on this kernel probes kill processes under seccomp (mended in Linux 6.14, 6.13.8, 6.12.20)',
+    )
   if (how === 'single') missing.push('probes in one link (Linux 6.6): attaching and detaching take longer')
   const without = features.socketTracepoints ? [READ_PROGRAM] : Object.values(SOCKET_PROGRAMS)
   const object = loadObject(path, {

@@ -155,3 +155,25 @@ test('probes put on and taken off again and again under load change nothing for 
     'both were alive until now',
   )
 })
+
+test('a process whose seccomp filter kills it for what it does not know lives on under probes', { skip }, async () => {
+  await using directory = await temporaryDirectory()
+  await using server = await startServer(directory.path)
+  await using calls = await startCalls({}, { libraries: systemLibraries() })
+  await calls.probed(/libssl/)
+  await using program = await startProcess('python3', ['-c', PROGRAMS.pythonConfined, `${server.port}`])
+  calls.keep(({ owner }) => owner.pid === program.pid)
+  assert.equal(await program.exited, 0)
+  await calls.until('its calls are captured', (chunks) => chunks.some(({ text }) => text.startsWith('GET /confined')))
+})
+
+test('on a kernel where probes could kill processes, none is attached', { skip }, async () => {
+  await using directory = await temporaryDirectory()
+  await using server = await startServer(directory.path)
+  const features = { socketTracepoints: true, uprobeMulti: true, safeReturnProbes: false }
+  await using calls = await startCalls({}, { libraries: systemLibraries(), features })
+  await calls.targets.scan()
+  assert.deepEqual(calls.targets.targets, [])
+  assert.match(calls.kernel.missing.join(), /inside TLS/)
+  assert(server.port > 0)
+})

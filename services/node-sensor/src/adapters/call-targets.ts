@@ -14,6 +14,7 @@ import {
   type UprobeAttachment,
   withMapping,
 } from '@tollward/libbpf'
+import { aborted } from '@tollward/runtime'
 import type { Logger } from 'pino'
 import type { CallKernel } from './call-kernel.ts'
 
@@ -87,6 +88,7 @@ export class CallTargets implements AsyncDisposable {
 
   /** Looks for new targets until the signal is aborted. */
   async run(signal: AbortSignal): Promise<void> {
+    if (this.#options.kernel.how === 'none') return aborted(signal)
     const stop = AbortSignal.any([signal, this.#stop.signal])
     this.#attachLibraries()
     let scannedAtMs = Number.NEGATIVE_INFINITY
@@ -159,7 +161,9 @@ export class CallTargets implements AsyncDisposable {
       return
     }
     const { kernel, log } = this.#options
-    const common = { path, how: kernel.how }
+    const { how } = kernel
+    if (how === 'none') return
+    const common = { path, how }
     // Entries last: a call whose entry is not probed yet leaves nothing behind at its return.
     const leave = attachUprobes(kernel.object.program('tls_leave'), {
       ...common,

@@ -1,29 +1,14 @@
 // A process of http-cost.bench.ts, in a network of its own: HTTP over its loopback device, without the sensor and with it, in turns.
-import { execFileSync } from 'node:child_process'
-import { writeFileSync } from 'node:fs'
-import { join } from 'node:path'
 import process from 'node:process'
 import { connect } from '@nats-io/transport-node'
-import { acquireNginx } from '@tollward/acquire'
 import { provision } from '@tollward/bus'
-import {
-  enterOwnNetwork,
-  eventually,
-  freePort,
-  type NatsServer,
-  type Service,
-  startNatsServer,
-  startProcess,
-  startService,
-  temporaryDirectory,
-} from '@tollward/testkit'
-import { ROOT } from '../checks/copy.ts'
+import { enterOwnNetwork, startNatsServer } from '@tollward/testkit'
 import { GENERATOR_CORE, moveTo, SERVER_CORE } from './cores.ts'
 import { cpuMs } from './cpu.ts'
 import { load, pacedLoad, type Target } from './http-load.ts'
+import { HTTP_PORT, startNginx, withSensor } from './http-server.ts'
 import { median, percentile, rounded } from './latencies.ts'
 
-const PORT = 8080
 const CONNECTIONS = 32
 const ROUNDS = 5
 const WARM_UP_MS = 300
@@ -32,7 +17,7 @@ const TURN_MS = 2000
 const LOST_MAX = 0.03
 const PER_SECOND = 20_000
 const REQUEST = Buffer.from('GET / HTTP/1.1\r\nhost: 127.0.0.1\r\naccept: */*\r\n\r\n')
-const TARGET: Target = { port: PORT, next: () => REQUEST, accepts: (answer) => answer.includes('200 OK') }
+const TARGET: Target = { port: HTTP_PORT, next: () => REQUEST, accepts: (answer) => answer.includes('200 OK') }
 
 /** As many as can be, or as many as are promised. */
 type Pace = 'most' | 'steady'
@@ -49,7 +34,7 @@ interface Turn {
 enterOwnNetwork()
 await using resources = new AsyncDisposableStack()
 moveTo(SERVER_CORE)
-const nginx = await startNginx(resources)
+const nginx = await startNginx(resources, TARGET)
 const nats = resources.use(await startNatsServer())
 const provisioner = await connect({ servers: nats.url })
 await provision(provisioner)
@@ -59,49 +44,13 @@ await load(TARGET, CONNECTIONS, WARM_UP_MS)
 const turns = { most: pairs(), steady: pairs() }
 for (let round = 0; round < ROUNDS; round++) {
   for (const pace of ['most', 'steady'] as const) turns[pace].without.push(await turn(pace))
-  await withSensor(nats, async ({ pid }) => {
+  await withSensor(nats, {}, async ({ pid }) => {
     for (const pace of ['most', 'steady'] as const) turns[pace].with.push(await turn(pace, pid))
   })
 }
 process.stdout.write(`${JSON.stringify([...rowsOf('most'), ...rowsOf('steady')])}\n`)
 await resources.disposeAsync()
 process.exit(0)
-
-async function startNginx(stack: AsyncDisposableStack): Promise<number> {
-  const { path } = stack.use(await temporaryDirectory('http-cost'))
-  const file = join(path, 'nginx.conf')
-  const server = `server { listen 127.0.0.1:${PORT}; location / { default_type text/plain; return 200 "hello\\n"; } }`
-  writeFileSync(
-    file,
-    `daemon off; master_process off; pid ${path}/pid; worker_processes 1; events { worker_connections 256; }
-http { access_log off; keepalive_requests 1000000000; client_body_temp_path ${path}; proxy_temp_path ${path};
-fastcgi_temp_path ${path}; uwsgi_temp_path ${path}; scgi_temp_path ${path}; ${server} }\n`,
-  )
-  const { command, args } = await acquireNginx()
-  const running = stack.use(await startProcess(command, [...args, '-p', path, '-c', file, '-e', 'stderr']))
-  await eventually(() => load(TARGET, 1, 1).then(() => true), { what: 'nginx answers' })
-  return running.pid
-}
-
-/** From its first packet on, so that there is something to warm up. */
-async function withSensor<T>({ url }: NatsServer, work: (sensor: Service) => Promise<T>): Promise<T> {
-  const pins = `/sys/fs/bpf/tollward-bench-http`
-  const env = { PATH: process.env.PATH, TOLLWARD_PIN_DIRECTORY: pins }
-  moveTo(SERVER_CORE)
-  const sensor = await startService('node-sensor', {
-    ...env,
-    TOLLWARD_NATS_URL: url,
-    TOLLWARD_HEALTH_PORT: String(await freePort()),
-    TOLLWARD_INTERFACES: 'lo',
-  })
-  moveTo(GENERATOR_CORE)
-  try {
-    return await work(sensor)
-  } finally {
-    await sensor.stop()
-    execFileSync(process.execPath, [join(ROOT, 'services/node-sensor/src/main.ts'), 'detach'], { env, stdio: 'ignore' })
-  }
-}
 
 function pairs(): { without: Turn[]; with: Turn[] } {
   return { without: [], with: [] }

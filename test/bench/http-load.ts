@@ -1,4 +1,5 @@
 import { connect, type Socket } from 'node:net'
+import { connect as connectTls } from 'node:tls'
 
 /** What is sent, and where. */
 export interface Target {
@@ -7,6 +8,8 @@ export interface Target {
   readonly next: () => Buffer
   /** Whether an answer, headers and body, is the one that counts. Any other fails the benchmark. */
   readonly accepts: (answer: Buffer) => boolean
+  /** Whether to speak TLS, with whoever is there. */
+  readonly tls?: boolean
 }
 
 /** How one target did. */
@@ -95,7 +98,8 @@ export function exchange(
   }: { onLatency?: (latencyMs: number) => void; pauseMs?: number | (() => number) } = {},
 ): Promise<void> {
   const { promise, resolve, reject } = Promise.withResolvers<void>()
-  const socket: Socket = connect({ host: '127.0.0.1', port: target.port, noDelay: true })
+  const to = { host: '127.0.0.1', port: target.port, noDelay: true }
+  const socket: Socket = target.tls ? connectTls({ ...to, rejectUnauthorized: false }) : connect(to)
   let received: Buffer = Buffer.alloc(0)
   let sentMs = 0
   const send = () => {
@@ -107,7 +111,7 @@ export function exchange(
     sentMs = performance.now()
     socket.write(target.next())
   }
-  socket.on('connect', send)
+  socket.on(target.tls ? 'secureConnect' : 'connect', send)
   socket.on('data', (chunk: Buffer) => {
     received = received.length === 0 ? chunk : Buffer.concat([received, chunk])
     const complete = isComplete(received)

@@ -13,9 +13,24 @@ import { CallCapture } from './calls.ts'
 
 const skip = needsProbes || (await requires({ root: true, tools: ['nats-server'] }))
 const CALLS = 200
+/** Others on this machine make calls at the same time. */
+const OURS = /^\/(https?|shop\.Orders)\//
+interface Ports {
+  readonly https: number
+  readonly http: number
+  readonly h2: number
+}
+
+const TOLD = {
+  https: ({ https }: Ports) => [https, 'node', 'http/1.1'],
+  http: ({ http }: Ports) => [http, 'clear', 'http/1.1'],
+  'shop.Orders': ({ h2 }: Ports) => [h2, 'node', 'grpc'],
+} as const
 const SETTINGS = {
-  ...{ payloadBytesMax: 4096, cgroupBytesPerSecond: 0, cgroupBurstBytes: 0, sampleOneIn: 1 },
-  ringBytes: 4 * 1024 * 1024,
+  // Of HTTP/2 a write carries frames of many streams.
+  ...{ payloadBytesMax: 16_384, cgroupBytesPerSecond: 0, cgroupBurstBytes: 0, sampleOneIn: 1 },
+  // Every process of this machine is captured, whatever else it is tested with at the time.
+  ringBytes: 64 * 1024 * 1024,
 }
 
 /** Answers over TLS and in the clear with so many bytes as are asked for, in chunks or not, and logs each call as it saw it. */
@@ -34,6 +49,19 @@ const answer = (request, response) => {
       console.log('call', request.method, request.url.split('?')[0], status, asked, status === '204' ? 0 : size, request.socket.remotePort))
   })
 }
+const h2 = require('node:http2').createSecureServer(options)
+h2.on('stream', (stream, headers) => {
+  const { remotePort } = stream.session.socket
+  let asked = 0
+  stream.on('data', (bytes) => { asked += bytes.length }).on('end', () => {
+    const [, status, size] = /status=(\\d+)&size=(\\d+)/.exec(headers[':path'])
+    stream.respond({ ':status': 200, 'content-type': 'application/grpc' }, { waitForTrailers: true })
+    stream.on('wantTrailers', () => stream.sendTrailers({ 'grpc-status': String(status % 16) }))
+    stream.on('close', () => console.log('call', headers[':method'], headers[':path'].split('?')[0], 200, asked, size, remotePort, status % 16))
+    stream.end(Buffer.alloc(Number(size), 'x'))
+  })
+})
+h2.listen(0, '127.0.0.1', () => console.log('h2', h2.address().port))
 for (const [name, server] of [['tls', require('node:https').createServer(options, answer)], ['clear', require('node:http').createServer(answer)]])
   server.listen(0, '127.0.0.1', () => console.log(name, server.address().port))`
 
@@ -51,6 +79,18 @@ const call = (number) => new Promise((resolve) => {
 })
 Promise.all(Array.from({ length: Number(count) }, (_, number) => call(number))).then(() => process.exit())`
 
+/** Makes so many calls of gRPC's form over one connection, some at once: together they fit into what is seen of one write. */
+const H2_CLIENT = `const [, port, count] = process.argv
+const session = require('node:http2').connect('https://127.0.0.1:' + port, { rejectUnauthorized: false })
+const call = (number) => new Promise((resolve) => {
+  const path = '/shop.Orders/' + number + '?status=' + number + '&size=' + (number * 37) % 3000
+  const stream = session.request({ ':method': 'POST', ':path': path, 'content-type': 'application/grpc+proto', authorization: 'Bearer secret-' + number })
+  stream.end(Buffer.alloc((number * 13) % 3000, 'y'))
+  stream.resume().on('close', resolve)
+})
+const some = async (from) => { for (let number = from; number < Number(count); number += 4) await call(number) }
+Promise.all([0, 1, 2, 3].map(some)).then(() => session.close())`
+
 test('calls of real servers, inside TLS and in the clear, are told as the servers log them, each with its connection', {
   skip,
 }, async () => {
@@ -62,6 +102,7 @@ test('calls of real servers, inside TLS and in the clear, are told as the server
   const ports = {
     https: Number((await server.line(/^tls \d+/)).split(' ')[1]),
     http: Number((await server.line(/^clear \d+/)).split(' ')[1]),
+    h2: Number((await server.line(/^h2 \d+/)).split(' ')[1]),
   }
   const nothing = () => ({})
   const metrics = sensorMetrics(new Registry(), { verdicts: nothing, events: nothing, blocks: nothing })
@@ -71,8 +112,14 @@ test('calls of real servers, inside TLS and in the clear, are told as the server
   const capture = new CallCapture({ settings, node: 'here', outbox, metrics, log })
   const end = new AbortController()
   const running = [capture.run(end.signal), outbox.run(bus, end.signal)]
+  const stop = async () => {
+    end.abort()
+    await Promise.all(running)
+  }
+  await using stopping = new AsyncDisposableStack()
+  stopping.defer(stop)
   const calls: CapturedCall[] = []
-  const served = () => calls.filter(({ side, path }) => side === Side.SERVER && /^\/https?\//.test(path))
+  const served = () => calls.filter(({ side, path }) => side === Side.SERVER && OURS.test(path))
   await using _following = await bus.follow(contract(CallCapturedSchema), 'beginning', (batch) => {
     assert.equal(batch.node, 'here')
     calls.push(...batch.calls)
@@ -88,25 +135,27 @@ test('calls of real servers, inside TLS and in the clear, are told as the server
     ])
     assert.equal(await client.exited, 0)
   }
-  await eventually(() => served().length >= 2 * CALLS, { what: 'all calls are told' })
-  end.abort()
-  await Promise.all(running)
+  await using client = await startProcess(process.execPath, ['-e', H2_CLIENT, String(ports.h2), String(CALLS)])
+  assert.equal(await client.exited, 0)
+  await eventually(() => served().length >= 3 * CALLS, { what: 'all calls are told' })
+  await stop()
   assert.equal(capture.fault(), undefined)
 
   const logged = server.lines.filter((line) => line.startsWith('call ')).sort()
-  const told = served().map(
-    ({ method, path, status, requestBytes, responseBytes, peerPort }) =>
-      `call ${method} ${path} ${status} ${requestBytes} ${responseBytes} ${peerPort}`,
-  )
-  assert.equal(logged.length, 2 * CALLS)
+  const told = served().map(({ method, path, status, requestBytes, responseBytes, peerPort, grpcStatus }) => {
+    const line = `call ${method} ${path} ${status} ${requestBytes} ${responseBytes} ${peerPort}`
+    return grpcStatus === undefined ? line : `${line} ${grpcStatus}`
+  })
+  assert.equal(logged.length, 3 * CALLS)
   assert.deepEqual(told.sort(), logged)
   for (const call of served()) {
-    const isTls = call.path.startsWith('/https/')
-    assert.deepEqual([call.localPort, call.source], isTls ? [ports.https, 'node'] : [ports.http, 'clear'])
+    const [, scheme = ''] = OURS.exec(call.path) ?? []
+    const [port, source, protocol] = TOLD[scheme as keyof typeof TOLD](ports)
+    assert.deepEqual([call.localPort, call.source, call.protocol], [port, source, protocol])
     assert.deepEqual(call.credentials, ['bearer'])
     assert.notEqual(call.binding, Binding.NONE)
     assert.equal(call.owner?.processId, server.pid)
   }
-  const asked = calls.filter(({ side, path }) => side === Side.CLIENT && /^\/https?\//.test(path))
-  assert.equal(asked.length, 2 * CALLS)
+  const asked = calls.filter(({ side, path }) => side === Side.CLIENT && OURS.test(path))
+  assert.equal(asked.length, 3 * CALLS)
 })

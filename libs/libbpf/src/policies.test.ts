@@ -1,6 +1,9 @@
 import assert from 'node:assert/strict'
+import { once } from 'node:events'
 import { availableParallelism } from 'node:os'
+import { join } from 'node:path'
 import { after, before, describe, test } from 'node:test'
+import { Worker } from 'node:worker_threads'
 import { eventually } from '@tollward/testkit'
 import { type Anomaly, decodeGuardEvent, type GuardEvent } from './layout.ts'
 import { RingReader } from './ring.ts'
@@ -19,6 +22,7 @@ import {
 } from './test-packets.ts'
 import { loadSensor, needsKernel, type TestSensor } from './test-sensor.ts'
 
+const SENDER = join(import.meta.dirname, 'test-sender.ts')
 /** So slow that no test sees a bucket empty itself. */
 const slow = (burst: number) => ({ packetsPerSecond: 0.001, burst })
 const syn = (source: string, destinationPort = 8080) => frameFrom(source, { destinationPort })
@@ -74,6 +78,25 @@ describe('policies of the guard', { skip: needsKernel }, () => {
     assert.equal(sensor.judge(syn('11.3.3.7', 8443)), 'pass')
     assert.deepEqual(sensor.counters(earlier), { audited: 2 })
     sensor.configure({})
+  })
+
+  test('CPUs that draw from one bucket at once get together what it holds, and no packet more', async () => {
+    // Enough for both to be under way before it is empty.
+    const burst = 300_000
+    await sensor.rules({ id: 1, action: 'rate-limit', rate: slow(burst) })
+    const earlier = sensor.counters()
+    const stop = new Int32Array(new SharedArrayBuffer(4))
+    const { fd } = sensor.object.program('xdp_guard')
+    const frames = [segment('11.5.5.5')]
+    const workers = [1, 2].map(() => new Worker(SENDER, { workerData: { fd, frames, stop } }))
+    const sent = Promise.all(workers.map(async (worker) => Number((await once(worker, 'message'))[0])))
+    await eventually(() => (sensor.counters(earlier).droppedRate ?? 0) > 100_000, { what: 'the bucket is empty' })
+    Atomics.store(stop, 0, 1)
+    const total = (await sent).reduce((sum, count) => sum + count, 0)
+    await Promise.all(workers.map((worker) => worker.terminate()))
+    const { passed = 0, droppedRate = 0, rateContended = 0 } = sensor.counters(earlier)
+    assert.deepEqual({ passed: passed - rateContended, all: passed + droppedRate }, { passed: burst, all: total })
+    await sensor.rules()
   })
 
   test('what an allow rule lets through has no budget of SYNs', async () => {

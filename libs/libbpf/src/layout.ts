@@ -338,6 +338,15 @@ export function isBlockOf({ prefixLength }: BlockTarget, value: Buffer): boolean
   return value.readUInt8(BLOCK.prefixLength) === prefixLength
 }
 
+/** Of an entry of a block map what says whether it is as wanted; for many. `at`: offset in bytes. */
+export function decodeBlockHead(values: Buffer, at: number): Pick<Block, 'expiresNs' | 'ruleId'> & { isDrop: boolean } {
+  return {
+    expiresNs: values.readBigUInt64LE(at + BLOCK.expiresNs),
+    ruleId: values.readUInt32LE(at + BLOCK.ruleId),
+    isDrop: values.readUInt8(at + BLOCK.mode) === BLOCK_MODE.drop,
+  }
+}
+
 /** What a block map holds. */
 export function decodeBlock(value: Buffer): Block {
   const packetsPerSecond = value.readUInt16LE(BLOCK.packetsPerSecond)

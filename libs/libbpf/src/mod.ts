@@ -57,6 +57,7 @@ export {
   type CounterName,
   type Direction,
   decodeBlock,
+  decodeBlockHead,
   decodeFirstHit,
   decodeGuardEvent,
   decodeRuleCount,

@@ -5,7 +5,7 @@ import {
   type BpfMap,
   blockTarget,
   bootTimeNs,
-  decodeBlock,
+  decodeBlockHead,
   encodeBlock,
   isBlockOf,
   wallTimeToBootNs,
@@ -53,7 +53,8 @@ export class BlockTable {
   readonly #log: Logger
   readonly #entries: Record<MapName, number> = { block_exact: 0, block_cidr4: 0, block_cidr6: 0 }
   #guarded: readonly Uint8Array[] = []
-  readonly #guardedKeys = new Set<string>()
+  /** The same, to find one among them at once. */
+  #guardedOnes = new WantedBlocks()
   /** Until the bucket was read, what an earlier sensor left in the kernel stays. */
   #wantedIsKnown = false
   #wanted = new WantedBlocks()
@@ -109,7 +110,7 @@ export class BlockTable {
 
   /** Whether a block of the range would do nothing. */
   isGuarded(range: AddressRange): boolean {
-    if (range.prefixLength === ADDRESS_BITS) return this.#guardedKeys.has(text(range.address))
+    if (range.prefixLength === ADDRESS_BITS) return this.#guardedOnes.find(range.address, ADDRESS_BITS) >= 0
     return isOnlyGuarded(range, this.#guarded)
   }
 
@@ -143,8 +144,9 @@ export class BlockTable {
 
   #setGuarded(guarded: readonly Uint8Array[]): void {
     this.#guarded = guarded
-    this.#guardedKeys.clear()
-    for (const address of guarded) this.#guardedKeys.add(text(address))
+    this.#guardedOnes = new WantedBlocks()
+    for (const address of guarded)
+      this.#guardedOnes.set({ address, prefixLength: ADDRESS_BITS }, { expiresAtMs: 0, ruleId: 0 })
   }
 
   /**
@@ -171,22 +173,21 @@ export class BlockTable {
     const changed = new Batch(map)
     for (const { count, keys, values } of map.entries()) {
       for (let index = 0; index < count; index++) {
-        const key = keys.subarray(index * map.keyBytes, (index + 1) * map.keyBytes)
-        const position = this.#positionOf(name, key)
+        const [keyAt, valueAt] = [index * map.keyBytes, index * map.valueBytes]
+        const position = this.#positionOf(name, keys, keyAt)
         if (position < 0) {
           if (unwantedBytes === unwanted.length) unwanted = Buffer.concat([unwanted, Buffer.alloc(unwanted.length)])
-          unwantedBytes += key.copy(unwanted, unwantedBytes)
+          unwantedBytes += keys.copy(unwanted, unwantedBytes, keyAt, keyAt + map.keyBytes)
           continue
         }
-        const value = values.subarray(index * map.valueBytes, (index + 1) * map.valueBytes)
-        const held = decodeBlock(value)
+        const held = decodeBlockHead(values, valueAt)
         const { expiresAtMs, ruleId } = this.#wanted.wanted(position)
         const expiresNs = toNs(expiresAtMs)
         this.#wanted.mark(position, APPLIED)
         if (isSame(held, expiresNs, ruleId)) continue
         const target = blockTarget(this.#wanted.range(position))
         // What has lapsed is no block that is extended: its hits do not count for the new one.
-        const previous = held.expiresNs > nowNs ? value : undefined
+        const previous = held.expiresNs > nowNs ? values.subarray(valueAt, valueAt + map.valueBytes) : undefined
         changed.add(position, target.key, encodeBlock(target, { expiresNs, ruleId, mode: 'drop' }, previous))
         if (!changed.isFull) continue
         changed.write()
@@ -243,9 +244,13 @@ export class BlockTable {
     this.#metrics.blocksRefused.inc({ reason: 'full' }, positions.length)
   }
 
-  /** Position of the block that an entry of the kernel belongs to; -1: it must not stay. */
-  #positionOf(name: MapName, key: Buffer): number {
-    const range = rangeOf(name, key)
+  /** Position of the block that an entry of the kernel belongs to, by the key at an offset; -1: it must not stay. */
+  #positionOf(name: MapName, keys: Buffer, at: number): number {
+    if (name === 'block_exact') {
+      const position = this.#wanted.find(keys, ADDRESS_BITS, at)
+      return position >= 0 && this.#guardedOnes.find(keys, ADDRESS_BITS, at) >= 0 ? -1 : position
+    }
+    const range = rangeOf(name, keys.subarray(at, at + this.#maps[name].keyBytes))
     const position = this.#wanted.find(range.address, range.prefixLength)
     return position >= 0 && this.isGuarded(range) ? -1 : position
   }
@@ -287,7 +292,7 @@ export class BlockTable {
     const expiresNs = wallTimeToBootNs(expiresAtMs)
     const found = map.lookup(target.key)
     const held = found && isBlockOf(target, found) ? found : undefined
-    const previous = held && decodeBlock(held)
+    const previous = held && decodeBlockHead(held, 0)
     if (previous && isSame(previous, expiresNs, ruleId)) return
     // What has lapsed is no block that is extended: its hits do not count for the new one.
     const goesOn = previous !== undefined && previous.expiresNs > bootTimeNs()
@@ -359,19 +364,17 @@ function expiryToNs(): ToNs {
   }
 }
 
-function rangeOf(name: MapName, key: Buffer): AddressRange {
-  if (name === 'block_exact') return { address: key, prefixLength: ADDRESS_BITS }
+/** Of an entry of a trie. */
+function rangeOf(name: Exclude<MapName, 'block_exact'>, key: Buffer): AddressRange {
   const prefixLength = key.readUInt32LE(0)
   if (name === 'block_cidr6') return { address: key.subarray(4), prefixLength }
   return { address: Buffer.concat([MAPPED_PREFIX, key.subarray(4)]), prefixLength: MAPPED_BITS + prefixLength }
 }
 
-function text(address: Uint8Array): string {
-  return Buffer.from(address.buffer, address.byteOffset, address.length).toString('latin1')
-}
+type Held = ReturnType<typeof decodeBlockHead>
 
-function isSame(held: { expiresNs: bigint; ruleId: number; mode: string }, expiresNs: bigint, ruleId: number): boolean {
+function isSame(held: Held, expiresNs: bigint, ruleId: number): boolean {
   const difference = held.expiresNs - expiresNs
   const isNear = difference < EXPIRY_TOLERANCE_NS && difference > -EXPIRY_TOLERANCE_NS
-  return isNear && held.ruleId === ruleId && held.mode === 'drop'
+  return isNear && held.ruleId === ruleId && held.isDrop
 }

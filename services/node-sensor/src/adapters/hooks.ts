@@ -130,7 +130,10 @@ export class Hooks implements Disposable {
     const before = hook.fault
     try {
       const ifindex = interfaceIndex(hook.interface)
-      if (hook.attachment && hook.ifindex === ifindex) return
+      if (hook.attachment && hook.ifindex === ifindex) {
+        hook.fault = undefined
+        return
+      }
       hook.attachment?.close()
       hook.attachment = undefined
       hook.ifindex = ifindex

@@ -1,5 +1,5 @@
 import { timestampMs } from '@bufbuild/protobuf/wkt'
-import { type AddressRange, formatRange, parseRange, parseRangeKey, rangeContains } from '@tollward/contracts'
+import { type AddressRange, parseRangeKey, rangeContains } from '@tollward/contracts'
 import type { Block } from '@tollward/contracts/enforcement'
 
 /** The format of Block that this service reads. */
@@ -23,11 +23,18 @@ export interface WantedBlock {
  */
 export function readBlock(key: string, value: Block, revision: number): WantedBlock | undefined {
   const range = parseRangeKey(key)
-  const hasHostBits = range && parseRange(formatRange(range)) === undefined
-  if (!range || hasHostBits || value.format !== BLOCK_FORMAT || !value.expiresAt) return undefined
+  if (!range || hasHostBits(range) || value.format !== BLOCK_FORMAT || !value.expiresAt) return undefined
   const expiresAtMs = timestampMs(value.expiresAt)
   const decidedAtMs = value.decidedAt ? timestampMs(value.decidedAt) : 0
   return { key, range, expiresAtMs, decidedAtMs, revision }
+}
+
+/** Whether the address has bits beyond the prefix: then it is not the first of any range. */
+function hasHostBits({ address, prefixLength }: AddressRange): boolean {
+  const whole = prefixLength >> 3
+  if (((address[whole] ?? 0) & (0xff >> (prefixLength & 7))) !== 0) return true
+  for (let byte = whole + 1; byte < address.length; byte++) if (address[byte] !== 0) return true
+  return false
 }
 
 /** Whether every address of the range is guarded, so that blocking it would do nothing. `guarded` holds no address twice. */

@@ -28,9 +28,8 @@ export function sensorDetail(sensor: SensorState, nowMs: number) {
     rules: sensor.rules.map(ruleRow),
     counters: countsOf(sensor.counters),
     losses: countsOf(sensor.losses),
-    captureTargets: sensor.captureTargets.map(({ path, kind, calls, fault }) => {
-      return { path, kind, calls: Number(calls), fault }
-    }),
+    kernelDrops: countsOf(sensor.kernelDrops),
+    captureTargets: sensor.captureTargets.map(({ path, kind, fault }) => ({ path, kind, fault })),
   }
 }
 
@@ -53,8 +52,9 @@ export function sensorText(detail: ReturnType<typeof sensorDetail>): string {
     ['programs', detail.programs, ['name', 'type', 'averageNanos', 'runsMeasured', 'bytes']],
     ['maps', detail.maps, ['name', 'entries', 'capacity', 'bytes']],
     ['rules', detail.rules, ['name', 'action', 'mode', 'packets', 'dropped', 'audited', 'lastPacketAt', 'fault']],
-    ['calls are read from', detail.captureTargets, ['path', 'kind', 'calls', 'fault']],
+    ['calls are read from', detail.captureTargets, ['path', 'kind', 'fault']],
     ['packets and events', counted(detail.counters), ['name', 'value']],
+    ['dropped by the kernel itself', counted(detail.kernelDrops), ['name', 'value']],
     ['losses', counted(detail.losses), ['name', 'value']],
   ]
   return [

@@ -102,11 +102,11 @@ export async function run({ name, config, log, registry, health, signal }: Servi
   followingRules = await unless(signal, followKernelRules({ bus, rules, metrics, log }))
   if (followingRules) resources.use(followingRules)
   const faults = () => health.reasons()
-  const state = { node, mode, kernel, hooks, table, rules, metrics, faults, capabilities: () => capabilities }
-  const reporting = reportState({ ...state, bus, log, signal })
+  const parts = { kernel, hooks, table, rules, drops, calls, capabilities: () => capabilities, faults }
+  const reporting = reportState({ node, mode, ...parts, bus, metrics, log, signal })
   log.info({ blocks: table.sizes() }, 'ready')
   await listing
-  const work = [draining, alerting, publishing, reporting, ...(capturing ? [capturing] : [])]
+  const work = [draining, alerting, publishing, reporting, ...(capturing === undefined ? [] : [capturing])]
   await Promise.race([aborted(signal), ...work])
   await Promise.all(work)
 }

@@ -56,6 +56,7 @@ describe('a sensor that says how it is', { skip }, () => {
         TOLLWARD_HEALTH_PORT: String(await freePort()),
         TOLLWARD_INTERFACES: `${neighbour.hostDevice},${leaving.hostDevice}`,
         TOLLWARD_NODE: NODE,
+        TOLLWARD_CALLS: 'on',
         TOLLWARD_PIN_DIRECTORY: resources.use(pinDirectory()).path,
       }),
     )
@@ -96,6 +97,11 @@ describe('a sensor that says how it is', { skip }, () => {
     const { runs, runNanos, type, bytes } = await eventually(costs, { what: 'runs are counted', timeoutMs: 30_000 })
     assert.ok(runNanos / runs > 5n && runNanos / runs < 1_000_000n, `${runNanos} ns in ${runs} runs`)
     assert.ok(type === 'xdp' && bytes >= 4096n)
+    // Nobody listens at the port of these datagrams.
+    await stateWhere('what the kernel itself drops', ({ kernelDrops }) =>
+      kernelDrops.some(({ name, value }) => name === 'NO_SOCKET' && value > 100n),
+    )
+    await stateWhere('whose calls are read', ({ captureTargets }) => captureTargets.some(({ kind }) => kind === 'node'))
   })
 
   test('what is not as it should be is told', async () => {

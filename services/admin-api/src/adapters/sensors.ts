@@ -38,6 +38,6 @@ function readState(key: string, state: SensorState): SensorState {
 
 /** What a list has room for. */
 function summary(state: SensorState): SensorState {
-  const left = { programs: [], maps: [], counters: [], capabilities: [], rules: [], losses: [], captureTargets: [] }
-  return { ...state, ...left }
+  const left = { programs: [], maps: [], counters: [], capabilities: [], rules: [], losses: [] }
+  return { ...state, ...left, kernelDrops: [], captureTargets: [] }
 }

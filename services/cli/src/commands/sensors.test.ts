@@ -80,7 +80,8 @@ test('one sensor is shown whole: what hangs where, what it costs, what rules met
     capabilities: [{ name: 'tcx', on: false, why: 'Linux 6.6 has it; clsact is used' }],
     rules: [{ name: 'no-telnet', action: 'rate-limit', mode: 'enforce', packets: 7n, dropped: 6n }],
     ...{ counters: [{ name: 'dropped_rule', value: 6n }, { name: 'passed' }], losses: [{ name: 'flows', value: 3n }] },
-    captureTargets: [{ path: '/usr/lib/libssl.so.3', kind: 'openssl', calls: 12n }],
+    captureTargets: [{ path: '/usr/lib/libssl.so.3', kind: 'openssl' }],
+    kernelDrops: [{ name: 'NO_SOCKET', value: 4n }],
   })
   const { code, out } = await tollward('sensors', 'show', 'node.one')
   assert.equal(code, 0)
@@ -93,8 +94,9 @@ test('one sensor is shown whole: what hangs where, what it costs, what rules met
     /^flows_a +- +65536 +9000000$/m,
     /^tcx +off +Linux 6\.6 has it; clsact is used$/m,
     /^no-telnet +rate-limit +enforce +7 +6 +0 +- +-$/m,
-    /^\/usr\/lib\/libssl\.so\.3 +openssl +12 +-$/m,
+    /^\/usr\/lib\/libssl\.so\.3 +openssl +-$/m,
     /^dropped_rule +6$/m,
+    /^NO_SOCKET +4$/m,
     /^flows +3$/m,
   ])
     assert.match(out, line)

@@ -4,15 +4,24 @@ import { create, type MessageInitShape } from '@bufbuild/protobuf'
 import { timestampFromMs, timestampNow } from '@bufbuild/protobuf/wkt'
 import type { Bus } from '@tollward/bus'
 import { bucketContract } from '@tollward/contracts'
-import { type CountSchema, type RuleStateSchema, type SensorState, SensorStateSchema } from '@tollward/contracts/sensor'
+import {
+  type CaptureTargetSchema,
+  type CountSchema,
+  type RuleStateSchema,
+  type SensorState,
+  SensorStateSchema,
+} from '@tollward/contracts/sensor'
 import { bootNsToWallTimeMs, countRuns, type GuardMode, mapBytes, programStats } from '@tollward/libbpf'
 import type { Logger } from 'pino'
 import type { Counter } from 'prom-client'
 import manifest from '../../package.json' with { type: 'json' }
 import type { Metrics } from '../metrics.ts'
 import type { BlockTable } from './block-table.ts'
+import type { CallTarget } from './call-targets.ts'
+import type { CallCapture } from './calls.ts'
 import type { Hooks } from './hooks.ts'
 import type { Kernel } from './kernel.ts'
+import type { KernelDrops } from './kernel-drops.ts'
 import type { KernelRules, RuleReading } from './kernel-rules.ts'
 
 const STATE_FORMAT = 1
@@ -25,7 +34,7 @@ const COUNTING_FOR_MS = 100
 const FAULT_LENGTH_MAX = 300
 
 /** What a state is made of. */
-export interface StateSources {
+interface StateSources {
   readonly node: string
   readonly mode: GuardMode
   readonly kernel: Kernel
@@ -36,9 +45,9 @@ export interface StateSources {
   /** Why the sensor is not as it should be. */
   readonly faults: () => readonly string[]
   readonly capabilities: () => SensorInit['capabilities']
-  readonly captureTargets?: () => SensorInit['captureTargets']
-  /** What is lost between kernel and bus, by reason; beside what is always among it. */
-  readonly losses?: Readonly<Record<string, Counter<'reason'>>>
+  readonly drops: KernelDrops
+  /** Undefined: no calls are read. */
+  readonly calls: CallCapture | undefined
 }
 
 type SensorInit = Required<Exclude<MessageInitShape<typeof SensorStateSchema>, SensorState>>
@@ -75,10 +84,10 @@ export async function reportState(options: ReportOptions): Promise<void> {
 }
 
 /** How a sensor is now. */
-export async function sensorState(sources: StateSources, startedMs: number): Promise<SensorState> {
-  const { node, mode, kernel, hooks, table, rules, metrics, faults, capabilities, captureTargets } = sources
+async function sensorState(sources: StateSources, startedMs: number): Promise<SensorState> {
+  const { node, mode, kernel, hooks, table, rules, metrics, faults, capabilities, drops, calls } = sources
   const events = kernel.events()
-  const losses = { flows: metrics.flowsLost, alerts: metrics.alertsLost, ...sources.losses }
+  const losses = { flows: metrics.flowsLost, calls: metrics.callsLost, alerts: metrics.alertsLost }
   return create(SensorStateSchema, {
     ...{ format: STATE_FORMAT, node, version: manifest.version, kernel: release(), mode },
     ...{ startedAt: timestampFromMs(startedMs), reportedAt: timestampNow() },
@@ -86,13 +95,14 @@ export async function sensorState(sources: StateSources, startedMs: number): Pro
     programs: programStates(kernel),
     maps: mapStates(kernel, table),
     counters: counts({ ...kernel.verdicts(), ...events }),
+    kernelDrops: counts(drops.totals()),
     capabilities: capabilities(),
     rules: rules.readings().map((reading) => ruleState(reading, mode)),
     losses: [
       ...(await Promise.all(Object.entries(losses).map(([what, counter]) => lossesOf(what, counter)))).flat(),
       ...counts(Object.fromEntries(Object.entries(events).filter(([name]) => name.endsWith('_lost')))),
     ],
-    captureTargets: captureTargets?.() ?? [],
+    captureTargets: (calls?.targets ?? []).map(captureTarget),
     faults: faults().map((fault) => fault.slice(0, FAULT_LENGTH_MAX)),
   })
 }
@@ -135,6 +145,10 @@ function ruleState(
     ...{ dropped: isAudited ? 0n : over, audited: isAudited ? over : 0n },
     ...(lastNs === 0n ? {} : { lastPacketAt: timestampFromMs(bootNsToWallTimeMs(lastNs)) }),
   }
+}
+
+function captureTarget({ path, source, dear }: CallTarget): MessageInitShape<typeof CaptureTargetSchema> {
+  return { path, kind: source, fault: dear.length === 0 ? '' : `probed where it costs much: ${dear.join(', ')}` }
 }
 
 function counts(values: Readonly<Record<string, number>>): CountInit[] {

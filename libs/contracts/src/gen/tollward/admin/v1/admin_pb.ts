@@ -1670,7 +1670,7 @@ export const ExplainDecisionResponseSchema: GenMessage<ExplainDecisionResponse> 
  */
 export type ListSensorsRequest = Message<"tollward.admin.v1.ListSensorsRequest"> & {
   /**
-   * Empty: every node, without programs, maps, counters, capabilities, rules, losses and capture targets.
+   * Empty: every node, with no more than who it is, its interfaces and faults.
    *
    * @generated from field: string node = 1;
    */

@@ -71,7 +71,11 @@ describe('rules on a cable', { skip }, () => {
   }
 
   /** What came back: the lengths of the datagrams that arrived whole. */
-  async function send(port: number, bytes: number, { from = CALLER, count = 1 } = {}): Promise<string[]> {
+  async function send(
+    port: number,
+    bytes: number,
+    { from = CALLER, count = 1 }: { from?: string; count?: number } = {},
+  ): Promise<string[]> {
     const command = [process.execPath, '-e', CLIENT, from, String(port), String(bytes), String(count)]
     const { stdout } = await run('nsenter', [`--net=/run/netns/${network.client}`, ...command])
     return stdout.trim().split(' ').filter(Boolean)

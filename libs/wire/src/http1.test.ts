@@ -308,6 +308,10 @@ test('more questions than are kept are told without answers, and counted', () =>
 
 test('endless heads and lines are kept in part', () => {
   const connection = new Connection().asks('GET /a HTTP/1.1\r\n')
+  connection
+    .asks(`X-Long: ${'v'.repeat(20_000)}`)
+    .asks('v'.repeat(20_000))
+    .asks('\r\n')
   for (let sent = 0; sent < 1000; sent += 1) connection.asks(`X-${sent}: ${'v'.repeat(100)}\r\n`)
   connection
     .asks(`X-Long: ${'v'.repeat(20_000)}`)
@@ -317,7 +321,7 @@ test('endless heads and lines are kept in part', () => {
   const [seen] = connection.recorder.ended
   assert.equal(seen?.status, 200)
   assert.equal(seen?.fields.filter((field) => !field.startsWith('<')).length, FIELDS_MAX)
-  assert.ok(seen?.fields.every((field) => field.length <= FIELD_BYTES_MAX))
+  assert.equal(seen?.fields[0]?.length, FIELD_BYTES_MAX)
 
   const endless = new Connection().asks('GET /a HTTP/1.1\r\n')
   for (let sent = 0; sent < 3000; sent += 1) endless.asks(`X-${sent}: ${'v'.repeat(100)}\r\n`)

@@ -47,7 +47,7 @@ test('a call is told whole: what, who, when, how much and of what kinds, and nev
   push(
     1,
     'received',
-    `POST /Users/bob@example.com?api_key=${SECRET}#x HTTP/1.1\r\nHost: API.example:8443\r\nAuthorization: Bearer ${SECRET}\r\n` +
+    `POST /Users/bob@example.com/orders?api_key=${SECRET}#x HTTP/1.1\r\nHost: API.example:8443\r\nAuthorization: Bearer ${SECRET}\r\n` +
       `Cookie: sid=${SECRET}\r\nX-Note: 4111 1111 1111 1111\r\nContent-Length: ${body.length}\r\n\r\n${body}`,
   )
   push(1, 'sent', 'HTTP/1.1 201 Created\r\nSet-Cookie: sid=alice@example.com\r\nContent-Length: 22\r\n\r\n')
@@ -60,7 +60,7 @@ test('a call is told whole: what, who, when, how much and of what kinds, and nev
       ...{ $typeName: undefined, owner: undefined, beganAt: undefined, took: undefined },
       ...{ side: Side.SERVER, binding: Binding.CERTAIN, protocol: 'http/1.1', source: 'openssl' },
       ...{ localAddress: address('10.0.0.1'), localPort: 8443, peerAddress: address('10.0.0.2'), peerPort: 40_000 },
-      ...{ method: 'POST', host: 'api.example:8443', path: '/Users/{email}', status: 201 },
+      ...{ method: 'POST', host: 'api.example:8443', path: '/Users/{email}/orders', status: 201 },
       ...{ requestBytes: BigInt(body.length), responseBytes: 22n, partial: false },
       requestHeaders: ['authorization', 'content-length', 'cookie', 'host', 'x-note'],
       responseHeaders: ['content-length', 'set-cookie'],

@@ -62,6 +62,8 @@ struct connection_state {
 	struct connection connection;
 	__u64 established_ns; /* 0: no handshake was completed, as far as is known */
 	__u64 closed_ns;      /* 0: open */
+	__u64 is_foreign; /* 1: of another network namespace, as containers have; believed of its owner alone
+			   */
 };
 
 /* Record of the ring spilled_flows: a packet for which the flow map had no room. */
@@ -86,7 +88,7 @@ CHECK_SIZE(struct flow_key, 40);
 CHECK_OFFSET(struct flow_key, source_port, 32);
 CHECK_OFFSET(struct flow_key, protocol, 36);
 CHECK_SIZE(struct connection, 32);
-CHECK_SIZE(struct connection_state, 48);
+CHECK_SIZE(struct connection_state, 56);
 CHECK_SIZE(struct flow, 88);
 CHECK_OFFSET(struct flow, pure_syns, 40);
 CHECK_OFFSET(struct flow, connection, 56);

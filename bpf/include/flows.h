@@ -11,7 +11,7 @@
 
 /* As long as the kernel itself waits for stray packets of a closed connection (TCP_TIMEWAIT_LEN). */
 #define CLOSED_REMEMBERED_NS (60ULL * 1000 * 1000 * 1000)
-/* 48 + 40 bytes and the table's own, preallocated: 11 MiB. The least recently used go first: the closed ones,
+/* 56 + 40 bytes and the table's own, preallocated: 11 MiB. The least recently used go first: the closed ones,
  * which no packet asks for. */
 #define CONNECTIONS_MAX 65536
 
@@ -68,20 +68,32 @@ static __always_inline void reverse(struct flow_key *to, const struct flow_key *
 	to->zero = 0;
 }
 
-/* What is known of the flow's connection. Those that were closed are remembered for their last packets; a
- * pure SYN is none of them, as it asks for a new connection. */
+/* The same 5-tuple as a socket's own key in "connections": what arrives at it. */
+static __always_inline void mirror(struct flow_key *to, const struct flow_key *from)
+{
+	reverse(to, from);
+	to->direction = FLOW_INGRESS;
+}
+
+/*
+ * What is known of the flow's connection. What arrives at this node from a container, or leaves for it, is
+ * for the container's socket the other way about. Connections that were closed are remembered for their last
+ * packets; a pure SYN is none of them, as it asks for a new connection.
+ */
 static __always_inline const struct connection_state *find_connection(const struct flow_key *key, __u64 now)
 {
 	const struct connection_state *found;
-	struct flow_key arriving;
+	struct flow_key same = *key, mirrored;
 
 	if (key->protocol != IPPROTO_TCP && key->protocol != IPPROTO_UDP)
 		return 0;
-	if (key->direction == FLOW_INGRESS) {
-		found = bpf_map_lookup_elem(&connections, key);
-	} else {
-		reverse(&arriving, key);
-		found = bpf_map_lookup_elem(&connections, &arriving);
+	same.direction = FLOW_INGRESS;
+	mirror(&mirrored, key);
+	found = bpf_map_lookup_elem(&connections, key->direction == FLOW_INGRESS ? &same : &mirrored);
+	if (!found) {
+		found = bpf_map_lookup_elem(&connections, key->direction == FLOW_INGRESS ? &mirrored : &same);
+		if (found && !found->is_foreign)
+			return 0;
 	}
 	if (found && found->closed_ns && now - found->closed_ns > CLOSED_REMEMBERED_NS)
 		return 0;
@@ -187,24 +199,39 @@ static __always_inline void account(const struct packet *packet, const struct ob
 	spill(&first);
 }
 
-/* What was learned of this connection: its entries say so now, and those of later generations when made. */
+static __always_inline void tell_flow(void *flows, const struct flow_key *key,
+				      const struct connection *connection, __u32 flags)
+{
+	struct flow *flow = bpf_map_lookup_elem(flows, key);
+
+	if (!flow)
+		return;
+	if (connection)
+		flow->connection = *connection;
+	set_flags(flow, flags);
+}
+
+/* What was learned of this connection: its entries say so now, and those of later generations when made.
+ * `connection` is 0 where only the flags are news. */
 static __always_inline void tell_flows(const struct flow_key *arriving, const struct connection *connection,
-				       __u32 flags)
+				       __u32 flags, int is_foreign)
 {
 	struct flow_key key = *arriving;
 	__u32 zero = 0;
 	void *flows = bpf_map_lookup_elem(&active_flows, &zero);
-	struct flow *flow;
 
 	if (!flows)
 		return;
-	for (int i = 0; i < 2; i++) {
-		flow = bpf_map_lookup_elem(flows, &key);
-		if (flow) {
-			flow->connection = *connection;
-			set_flags(flow, flags);
-		}
-		reverse(&key, arriving);
+	tell_flow(flows, &key, connection, flags);
+	if (is_foreign) {
+		key.direction = FLOW_EGRESS;
+		tell_flow(flows, &key, connection, flags);
+	}
+	reverse(&key, arriving);
+	tell_flow(flows, &key, connection, flags);
+	if (is_foreign) {
+		key.direction = FLOW_INGRESS;
+		tell_flow(flows, &key, connection, flags);
 	}
 }
 

@@ -119,7 +119,7 @@ static __always_inline int is_watched(const struct sock *sk)
 	       settings->netns_inum == BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
 }
 
-/* The flow that arrives at this socket; 0 if it is none of TCP or connected UDP, or of another namespace. */
+/* The flow that arrives at this socket; 0 if it is none of TCP or connected UDP. */
 static __always_inline int read_arriving(struct flow_key *arriving, const struct sock *sk)
 {
 	__u16 family = BPF_CORE_READ(sk, __sk_common.skc_family);
@@ -130,7 +130,7 @@ static __always_inline int read_arriving(struct flow_key *arriving, const struct
 	arriving->source_port = bpf_ntohs(BPF_CORE_READ(sk, __sk_common.skc_dport));
 	/* Not skc_num, which is taken back before the end of a connection is told. */
 	arriving->destination_port = bpf_ntohs(BPF_CORE_READ((const struct inet_sock *)sk, inet_sport));
-	if (arriving->source_port == 0 || arriving->destination_port == 0 || !is_watched(sk))
+	if (arriving->source_port == 0 || arriving->destination_port == 0)
 		return 0;
 	if (arriving->protocol != IPPROTO_TCP && arriving->protocol != IPPROTO_UDP)
 		return 0;
@@ -184,17 +184,52 @@ static __always_inline int is_open(__u8 state)
 	       state == BPF_TCP_CLOSE_WAIT;
 }
 
+static __always_inline int is_loopback(const struct address *address)
+{
+	const __u8 *bytes = address->bytes;
+	const __u32 *words = (const void *)bytes;
+
+	if (words[0] || words[1])
+		return 0;
+	if (words[2] == bpf_htonl(0xffff))
+		return bytes[12] == 127;
+	return !words[2] && words[3] == bpf_htonl(1);
+}
+
+/*
+ * Whether a socket of another namespace may say whose a connection is: not of one that this namespace's own
+ * sockets know, from whichever end, and not of addresses that every namespace has for itself.
+ */
+static __always_inline int may_be_told_by_foreigner(const struct flow_key *arriving)
+{
+	const struct connection_state *known;
+	struct flow_key mirrored;
+
+	if (is_loopback(&arriving->destination) || is_loopback(&arriving->source))
+		return 0;
+	known = bpf_map_lookup_elem(&connections, arriving);
+	if (known && !known->is_foreign && !known->closed_ns)
+		return 0;
+	mirror(&mirrored, arriving);
+	known = bpf_map_lookup_elem(&connections, &mirrored);
+	return !known || known->is_foreign || known->closed_ns;
+}
+
 /* Writes what is known of an open connection to the map and to its flows. */
 static __always_inline void tell(const struct sock *sk, const struct flow_key *arriving,
 				 struct connection *connection, int established)
 {
-	struct connection_state state = {};
-	struct connection_state *known = bpf_map_lookup_elem(&connections, arriving);
+	struct connection_state state = {.is_foreign = !is_watched(sk)};
+	struct connection_state *known;
 
+	if (state.is_foreign && !may_be_told_by_foreigner(arriving))
+		return;
 	connection->rtt_us = rtt_of(sk, arriving->protocol);
-	if (established)
+	/* Only a handshake of this namespace proves a source: a container could have made up its own. */
+	if (established && !state.is_foreign)
 		state.established_ns = bpf_ktime_get_boot_ns();
-	if (known && !known->closed_ns) {
+	known = bpf_map_lookup_elem(&connections, arriving);
+	if (known && !known->closed_ns && known->is_foreign == state.is_foreign) {
 		if (known->established_ns)
 			state.established_ns = known->established_ns;
 		if (!connection->process_id) {
@@ -206,7 +241,7 @@ static __always_inline void tell(const struct sock *sk, const struct flow_key *a
 	}
 	state.connection = *connection;
 	bpf_map_update_elem(&connections, arriving, &state, BPF_ANY);
-	tell_flows(arriving, connection, state.established_ns ? FLOW_ESTABLISHED : 0);
+	tell_flows(arriving, connection, state.established_ns ? FLOW_ESTABLISHED : 0, state.is_foreign);
 }
 
 /* What has no handshake behind it yet is told when it has; what is closed was told then. */
@@ -222,15 +257,22 @@ static __always_inline void tell_open(const struct sock *sk, const struct flow_k
 static __always_inline void tell_closed(const struct sock *sk, const struct flow_key *arriving)
 {
 	struct connection_state *known = bpf_map_lookup_elem(&connections, arriving);
-	struct connection connection = {};
+	int is_foreign = !is_watched(sk);
+	struct connection connection;
+	__u32 rtt_us;
 
-	if (known) {
-		if (rtt_of(sk, arriving->protocol))
-			known->connection.rtt_us = rtt_of(sk, arriving->protocol);
-		known->closed_ns = bpf_ktime_get_boot_ns();
-		connection = known->connection;
+	if (is_foreign && (!known || !known->is_foreign || !may_be_told_by_foreigner(arriving)))
+		return;
+	if (!known) {
+		tell_flows(arriving, 0, FLOW_CLOSED, is_foreign);
+		return;
 	}
-	tell_flows(arriving, &connection, FLOW_CLOSED);
+	rtt_us = rtt_of(sk, arriving->protocol);
+	if (rtt_us)
+		known->connection.rtt_us = rtt_us;
+	known->closed_ns = bpf_ktime_get_boot_ns();
+	connection = known->connection;
+	tell_flows(arriving, &connection, FLOW_CLOSED, is_foreign);
 }
 
 SEC("tp_btf/inet_sock_set_state")

@@ -12,7 +12,7 @@ export const FLOW_KEY = {
 } as const
 export const CONNECTION = { bytes: 32, cgroupId: 0, processId: 8, rttUs: 12, processName: 16 } as const
 /** Value of the map `connections`, which is keyed as the flow that arrives. */
-export const CONNECTION_STATE = { bytes: 48, connection: 0, establishedNs: 32, closedNs: 40 } as const
+export const CONNECTION_STATE = { bytes: 56, connection: 0, establishedNs: 32, closedNs: 40, isForeign: 48 } as const
 export const FLOW = {
   bytes: 88,
   packets: 0,

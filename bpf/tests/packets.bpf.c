@@ -1,14 +1,20 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /*
  * What tests and benchmarks need in the kernel; no sensor loads it.
- * send_on     XDP, run by TEST_RUN with live frames: gives each frame the next sender of a list and sends it
- * out. drop_all    XDP_DROP and nothing else: what every verdict is measured against. fill_ring   writes
- * records to a ring as fast as one CPU can, and counts those that found no room.
+ *
+ * send_on gives each of the live frames of a TEST_RUN the next sender of a list and sends it out of a device.
+ *
+ * drop_all is XDP_DROP and nothing else: what every verdict is measured against.
+ *
+ * look_up looks for entries of a large hash map; pick_only does the same without looking.
+ *
+ * fill_ring writes records to a ring as fast as one CPU can, and counts those that found no room.
  */
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
 #include <linux/ip.h>
 #include <bpf/bpf_helpers.h>
+#include <bpf/bpf_endian.h>
 
 #define SENDERS_MAX	 1048576
 #define RING_BYTES	 (16 * 1024 * 1024)
@@ -93,6 +99,58 @@ int send_on(struct xdp_md *context)
 	ip->check = sender->checksum;
 	*port = sender->port;
 	return bpf_redirect(order->ifindex, 0);
+}
+
+/* As the sensor's map of blocked addresses: 16 bytes of address, 40 of block. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__type(key, __u64[2]);
+	__type(value, __u64[5]);
+} entries SEC(".maps");
+
+static __always_inline void pick(__u64 *key, __u32 count)
+{
+	key[0] = 0;
+	key[1] = bpf_cpu_to_be64(0x0000ffff0a000000ULL + bpf_get_prandom_u32() % count);
+}
+
+/* Looks for entries at random, of as many as orders[0].senders says; what pick_only does costs as much less.
+ */
+SEC("xdp")
+int look_up(struct xdp_md *context)
+{
+	struct order *order;
+	__u32 zero = 0;
+	__u64 key[2];
+	int found = 0;
+
+	order = bpf_map_lookup_elem(&orders, &zero);
+	if (!order || order->senders == 0)
+		return 0;
+	for (int i = 0; i < RECORDS_EACH_RUN; i++) {
+		pick(key, order->senders);
+		found += bpf_map_lookup_elem(&entries, key) != 0;
+	}
+	return found;
+}
+
+SEC("xdp")
+int pick_only(struct xdp_md *context)
+{
+	struct order *order;
+	__u32 zero = 0;
+	__u64 key[2];
+	int odd = 0;
+
+	order = bpf_map_lookup_elem(&orders, &zero);
+	if (!order || order->senders == 0)
+		return 0;
+	for (int i = 0; i < RECORDS_EACH_RUN; i++) {
+		pick(key, order->senders);
+		odd += key[1] >> 56 & 1;
+	}
+	return odd;
 }
 
 SEC("xdp")

@@ -20,8 +20,8 @@
 #define FLOWS_MAX 65536
 /* One record for each block that begins to drop: 1,600 between two reads. */
 #define FIRST_HITS_BYTES (64 * 1024)
-/* A rule with 1,000 ranges is 1,000 prefixes; 210 bytes each, made when used: 13 MiB when full. Half of them
- * are of the set in force, half of that which is being written. */
+/* A rule with 1,000 ranges is 1,000 prefixes; up to 256 bytes each, made when used: 16 MiB when full. Half of
+ * them are of the set in force, half of that which is being written. */
 #define RULE_MATCH_MAX 65536
 /* One for each source and rule with a rate, and for each source of SYNs; the least recently used are
  * forgotten, which lets a source begin anew. */

@@ -33,6 +33,9 @@
 /* Content type 20 to 23, major version 3. */
 #define TLS_RECORD_FIRST 0x14
 #define TLS_RECORD_LAST	 0x17
+#define TLS_HANDSHAKE	 0x16
+#define CLIENT_HELLO	 1
+#define SERVER_HELLO	 2
 #define TLS_MAJOR	 3
 #define TLS_MINOR_MAX	 4
 
@@ -321,19 +324,22 @@ static __always_inline void find_place(struct place *place, int flags)
 	}
 }
 
-/* Whether the bytes begin as a record of TLS does. */
-static __always_inline int begins_as_tls(const struct place *place)
+/* Whether the bytes begin as a record of TLS does; `hello`: as the one that opens a handshake, as bytes of
+ * text hardly do. */
+static __always_inline int begins_as_tls(const struct place *place, int hello)
 {
 	__u64 buffer = place->buffer;
-	__u8 head[3] = {};
+	__u8 head[6] = {};
 
 	if (!buffer && place->segments &&
 	    bpf_probe_read_user(&buffer, sizeof(buffer), (void *)place->segments))
 		return 0;
 	if (bpf_probe_read_user(head, sizeof(head), (void *)buffer))
 		return 0;
-	return head[0] >= TLS_RECORD_FIRST && head[0] <= TLS_RECORD_LAST && head[1] == TLS_MAJOR &&
-	       head[2] <= TLS_MINOR_MAX;
+	if (head[0] < TLS_RECORD_FIRST || head[0] > TLS_RECORD_LAST || head[1] != TLS_MAJOR ||
+	    head[2] > TLS_MINOR_MAX)
+		return 0;
+	return !hello || (head[0] == TLS_HANDSHAKE && (head[5] == CLIENT_HELLO || head[5] == SERVER_HELLO));
 }
 
 /*
@@ -343,7 +349,7 @@ static __always_inline int begins_as_tls(const struct place *place)
  */
 static __always_inline void classify(struct connection *socket, const struct place *place)
 {
-	if (begins_as_tls(place)) {
+	if (begins_as_tls(place, socket->is_text)) {
 		socket->is_tls = 1;
 		socket->is_text = 0;
 	} else if (socket->is_whole || socket->odd_records >= ODD_RECORDS_OF_TEXT) {

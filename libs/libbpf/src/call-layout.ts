@@ -97,7 +97,7 @@ export interface Chunk {
   readonly skipped: number
   /** How many bytes it carried. What is more than `bytes.length` is held by no chunk. */
   readonly total: number
-  /** The connection ended; there are no bytes, and no more chunks of it. `skipped` bytes at its end are missing. */
+  /** The connection ended; there are no bytes, and no more chunks of it. What its end lacks is not told. */
   readonly closed: boolean
   readonly owner: { readonly pid: number; readonly comm: string; readonly cgroupId: bigint }
   readonly addresses: ChunkAddresses | undefined

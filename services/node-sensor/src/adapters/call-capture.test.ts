@@ -15,6 +15,7 @@ import {
   startCalls,
   type TestCalls,
 } from '../test-calls.ts'
+import { callFeatures } from './call-kernel.ts'
 import { CallTargets, systemLibraries } from './call-targets.ts'
 
 const skip = needsProbes || (await requires({ tools: ['python3'] }))
@@ -153,7 +154,9 @@ test('a cgroup beyond its budget loses records, not the knowledge of how much', 
 
 test('a ring without room loses records, and the next says how many bytes', { skip }, async () => {
   const port = await freePort()
-  await using calls = await startCalls({ clearPorts: [port], ringBytes: 4096 })
+  // Without probes: the TLS calls of other tests would fill it.
+  const features = { ...callFeatures(), safeReturnProbes: false }
+  await using calls = await startCalls({ clearPorts: [port], ringBytes: 4096 }, { features })
   calls.keep(({ addresses }) => addresses?.localPort === port)
   calls.pause()
   const code = `${PAIR}
@@ -191,6 +194,33 @@ test('of connections in the clear, one that carries TLS is left out', { skip }, 
     (seen) => seen.filter(({ text }) => /port=/.test(text)).length >= 40,
   )
   assert.deepEqual([...new Set(chunks.map(({ source }) => source))], ['node'])
+})
+
+test('text that happens to begin as a record of TLS is captured all the same, and TLS after text is not', {
+  skip,
+}, async () => {
+  const port = await freePort()
+  await using calls = await startCalls({ clearPorts: [port] })
+  const chunks = await captured(
+    calls,
+    port,
+    `
+def pass_on(data): client.sendall(data); whole(server, len(data))
+pass_on(b'EHLO')
+pass_on(bytes([0x17, 3, 3, 0, 9, 9, 9]))
+pass_on(b'STARTTLS')
+pass_on(bytes([0x16, 3, 1, 0, 9, 1, 0]))
+pass_on(b'enciphered')`,
+  )
+  for (const [direction, side] of [
+    ['sent', 'client'],
+    ['received', 'server'],
+  ] as const)
+    assert.deepEqual(
+      told(chunks, port, direction, side).map(([text]) => text),
+      ['EHLO', '\x17\x03\x03\x00\x09\x09\x09', 'STARTTLS'],
+      side,
+    )
 })
 
 test('of connections, one in so many is captured, and that one whole', { skip }, async () => {

@@ -208,11 +208,11 @@ static __always_inline int may_be_told_by_foreigner(const struct flow_key *arriv
 	if (is_loopback(&arriving->destination) || is_loopback(&arriving->source))
 		return 0;
 	known = bpf_map_lookup_elem(&connections, arriving);
-	if (known && !known->is_foreign && !known->closed_ns)
+	if (known && !known->is_foreign)
 		return 0;
 	mirror(&mirrored, arriving);
 	known = bpf_map_lookup_elem(&connections, &mirrored);
-	return !known || known->is_foreign || known->closed_ns;
+	return !known || known->is_foreign;
 }
 
 /* Writes what is known of an open connection to the map and to its flows. */

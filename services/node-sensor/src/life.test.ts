@@ -42,6 +42,8 @@ const round = () => {
   for (let left = 200; left > 0; left--) socket.send('x', port, host, left === 1 ? () => setImmediate(round) : undefined)
 }
 socket.bind(0, () => { console.log('sending'); round() })`
+/** A set without rules, but in the other half of the maps. */
+const RULE_SET_BEFORE = Buffer.from([1, ...new Array<number>(15).fill(0)])
 /** Enough that one unguarded millisecond would show. */
 const DROPS_BETWEEN = 5000n
 
@@ -89,6 +91,7 @@ function leaveOldSensor(object: string, pins: string, hostDevice: string, blocke
   using loaded = loadObject(object, { pins: { directory, except: ['packets'] } })
   const settings = { mode: 'enforce', managementPorts: [], netnsInum: networkNamespaceInum() } as const
   loaded.map('config').update(Buffer.alloc(4), encodeConfig(settings))
+  loaded.map('rule_set').update(Buffer.alloc(4), RULE_SET_BEFORE)
   const map = loaded.map('block_exact')
   map.update(keyOf(blocked), oldBlock(map, bootTimeNs() + 600_000_000_000n))
   map.update(Buffer.alloc(16, 7), oldBlock(map, bootTimeNs() - 1n))
@@ -136,6 +139,8 @@ test('an upgrade to another layout lets no packet of a blocked source pass, thou
   })
   await sensor.line(/"hook":"xdp","on":true,"how":"adopted"/)
   await sensor.line(/"block_exact":\{"copied":1,"over":1,"left":0\}/)
+  using ruleSet = openPinnedMap(join(after, 'rule_set'))
+  assert.deepEqual(ruleSet.lookup(Buffer.alloc(4)), RULE_SET_BEFORE, 'rules of the same layout go on too')
   const atUpgrade = hits(after, cable.address, 8)
   assert(atUpgrade > DROPS_BETWEEN, 'what the block dropped before is not forgotten')
   await eventually(() => hits(after, cable.address, 8) > atUpgrade + DROPS_BETWEEN, { what: 'the new programs drop' })

@@ -2,6 +2,7 @@
 import { parseArgs } from 'node:util'
 import { soakCalls } from './calls.ts'
 import { soakPackets } from './packets.ts'
+import { soakParsers } from './parsers.ts'
 import { soakPayments } from './payments.ts'
 import { soakPolicy } from './policy.ts'
 import { soakStack } from './stack.ts'
@@ -16,6 +17,7 @@ const SOAKS: Readonly<Record<string, (minutes: number) => Promise<boolean>>> = {
   policy: soakPolicy,
   packets: soakPackets,
   calls: soakCalls,
+  parsers: soakParsers,
 }
 
 const wanted = positionals.length === 0 ? Object.keys(SOAKS) : positionals

@@ -8,6 +8,8 @@ import fc from 'fast-check'
 import { type AssemblyOptions, CallAssembly } from './call-assembly.ts'
 
 const BOOTED_AT_MS = 1_700_000_000_000
+/** More of them in the long runs. */
+const FUZZ_RUNS = Number(process.env.TOLLWARD_FUZZ_RUNS ?? 1000)
 const SECRET = 'hunter2-s3cr3t'
 
 /** Chunks of connections, and the calls that came of them. */
@@ -170,6 +172,6 @@ test('whatever the kernel captures, nothing is thrown and every call can be publ
       assembly.close()
       for (const call of calls) toBinary(CapturedCallSchema, call)
     }),
-    { numRuns: 1000 },
+    { numRuns: FUZZ_RUNS },
   )
 })

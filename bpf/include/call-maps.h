@@ -87,7 +87,8 @@ struct connection {
 	__u8 is_whole; /* of a socket: seen since its handshake */
 	__u8 is_new;   /* of a socket: it carried nothing yet */
 	__u8 odd_records;
-	__u8 zero[3];
+	__u8 is_http2;
+	__u8 zero[2];
 };
 
 /* A TLS connection is an object at an address of a process, as SSL * is. */

@@ -9,6 +9,8 @@
 
 #include "call-maps.h"
 
+/* Of the beginning of a connection of HTTP/2. */
+#define PREFACE_BYTES 24
 /* Stops the compiler from dropping a bound that the verifier must see. */
 #define KEEP(value) asm volatile("" : "+r"(value))
 
@@ -87,6 +89,14 @@ static __noinline void describe(struct call_chunk *chunk, const struct connectio
 	chunk->flags = connection->is_addressed ? CHUNK_ADDRESSED : 0;
 }
 
+/* Of HTTP/2, whose writes hold frames of many calls, each is read whole: `PRI * HTTP`, once at the beginning.
+ */
+static __always_inline int begins_http2(const __u8 *payload)
+{
+	return payload[0] == 'P' && payload[1] == 'R' && payload[2] == 'I' && payload[3] == ' ' &&
+	       payload[4] == '*' && payload[5] == ' ' && payload[6] == 'H' && payload[7] == 'T';
+}
+
 /* Reads the payload into a reserved record and hands it over. */
 #define FILL(record, connection, transfer, want)                                                             \
 	do {                                                                                                 \
@@ -107,6 +117,8 @@ static __noinline void describe(struct call_chunk *chunk, const struct connectio
 			count_calls(CALL_UNREADABLE, 1);                                                     \
 			length = 0;                                                                          \
 		}                                                                                            \
+		if (length >= PREFACE_BYTES && begins_http2((record)->payload))                              \
+			(connection)->is_http2 = 1;                                                          \
 		(record)->chunk.captured = length;                                                           \
 		bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);                                                \
 		captured = length;                                                                           \
@@ -116,7 +128,7 @@ static __noinline void describe(struct call_chunk *chunk, const struct connectio
 __noinline int capture(struct connection *connection, const struct transfer *transfer)
 {
 	struct call_config *settings = settings_of_calls();
-	__u64 want, *skipped, captured = 0;
+	__u64 want, most, *skipped, captured = 0;
 
 	if (!connection || !transfer || !settings)
 		return 0;
@@ -125,8 +137,9 @@ __noinline int capture(struct connection *connection, const struct transfer *tra
 	want = transfer->buffer ? transfer->bytes : 0;
 	if (!transfer->buffer)
 		count_calls(CALL_UNREADABLE, 1);
-	if (want > settings->payload_bytes_max)
-		want = settings->payload_bytes_max;
+	most = connection->is_http2 ? PAYLOAD_LARGE : settings->payload_bytes_max;
+	if (want > most)
+		want = most;
 	if (!is_within_budget(settings, bpf_get_current_cgroup_id(), want)) {
 		count_calls(CALL_BUDGET, 1);
 		goto lost;

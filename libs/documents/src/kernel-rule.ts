@@ -2,6 +2,8 @@ import { formatRange, parseRange } from '@tollward/contracts'
 import { z } from 'zod'
 import { cidr, document, duration } from './parts.ts'
 
+/** Rules of each direction that the kernel programs of a node have room for. */
+export const KERNEL_RULES_MAX = 1024
 /** Ranges of addresses of one list: each is an entry of a prefix trie in every node's kernel. */
 const RANGES_MAX = 1000
 /** Ranges of ports of one rule: the kernel compares each with each packet that comes so far. */

@@ -1,6 +1,6 @@
 export { type ApiPolicy, ApiPolicySchema, limitsOf } from './api-policy.ts'
 export type { PolicyExample, PolicyExamples } from './examples.ts'
-export { type KernelRule, KernelRuleSchema, portsBetween } from './kernel-rule.ts'
+export { KERNEL_RULES_MAX, type KernelRule, KernelRuleSchema, portsBetween } from './kernel-rule.ts'
 export {
   type Client,
   ClientSchema,

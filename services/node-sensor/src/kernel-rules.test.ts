@@ -12,7 +12,7 @@ import { bucketContract, contract, formatAddress } from '@tollward/contracts'
 import { type Alert, AlertRaisedSchema, Disposition } from '@tollward/contracts/detection'
 import { StoredDocumentSchema } from '@tollward/contracts/document'
 import { type SensorState, SensorStateSchema } from '@tollward/contracts/sensor'
-import { API_VERSION, documentKey, STORED_FORMAT } from '@tollward/documents'
+import { API_VERSION, documentKey, KERNEL_RULES_MAX, STORED_FORMAT } from '@tollward/documents'
 import {
   eventually,
   freePort,
@@ -229,8 +229,8 @@ describe('a node with kernel rules', { skip }, () => {
 
   test('rules that have no room are told by name, and the others stand', async () => {
     const spec = { direction: 'ingress', sources: ['203.0.113.0/24'], action: 'drop', priority: 1 }
-    await Promise.all(Array.from({ length: 1024 }, (_, index) => rules.apply(`r${index}`, spec)))
-    await inForce(1024)
+    await Promise.all(Array.from({ length: KERNEL_RULES_MAX }, (_, index) => rules.apply(`r${index}`, spec)))
+    await inForce(KERNEL_RULES_MAX)
     await rules.apply('zz-last', { direction: 'ingress', sources: [alice.address], action: 'drop', priority: 2 })
     await eventually(
       async () =>

@@ -2,7 +2,7 @@ import { type Conflict, policyConflicts } from '@tollward/decision/policies'
 import type { DocumentFault, DocumentSet, DocumentSource, TollwardDocument } from '@tollward/documents'
 import { DocumentError, documentsOfKind } from '@tollward/documents'
 import { AppError } from '@tollward/errors'
-import { type Guarded, kernelRuleFaults } from './kernel-rule.ts'
+import { type Guarded, kernelRuleFaults, roomFaults } from './kernel-rule.ts'
 
 /** What is written first: whoever follows the bucket never meets a policy before the plan that it names. */
 const ORDER: Readonly<Record<TollwardDocument['kind'], number>> = {
@@ -31,6 +31,7 @@ export function orderedForApply(
     ...clientFaults(source, operatorClientId),
     ...kernelRuleFaults(source, guarded),
   ])
+  faults.push(...roomFaults(sources, inForce))
   if (faults.length > 0) throw new DocumentError(faults)
   return [...sources].sort((a, b) => ORDER[a.document.kind] - ORDER[b.document.kind])
 }

@@ -1,8 +1,11 @@
 import { type AddressRange, parseRange } from '@tollward/contracts'
 import {
   type DocumentFault,
+  type DocumentSet,
   type DocumentSource,
+  documentsOfKind,
   durationMs,
+  KERNEL_RULES_MAX,
   portsBetween,
   type TollwardDocument,
 } from '@tollward/documents'
@@ -35,6 +38,22 @@ export function kernelRuleFaults({ document, fault }: DocumentSource, guarded: G
         : [],
     ),
   ]
+}
+
+/** Rules for which no node would have room once these documents are in force. */
+export function roomFaults(sources: readonly DocumentSource[], inForce: DocumentSet): DocumentFault[] {
+  const rules = documentsOfKind(inForce, 'KernelRule')
+  for (const { document } of sources) if (document.kind === 'KernelRule') rules.delete(document.metadata.name)
+  const taken = { ingress: 0, egress: 0 }
+  for (const { spec } of rules.values()) taken[spec.direction] += 1
+  return sources.flatMap(({ document, fault }) => {
+    if (document.kind !== 'KernelRule') return []
+    const { direction } = document.spec
+    taken[direction] += 1
+    if (taken[direction] <= KERNEL_RULES_MAX) return []
+    const reason = `is rule ${taken[direction]} of ${direction}, and nodes have room for ${KERNEL_RULES_MAX}; delete some`
+    return [fault(['metadata', 'name'], reason)]
+  })
 }
 
 /** When a document that is applied now ends by itself; undefined: never. */

@@ -1,6 +1,7 @@
 import { closeSync, existsSync, readdirSync, readFileSync, rmdirSync, unlinkSync } from 'node:fs'
 import { constants } from 'node:os'
 import { join } from 'node:path'
+import { AppError } from '@tollward/errors'
 import { uint32 } from './map.ts'
 import { check, checkErrno, isErrno, libbpf, libc } from './native.ts'
 import type { BpfProgram } from './object.ts'
@@ -134,7 +135,10 @@ export function removePins(directory: string): RemovedPins {
   const faults: unknown[] = []
   if (existsSync(directory)) removeInto(directory, removed, faults)
   if (faults.length === 1) throw faults[0]
-  if (faults.length > 1) throw new AggregateError(faults, `${directory} could not be emptied: ${faults.join('; ')}`)
+  if (faults.length > 1)
+    throw new AppError('internal', `${directory} could not be emptied: ${faults.join('; ')}`, {
+      cause: new AggregateError(faults),
+    })
   return removed
 }
 

@@ -130,9 +130,10 @@ export async function holdPins(pinDirectory: string): Promise<AsyncDisposable> {
  */
 export async function removeEverything(pinDirectory: string): Promise<string> {
   await using _held = await holdPins(pinDirectory)
-  const said = existsSync(pinDirectory) ? removePinned(pinDirectory) : `nothing is pinned at ${pinDirectory}`
+  // First, as they must go also when something pinned cannot be removed.
   const found = orphans()
   for (const { id } of found) detachLinkById(id)
+  const said = existsSync(pinDirectory) ? removePinned(pinDirectory) : `nothing is pinned at ${pinDirectory}`
   if (found.length === 0) return said
   return `${said}; took off ${found.length} programs whose pins could not be found, as when another bpffs is mounted over them`
 }

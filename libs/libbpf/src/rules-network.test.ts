@@ -20,20 +20,30 @@ const OTHER_PORT = 5301
 const MANAGEMENT_PORT = 9090
 /** Three fragments on a cable of 1,500 bytes. */
 const IN_PIECES = 4000
+const BULK_PORT = 5302
+const DOWNLOAD_BYTES = 4_000_000
+/** What TCP puts into 1,500 bytes. */
+const SEGMENT_BYTES_MAX = 1460
 const [CALLER, NEIGHBOUR] = CLIENT_ADDRESSES
 const skip = needsKernel || (await requires({ tools: ['ip', 'nsenter'] }))
 
-/** Answers each datagram with its length. */
+/** Answers each datagram with its length, and each connection with many bytes. */
 const SERVER = `for (const port of [${PORT}, ${OTHER_PORT}]) {
   const socket = require('dgram').createSocket('udp4', ({ length }, { port, address }) => socket.send(String(length), port, address))
-  socket.bind(port, '198.18.0.1', () => port === ${OTHER_PORT} && console.log('ready'))
-}`
+  socket.bind(port, '198.18.0.1', () => port === ${OTHER_PORT} && bulk())
+}
+const bulk = () => require('net').createServer((socket) => socket.end(Buffer.alloc(${DOWNLOAD_BYTES})))
+  .listen(${BULK_PORT}, '198.18.0.1', () => console.log('ready'))`
 /** Sends some datagrams and prints the lengths that came back before it was silent for a while. */
 const CLIENT = `const [, address, port, bytes, count] = process.argv
 const answers = []
 const socket = require('dgram').createSocket('udp4', (answer) => { answers.push(String(answer)); silence.refresh() })
 const silence = setTimeout(() => { console.log(answers.join(' ')); socket.close() }, 250)
 socket.bind(0, address, () => { for (let i = 0; i < count; i++) socket.send(Buffer.alloc(Number(bytes)), port, '198.18.0.1') })`
+/** Reads to the end and prints how much there was. */
+const DOWNLOAD = `let bytes = 0
+require('net').connect({ host: '198.18.0.1', port: ${BULK_PORT}, localAddress: process.argv[1] })
+  .on('data', ({ length }) => { bytes += length }).on('end', () => console.log(bytes))`
 
 describe('rules on a cable', { skip }, () => {
   const directory = `/sys/fs/bpf/tollward-rules-test-${process.pid}`
@@ -107,6 +117,18 @@ describe('rules on a cable', { skip }, () => {
     await obey({ id: 3, action: 'rate-limit', protocol: 'udp', rate: { packetsPerSecond: 0.001, burst: 3 } })
     assert.equal((await send(PORT, 100, { count: 10 })).length, 3)
     assert.equal((await send(PORT, 100, { from: NEIGHBOUR, count: 2 })).length, 2)
+  })
+
+  test('an offloaded packet counts as the segments that the wire will carry', async () => {
+    await obey({ id: 5, action: 'alert', direction: 'egress', protocol: 'tcp', destinations: [CALLER] })
+    const command = [process.execPath, '-e', DOWNLOAD, CALLER]
+    const { stdout } = await run('nsenter', [`--net=/run/netns/${network.client}`, ...command])
+    assert.equal(stdout.trim(), String(DOWNLOAD_BYTES))
+    using counts = pinned('rule_counts')
+    const value = counts.lookup(Buffer.from([5, 0, 0, 0]))
+    const matched = Number(value && decodeRuleCount(value).matched)
+    const segments = DOWNLOAD_BYTES / SEGMENT_BYTES_MAX
+    assert(matched >= segments && matched < 2 * segments, `${matched} packets`)
   })
 
   test('with the loader dead a rule goes on to drop, and lapses by its end', async () => {

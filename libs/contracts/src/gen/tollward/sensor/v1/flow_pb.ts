@@ -236,7 +236,7 @@ export type Owner = Message<"tollward.sensor.v1.Owner"> & {
   processName: string;
 
   /**
-   * Path in the unified hierarchy, or where there is only the old one in that of its first controller.
+   * Path in the unified hierarchy, or where there is only the old one in that of its memory controller.
    *
    * @generated from field: string cgroup = 3;
    */

@@ -198,7 +198,9 @@ function noteTrailers(call: Going, fields: readonly Field[]): void {
 }
 
 function findInFields(fields: readonly Field[], found: Set<SensitiveKind>): void {
-  for (const [name, value] of fields) if (!isCredentialField(name)) findSensitive(value, found)
+  let values = ''
+  for (const [name, value] of fields) if (!isCredentialField(name)) values += `${value}\n`
+  findSensitive(values, found)
 }
 
 /** Undefined where content cannot be looked into. */

@@ -32,6 +32,8 @@ const AWS_KEY = /^A(?:KIA|SIA)[A-Z2-7]{16}(?![A-Za-z0-9])/
 /** A name in JSON, a form or a query, with a value that is not empty. */
 const PASSWORD = /(?:^|["'&?\s{,;])(?:password|passwd|pwd|passphrase)(?:["']\s{0,8}:\s{0,8}["'][^"']|=[^&\s])/i
 const SSN = /^(?!000|666|9\d\d)\d{3}-(?!00)\d\d-(?!0000)\d{4}$/
+/** Of a social security number, with its hyphens. */
+const NUMBER_LENGTH_MIN = 11
 const CARD_DIGITS_MIN = 13
 const CARD_DIGITS_MAX = 19
 /** As issuers print them. */
@@ -179,8 +181,8 @@ function findNumbers(text: string, found: Set<SensitiveKind>): void {
     const end = numberEnd(text, at)
     // A number that is part of a word or of a fraction is none of these.
     const before = text.charCodeAt(at - 1)
-    if (!isWord(before) && text[at - 1] !== '.' && !isWord(text.charCodeAt(end)))
-      judgeNumber(text.slice(at, end), found)
+    const stands = !isWord(before) && text[at - 1] !== '.' && !isWord(text.charCodeAt(end))
+    if (stands && end - at >= NUMBER_LENGTH_MIN) judgeNumber(text.slice(at, end), found)
     at = end
   }
 }

@@ -219,6 +219,8 @@ describe('a node with kernel rules', { skip }, () => {
   test('a rule that cannot be read leaves the one before, and is counted', async () => {
     await apply('a', { direction: 'ingress', sources: [alice.address], action: 'drop' })
     await sees(alice, 'silence', 'by the rule')
+    // Of other kinds the sensor hears nothing.
+    await rules.writePlan('p')
     await rules.write('a', 'nonsense')
     await sensor.line(/stored kernel rule could not be read/)
     assert.equal(await metric(sensor.healthUrl, 'tollward_node_sensor_rules_unreadable_total'), 1)
@@ -310,6 +312,10 @@ function rulesOf(bus: Bus) {
     apply: (name: string, spec: Record<string, unknown>, expiresAtMs?: number) => {
       const document = { apiVersion: API_VERSION, kind: 'KernelRule', metadata: { name }, spec }
       return rules.write(name, JSON.stringify(document), expiresAtMs)
+    },
+    writePlan: async (name: string) => {
+      const value = create(StoredDocumentSchema, { format: STORED_FORMAT, kind: 'Plan', name, yaml: 'nonsense' })
+      await bucket.put(documentKey('Plan', name), value)
     },
     delete: (name: string) => bucket.remove(documentKey('KernelRule', name)),
     deleteAll: async () => {

@@ -12,7 +12,7 @@ const needsTools = await requires({ tools: ['clang', 'nm', 'strip'] })
 const SOURCE = `
 int shared(void *ssl, void *buffer, unsigned long length, unsigned long *read) { *read = length; return buffer != ssl; }
 int SSL_read(void *ssl, void *buffer, int length) { unsigned long read; return shared(ssl, buffer, length, &read) ? (int)read : 0; }
-int SSL_write(void *ssl, const void *buffer, int length) { return length; }
+__attribute__((naked)) int SSL_write(void *ssl, const void *buffer, int length) { asm("mov $0x12345678, %eax; ret"); }
 void SSL_free(void *ssl) {}
 `
 
@@ -44,11 +44,7 @@ test('functions are found where the loader takes them from', { skip: needsTools 
   const [read = 0, write = 0] = ['SSL_read', 'SSL_write'].map((name) => addresses.get(name))
   assert.deepEqual([...found.keys()].sort(), ['SSL_read', 'SSL_write'])
   assert.equal((found.get('SSL_write')?.offset ?? 0) - (found.get('SSL_read')?.offset ?? 0), write - read)
-  const code = execFileSync('objdump', ['-d', `--start-address=${read}`, `--stop-address=${read + 4}`, path], {
-    encoding: 'utf8',
-  })
-  const first = elf.read(found.get('SSL_read')?.offset ?? 0, 1).toString('hex')
-  assert.match(code, new RegExp(`${read.toString(16)}:\\s+${first}`))
+  assert.equal(elf.read(found.get('SSL_write')?.offset ?? 0, 5).toString('hex'), 'b878563412')
 })
 
 test('functions of a program that exports none are found in its symbol table, and nowhere once it is stripped', {

@@ -70,14 +70,18 @@ export async function run(): Promise<{ rows: Row[] }> {
     { what: 'an object each, encoded by the library', read: byLibrary },
   ]
   const seconds = new Map(ways.map(({ what }) => [what, [] as number[]]))
+  const cpuSeconds = new Map(ways.map(({ what }) => [what, [] as number[]]))
   const bytesEach = new Map<string, number>()
   let turn = 0
   for (let round = 0; round < ROUNDS; round++) {
     for (const { what, read } of ways) {
       fill(object, turn++ % 2 === 0 ? 'flows_a' : 'flows_b', full)
+      const cpuBegan = process.cpuUsage()
       const beganMs = performance.now()
       const { flows, bytes } = await read(drain)
       seconds.get(what)?.push((performance.now() - beganMs) / 1000)
+      const cpu = process.cpuUsage(cpuBegan)
+      cpuSeconds.get(what)?.push((cpu.user + cpu.system) / 1e6)
       bytesEach.set(what, bytes / flows)
       if (flows !== FLOWS) throw new Error(`${what}: ${flows} of ${FLOWS} flows`)
     }
@@ -85,6 +89,8 @@ export async function run(): Promise<{ rows: Row[] }> {
   const rows = [...seconds].map(([what, took]) => ({
     what,
     seconds: rounded(median(took)),
+    // Beside other load only this says something.
+    cpuSeconds: rounded(median(cpuSeconds.get(what) ?? [])),
     millionsPerSecond: rounded(FLOWS / 1e6 / median(took)),
     bytesEach: Math.round(bytesEach.get(what) ?? 0),
   }))

@@ -16,7 +16,7 @@ export interface Seen {
 }
 
 /** Keeps what an observer tells. */
-export class Recorder implements ExchangeHandler<Seen> {
+class Recorder implements ExchangeHandler<Seen> {
   readonly ended: Seen[] = []
   readonly losses: LossReason[] = []
   /** Told of, and not ended. */

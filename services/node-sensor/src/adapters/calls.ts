@@ -102,9 +102,10 @@ interface ReadOptions {
 }
 
 /** Reads what the kernel captured, makes calls of it and hands them to the publisher, until the signal is aborted. */
-export async function readCalls({ ring, publisher, ownerOf, metrics, signal }: ReadOptions): Promise<void> {
+async function readCalls({ ring, publisher, ownerOf, metrics, signal }: ReadOptions): Promise<void> {
   const lost = new Map<string, number>()
   const flush = () => {
+    assembly.forgetSilent(bootTimeNs())
     for (const [reason, calls] of lost) publisher.addLost(calls, reason)
     lost.clear()
     publisher.flush()

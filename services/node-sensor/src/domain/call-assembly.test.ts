@@ -148,6 +148,16 @@ test('a connection that ends is forgotten, and what waits on it is told', () => 
   assert.deepEqual([calls.length, assembly.connections], [1, 0])
 })
 
+test('a connection that says nothing for ten minutes is forgotten, and what waits on it is told', () => {
+  const { calls, assembly, push } = captured()
+  push(1, 'received', 'GET /silent HTTP/1.1\r\n\r\n')
+  push(2, 'received', 'GET /later HTTP/1.1\r\n\r\n', { atNs: 300_000_000_000n })
+  assembly.forgetSilent(600_000_000_000n)
+  assert.equal(assembly.connections, 2)
+  assembly.forgetSilent(601_500_000_000n)
+  assert.deepEqual([assembly.connections, calls.map(({ path }) => path)], [1, ['/silent']])
+})
+
 test('whatever the kernel captures, nothing is thrown and every call can be published', () => {
   const text = fc.oneof(
     fc.string({ unit: 'binary', maxLength: 60 }),

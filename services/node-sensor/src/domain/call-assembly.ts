@@ -15,6 +15,8 @@ import { decoded, findSensitive, type SensitiveKind, SensitiveScan, withoutSensi
 
 /** Some 2 KiB each while they are idle. */
 const CONNECTIONS_MAX = 16_384
+/** A process that ends without closing its TLS says nothing of its connections any more. */
+const SILENT_NS_MAX = 600_000_000_000n
 /** Of what is told of one call; longer ones are cut. */
 const PATH_LENGTH_MAX = 1024
 const HOST_LENGTH_MAX = 255
@@ -96,6 +98,15 @@ export class CallAssembly {
     this.#connections.set(chunk.connection, connection)
     connection.observer.push(chunk.direction, { bytes, skipped: chunk.skipped, total: chunk.total, atNs: chunk.atNs })
     if (this.#connections.size > this.#connectionsMax) this.#evict()
+  }
+
+  /** Connections that were silent for ten minutes are over, whatever was due on them. `nowNs` is of the clock of the chunks. */
+  forgetSilent(nowNs: bigint): void {
+    for (const [id, { observer, chunk }] of this.#connections) {
+      if (nowNs - chunk.atNs < SILENT_NS_MAX) return
+      this.#connections.delete(id)
+      observer.close(chunk.atNs)
+    }
   }
 
   /** Tells what is going on as far as it was seen: there will be no more. */

@@ -27,8 +27,7 @@ const TOLD = {
   'shop.Orders': ({ h2 }: Ports) => [h2, 'node', 'grpc'],
 } as const
 const SETTINGS = {
-  // Of HTTP/2 a write carries frames of many streams.
-  ...{ payloadBytesMax: 16_384, cgroupBytesPerSecond: 0, cgroupBurstBytes: 0, sampleOneIn: 1 },
+  ...{ payloadBytesMax: 4096, cgroupBytesPerSecond: 0, cgroupBurstBytes: 0, sampleOneIn: 1 },
   // Every process of this machine is captured, whatever else it is tested with at the time.
   ringBytes: 64 * 1024 * 1024,
 }

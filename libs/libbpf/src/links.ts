@@ -1,4 +1,4 @@
-import { closeSync, existsSync, readdirSync, readFileSync } from 'node:fs'
+import { closeSync, readdirSync, readFileSync, statSync } from 'node:fs'
 import { constants } from 'node:os'
 import { join } from 'node:path'
 import { detachLink } from './attach.ts'
@@ -87,23 +87,32 @@ function withMap<T>(id: number, read: (map: BpfMap) => T): T | undefined {
   }
 }
 
-/** Numbers of the links that are pinned somewhere below a directory of a bpffs. */
+/**
+ * Numbers of the links that are pinned somewhere below a directory of a bpffs, as any mount namespace shows it in which a
+ * process lives: a container's bpffs is another than this one's.
+ */
 export function pinnedLinks(directory: string): Set<number> {
   const found = new Set<number>()
-  for (const entry of existsSync(directory) ? readdirSync(directory, { withFileTypes: true }) : []) {
-    const path = join(directory, entry.name)
-    if (entry.isDirectory()) {
-      for (const id of pinnedLinks(path)) found.add(id)
-    } else {
-      const fd = libbpf().bpf_obj_get(path)
-      // Not everything there is a pin: the kernel puts files of its own into a bpffs.
-      if (fd < 0) continue
-      const id = linkNumber(`/proc/self/fdinfo/${fd}`)
-      closeSync(fd)
-      if (id !== undefined) found.add(id)
-    }
+  const seen = new Set<number>()
+  for (const pid of ['self', ...readdirSync('/proc').filter((name) => /^\d+$/.test(name))]) {
+    const namespace = inumOf(`/proc/${pid}/ns/mnt`)
+    if (namespace === undefined || seen.has(namespace)) continue
+    seen.add(namespace)
+    addPinned(join(`/proc/${pid}/root`, directory), found)
   }
   return found
+}
+
+function addPinned(path: string, found: Set<number>): void {
+  const fd = libbpf().bpf_obj_get(path)
+  if (fd >= 0) {
+    const id = linkNumber(`/proc/self/fdinfo/${fd}`)
+    closeSync(fd)
+    if (id !== undefined) found.add(id)
+    return
+  }
+  // A directory, or no pin: the kernel puts files of its own into a bpffs, which are no directories.
+  for (const name of contentsOf(path)) addPinned(join(path, name), found)
 }
 
 /** Numbers of the links that a living process holds open, this process left out. It looks at every descriptor of the system. */
@@ -169,5 +178,13 @@ function contentsOf(directory: string): string[] {
     return readdirSync(directory)
   } catch {
     return []
+  }
+}
+
+function inumOf(path: string): number | undefined {
+  try {
+    return statSync(path).ino
+  } catch {
+    return undefined
   }
 }

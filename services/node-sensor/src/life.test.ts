@@ -249,6 +249,22 @@ ${sensor} detach
   assert.match(again ?? '', /^nothing is pinned at [^;]*$/)
 })
 
+test('detach leaves what is pinned in another mount namespace, though no sensor runs there', { skip }, async () => {
+  await using cable = await networkNamespace()
+  using pins = pinDirectory()
+  const env = await environment(pins.path, cable.hostDevice, 'nats://127.0.0.1:1')
+  await using sensor = await startProcess(process.execPath, [MAIN], { env })
+  await sensor.line(/"hook":"egress","on":true/)
+  await sensor.kill()
+  const steps = `mount -t bpf none /sys/fs/bpf && ${process.execPath} ${MAIN} detach`
+  await using elsewhere = await startProcess('unshare', ['--mount', 'sh', '-c', steps], { env })
+  assert.equal(await elsewhere.exited, 0)
+  assert.match(elsewhere.lines.join(), /^nothing is pinned at [^;]*$/)
+  await using shown = await startProcess('ip', ['-details', 'link', 'show', cable.hostDevice])
+  await shown.exited
+  assert.match(shown.lines.join(), /xdp/)
+})
+
 async function environment(pins: string, interfaces: string, natsUrl: string) {
   return {
     PATH: process.env.PATH ?? '',

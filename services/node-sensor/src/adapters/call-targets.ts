@@ -1,4 +1,4 @@
-import { existsSync, readdirSync } from 'node:fs'
+import { existsSync, readdirSync, readlinkSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
 import {
@@ -163,6 +163,7 @@ export class CallTargets implements AsyncDisposable {
     const { kernel, log } = this.#options
     const { how } = kernel
     if (how === 'none') return
+    const told = pathFromHere(path) ?? mapping.path
     const common = { path, how }
     // Entries last: a call whose entry is not probed yet leaves nothing behind at its return.
     const leave = attachUprobes(kernel.object.program('tls_leave'), {
@@ -179,8 +180,8 @@ export class CallTargets implements AsyncDisposable {
       throw error
     }
     const { source, dear } = probes
-    this.#attached.set(mapping.identity, { path: mapping.path, source, dear, attachments, isKept, isUnused: false })
-    log.info({ path: mapping.path, pid: mapping.pid, source, ...(dear.length > 0 && { dear }) }, 'TLS library probed')
+    this.#attached.set(mapping.identity, { path: told, source, dear, attachments, isKept, isUnused: false })
+    log.info({ path: told, pid: mapping.pid, source, ...(dear.length > 0 && { dear }) }, 'TLS library probed')
   }
 
   #refuse({ path, pid }: CodeMapping, why: string): void {
@@ -210,6 +211,11 @@ function openablePath({ pid, range, path, identity }: CodeMapping): string | und
   const mapped = `/proc/${pid}/map_files/${range}`
   if (existsSync(mapped)) return mapped
   return [`/proc/${pid}/root${path}`, path].find((other) => existsSync(other) && hasIdentity(other, identity))
+}
+
+/** The kernel tells of a new mapping as its process sees the path, which may have another root. */
+function pathFromHere(path: string): string | undefined {
+  return path.includes('/map_files/') ? readlinkSync(path) : undefined
 }
 
 function hasIdentity(path: string, identity: string): boolean {

@@ -117,7 +117,14 @@ const SETTINGS: Readonly<Record<ServiceName, (facts: Facts) => Record<string, st
   }),
   'sensor-ingest': () => ({}),
   'alert-router': ({ paths }) => ({ TOLLWARD_FINDINGS_FILE: paths.findings }),
-  'node-sensor': () => ({ TOLLWARD_INTERFACES: 'lo', TOLLWARD_NODE: 'local' }),
+  'node-sensor': () => ({
+    TOLLWARD_INTERFACES: 'lo',
+    TOLLWARD_NODE: 'local',
+    // Of the calls of this machine only those that do not leave it: the rest is its owner's own business.
+    TOLLWARD_CALLS: 'auto',
+    TOLLWARD_CALLS_RANGES: '127.0.0.0/8,::1',
+    TOLLWARD_CALLS_CLEAR_PORTS: String(PORTS.exampleApi),
+  }),
   'admin-api': ({ paths, off }) => ({
     TOLLWARD_LISTEN_PORT: String(PORTS.adminApi),
     TOLLWARD_SERVICES: JSON.stringify(

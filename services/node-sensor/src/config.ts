@@ -1,6 +1,6 @@
 import { hostname } from 'node:os'
 import { isAbsolute } from 'node:path'
-import { parseAddress } from '@tollward/contracts'
+import { parseAddress, parseRange } from '@tollward/contracts'
 import { ANOMALY, type Anomaly, MANAGEMENT_PORTS_MAX, PAYLOAD_BYTES_MAX } from '@tollward/libbpf'
 import { baseConfig } from '@tollward/runtime'
 import { z } from 'zod'
@@ -29,6 +29,14 @@ const addresses = z.string().transform((text, context) =>
     const address = parseAddress(entry)
     if (!address) context.addIssue(`"${entry}" is no address`)
     return address ? [address] : []
+  }),
+)
+
+const ranges = z.string().transform((text, context) =>
+  list(text).flatMap((entry) => {
+    const range = parseRange(entry)
+    if (!range) context.addIssue(`"${entry}" is no range such as 10.0.0.0/8, with the bits behind its prefix zero`)
+    return range ? [range] : []
   }),
 )
 
@@ -86,8 +94,10 @@ export const ConfigSchema = z.strictObject({
   blockedAddressesMax: entries.default(131_072),
   blockedRangesMax: entries.default(65_536),
   flowsMax: entries.default(65_536),
-  /** on: read API calls inside TLS and in the clear, of every process of this node. */
-  calls: z.enum(['off', 'on']).default('off'),
+  /** on: read API calls inside TLS and in the clear, of every process of this node. auto: where the kernel can; else it is ready without. */
+  calls: z.enum(['off', 'auto', 'on']).default('off'),
+  /** Only calls of connections with an end in one of these ranges are looked at, with commas. Empty: all, also those of no known connection. */
+  callsRanges: ranges.prefault(''),
   /** Connections with such a port at either end are read in the clear, with commas. */
   callsClearPorts: clearPorts.prefault(''),
   /** Of each read and write: heads fit, long content does not. */

@@ -166,6 +166,11 @@ export function sensorMetrics(registry: Registry, kernel: KernelReadings) {
       labelNames: ['reason'],
       registers,
     }),
+    callsElsewhere: new Counter({
+      name: 'tollward_node_sensor_call_reads_elsewhere_total',
+      help: 'Reads and writes of connections outside the configured ranges, or of none that is known; nobody looked at them.',
+      registers,
+    }),
     callsBuffered: new Gauge({
       name: 'tollward_node_sensor_calls_buffered',
       help: 'API calls that wait for the bus.',

@@ -77,7 +77,9 @@ export async function run({ name, config, log, registry, health, signal }: Servi
   })
 
   const calls =
-    config.calls === 'on' ? new CallCapture({ settings: callSettings(config), node, outbox, metrics, log }) : undefined
+    config.calls === 'off'
+      ? undefined
+      : new CallCapture({ settings: callSettings(config), ranges: config.callsRanges, node, outbox, metrics, log })
   const capturing = calls?.run(signal)
 
   const alerting = alertOfRules({ kernel, rules, mode, node, outbox, metrics, signal })
@@ -90,7 +92,7 @@ export async function run({ name, config, log, registry, health, signal }: Servi
   health.check('blocks', () => whyNotFollowed(blocks, 'blocks'))
   health.check('rules', () => whyNotFollowed(followingRules, 'rules') ?? rules.fault())
   health.check('flows', () => publisher.fault())
-  health.check('calls', () => calls?.fault())
+  health.check('calls', () => (config.calls === 'on' ? calls?.fault() : undefined))
   health.ready()
   const nkey = config.natsNkeyFile === undefined ? {} : { nkeySeed: readSecretFile(config.natsNkeyFile) }
   bus = await unless(signal, connectBus({ servers: config.natsUrl, name, ...nkey, log, registry }))
@@ -102,7 +104,16 @@ export async function run({ name, config, log, registry, health, signal }: Servi
   followingRules = await unless(signal, followKernelRules({ bus, rules, metrics, log }))
   if (followingRules) resources.use(followingRules)
   const faults = () => health.reasons()
-  const parts = { kernel, hooks, table, rules, drops, calls, capabilities: () => capabilities, faults }
+  const parts = {
+    kernel,
+    hooks,
+    table,
+    rules,
+    drops,
+    calls,
+    capabilities: () => [...capabilities, ...(calls ? [calls.capability()] : [])],
+    faults,
+  }
   const reporting = reportState({ node, mode, ...parts, bus, metrics, log, signal })
   log.info({ blocks: table.sizes() }, 'ready')
   await listing

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import { contract } from '@tollward/contracts'
+import { contract, parseRange } from '@tollward/contracts'
 import { Binding, CallCapturedSchema, type CapturedCall, Side } from '@tollward/contracts/sensor'
 import { eventually, requires, startNatsServer, startProcess, temporaryDirectory } from '@tollward/testkit'
 import { pino } from 'pino'
@@ -108,7 +108,7 @@ test('calls of real servers, inside TLS and in the clear, are told as the server
   const log = pino({ level: 'silent' })
   const outbox = new Outbox({ log })
   const settings = { ...SETTINGS, clearPorts: [ports.http] }
-  const capture = new CallCapture({ settings, node: 'here', outbox, metrics, log })
+  const capture = new CallCapture({ settings, ranges: [], node: 'here', outbox, metrics, log })
   const end = new AbortController()
   const running = [capture.run(end.signal), outbox.run(bus, end.signal)]
   const stop = async () => {
@@ -157,4 +157,48 @@ test('calls of real servers, inside TLS and in the clear, are told as the server
   }
   const asked = calls.filter(({ side, path }) => side === Side.CLIENT && OURS.test(path))
   assert.equal(asked.length, 3 * CALLS)
+})
+
+/** Answers at both addresses of this machine, and asks itself at both, at the one that nobody shall look at first. */
+const BOTH = `const server = require('node:http').createServer((request, response) => response.end('yes'))
+server.listen(0, '::', async () => {
+  const { port } = server.address()
+  console.log('port', port)
+  process.once('SIGUSR2', async () => {
+    for (const [host, path] of [['[::1]', '/outside'], ['127.0.0.1', '/inside']]) await (await fetch('http://' + host + ':' + port + path)).text()
+  })
+})`
+
+test('calls of connections outside of the configured ranges are looked at by nobody', { skip }, async () => {
+  await using nats = await startNatsServer()
+  await using bus = await decidingBus(nats.url)
+  await using both = await startProcess(process.execPath, ['-e', BOTH])
+  const port = Number((await both.line(/^port \d+/)).split(' ')[1])
+  const nothing = () => ({})
+  const metrics = sensorMetrics(new Registry(), { verdicts: nothing, events: nothing, blocks: nothing })
+  const log = pino({ level: 'silent' })
+  const outbox = new Outbox({ log })
+  const ranges = ['127.0.0.0/8'].map(parseRange).filter((range) => range !== undefined)
+  const capture = new CallCapture({
+    ...{ settings: { ...SETTINGS, clearPorts: [port] }, ranges, node: 'here', outbox, metrics, log },
+  })
+  const end = new AbortController()
+  const running = [capture.run(end.signal), outbox.run(bus, end.signal)]
+  await using stopping = new AsyncDisposableStack()
+  stopping.defer(async () => {
+    end.abort()
+    await Promise.all(running)
+  })
+  const paths: string[] = []
+  await using _following = await bus.follow(contract(CallCapturedSchema), 'beginning', (batch) => {
+    paths.push(
+      ...batch.calls.filter(({ localPort, peerPort }) => [localPort, peerPort].includes(port)).map(({ path }) => path),
+    )
+  })
+  await eventually(() => capture.targets.length > 0, { what: 'capturing has begun' })
+  process.kill(both.pid, 'SIGUSR2')
+  await eventually(() => paths.length === 2, { what: 'both ends of the call inside are told' })
+  assert.deepEqual(paths, ['/inside', '/inside'])
+  const elsewhere = await metrics.callsElsewhere.get()
+  assert.ok((elsewhere.values[0]?.value ?? 0) > 0)
 })

@@ -1,4 +1,5 @@
 import { setTimeout as delay, setImmediate as othersFirst } from 'node:timers/promises'
+import { type AddressRange, rangeContains } from '@tollward/contracts'
 import { bootTimeNs, CALL_COUNTER, type CallCounterName, type Chunk } from '@tollward/libbpf'
 import { aborted } from '@tollward/runtime'
 import type { Logger } from 'pino'
@@ -9,6 +10,7 @@ import { type CallKernel, type CallSettings, loadCalls } from './call-kernel.ts'
 import { CallPublisher } from './call-publisher.ts'
 import { CallRing } from './call-ring.ts'
 import { type CallTarget, CallTargets, systemLibraries } from './call-targets.ts'
+import type { Capability } from './capabilities.ts'
 import { objectFile } from './object-file.ts'
 import { Owners } from './owners.ts'
 
@@ -21,6 +23,8 @@ const FLUSH_MS = 200
 
 interface CaptureOptions {
   readonly settings: CallSettings
+  /** Only calls of connections with an end in one of these are looked at; none: all. */
+  readonly ranges: readonly AddressRange[]
   readonly node: string
   readonly outbox: Outbox
   readonly metrics: Metrics
@@ -53,6 +57,12 @@ export class CallCapture {
     return this.#failure ?? this.#publisher.fault()
   }
 
+  /** What became of reading calls, as one of the things that a kernel may offer. */
+  capability(): Capability {
+    const on = this.#failure === undefined
+    return { name: 'API calls', on, why: this.#failure ?? 'read inside TLS and, at the configured ports, in the clear' }
+  }
+
   /** What the kernel counts of reads and writes. */
   counts(): Record<string, number> {
     const kernel = this.#kernel
@@ -63,7 +73,7 @@ export class CallCapture {
 
   /** Captures until the signal is aborted. If this kernel cannot, that is said, and everything else goes on. */
   async run(signal: AbortSignal): Promise<void> {
-    const { settings, metrics, log } = this.#options
+    const { settings, ranges, metrics, log } = this.#options
     try {
       await using resources = new AsyncDisposableStack()
       const kernel = resources.use(loadCalls(await objectFile(undefined, 'calls'), settings, log))
@@ -78,7 +88,7 @@ export class CallCapture {
       const ownerOf = ({ pid, comm, cgroupId }: Chunk['owner']) =>
         owners.describe({ processId: pid, processName: comm, cgroupId })
       const publisher = this.#publisher
-      await Promise.all([targets.run(signal), readCalls({ ring, publisher, ownerOf, metrics, signal })])
+      await Promise.all([targets.run(signal), readCalls({ ring, ranges, publisher, ownerOf, metrics, signal })])
     } catch (error) {
       log.warn({ err: error }, 'calls are not captured')
       this.#failure = `calls are not captured: ${error instanceof Error ? error.message : String(error)}`
@@ -94,6 +104,7 @@ interface ChunkSource {
 
 interface ReadOptions {
   readonly ring: ChunkSource
+  readonly ranges: readonly AddressRange[]
   readonly publisher: CallPublisher
   /** What is known of a process beside what the kernel told of it. */
   readonly ownerOf: (owner: Chunk['owner']) => CallOwner
@@ -102,7 +113,7 @@ interface ReadOptions {
 }
 
 /** Reads what the kernel captured, makes calls of it and hands them to the publisher, until the signal is aborted. */
-async function readCalls({ ring, publisher, ownerOf, metrics, signal }: ReadOptions): Promise<void> {
+async function readCalls({ ring, ranges, publisher, ownerOf, metrics, signal }: ReadOptions): Promise<void> {
   const lost = new Map<string, number>()
   const flush = () => {
     assembly.forgetSilent(bootTimeNs())
@@ -116,7 +127,10 @@ async function readCalls({ ring, publisher, ownerOf, metrics, signal }: ReadOpti
     ownerOf,
     bootedAtMs: () => Date.now() - Number(bootTimeNs() / 1_000_000n),
   })
-  const push = (chunk: Chunk) => assembly.push(chunk)
+  const push = (chunk: Chunk) => {
+    if (isWithin(ranges, chunk)) assembly.push(chunk)
+    else metrics.callsElsewhere.inc()
+  }
   let flushedMs = performance.now()
   while (!signal.aborted) {
     const chunks = ring.read(push, TURN_CHUNKS)
@@ -130,4 +144,10 @@ async function readCalls({ ring, publisher, ownerOf, metrics, signal }: ReadOpti
   }
   assembly.close()
   flush()
+}
+
+function isWithin(ranges: readonly AddressRange[], { addresses }: Chunk): boolean {
+  if (ranges.length === 0) return true
+  if (!addresses) return false
+  return ranges.some((range) => rangeContains(range, addresses.local) || rangeContains(range, addresses.peer))
 }

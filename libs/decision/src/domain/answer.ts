@@ -71,14 +71,15 @@ const REMOVED_FROM_ANONYMOUS = ['authorization', ...REMOVED_WITHOUT_TOKEN, PROOF
 export function identityHeaders(token: {
   readonly clientId: string
   readonly subject: string
-  readonly scopes: readonly string[]
-  readonly internalToken: string
+  readonly scopes: ReadonlySet<string>
+  /** The internal token, with its scheme. */
+  readonly authorization: string
 }): HeaderField[] {
   return [
-    ['authorization', `Bearer ${token.internalToken}`],
+    ['authorization', token.authorization],
     [CLIENT, headerValue(token.clientId)],
     [SUBJECT, headerValue(token.subject)],
-    [SCOPES, headerValue(token.scopes.join(' '))],
+    [SCOPES, headerValue([...token.scopes].join(' '))],
   ]
 }
 

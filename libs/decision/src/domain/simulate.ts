@@ -49,7 +49,12 @@ export interface Simulation {
 }
 
 /** Stands for what only a real request gets. */
-const PLACEHOLDER = { token: 'simulated', proof: 'simulated', internalToken: '<internal token>', id: '<decision id>' }
+const PLACEHOLDER = {
+  token: 'simulated',
+  proof: 'simulated',
+  authorization: 'Bearer <internal token>',
+  id: '<decision id>',
+}
 const PAYMENT_URL = '<payment-verifier>'
 const CERTIFICATE = new Uint8Array(1)
 /** One simulation needs a handful. */
@@ -172,6 +177,7 @@ class ChargedRates extends RateTable {
 
 function tokenOf(caller: SimulatedCaller): KnownToken {
   const { client, subject = client, scopes, audience, claims, boundTo, selfRegistered } = caller
+  const granted = new Set(scopes)
   const own = { sub: subject, client_id: client, scope: scopes.join(' '), aud: audience }
   return {
     ...{
@@ -183,9 +189,9 @@ function tokenOf(caller: SimulatedCaller): KnownToken {
       selfRegistered,
     },
     claims: () => ({ ...own, ...claims }),
-    scopes: new Set(scopes),
+    scopes: granted,
     binding: boundTo && { to: boundTo, thumbprint: hash('sha256', CERTIFICATE, 'base64url') },
-    identity: identityHeaders({ clientId: client, subject, scopes, internalToken: PLACEHOLDER.internalToken }),
+    identity: identityHeaders({ clientId: client, subject, scopes: granted, authorization: PLACEHOLDER.authorization }),
   }
 }
 

@@ -8,7 +8,7 @@ const REQUEST_PSEUDO = [':method', ':scheme', ':authority', ':path']
 const CONNECTION_SPECIFIC = new Set(['connection', 'proxy-connection', 'keep-alive', 'transfer-encoding', 'upgrade'])
 
 /** What a request says of itself, beside its other fields. */
-export interface RequestHead {
+export interface Http2Request {
   readonly method: string
   readonly path: string
   /** Of its body; undefined: it does not say. */
@@ -17,7 +17,7 @@ export interface RequestHead {
 }
 
 /** Undefined: the request is malformed (RFC 9113, sections 8.2 and 8.3.1). */
-export function requestHead(fields: readonly Field[]): RequestHead | undefined {
+export function requestHead(fields: readonly Field[]): Http2Request | undefined {
   const pseudo: (string | undefined)[] = [undefined, undefined, undefined, undefined]
   let contentLength: number | undefined
   let isPseudo = true

@@ -14,7 +14,7 @@ import {
   writeFrameHeader,
 } from './frames.ts'
 import { HpackDecoder, NO_TABLE } from './hpack.ts'
-import { areTrailers, type RequestHead, requestHead } from './http2-fields.ts'
+import { areTrailers, type Http2Request, requestHead } from './http2-fields.ts'
 import { Output, type OutputBuffers } from './output.ts'
 
 /** What one connection may cost. */
@@ -39,7 +39,7 @@ export interface Http2Limits {
 /** What a connection tells. */
 export interface Http2Events {
   /** A request's head has come. The listener hears of the rest; undefined: whoever heard has ended the stream. */
-  request(stream: Http2Stream, head: RequestHead): Http2Listener | undefined
+  request(stream: Http2Stream, head: Http2Request): Http2Listener | undefined
   /** Nothing comes or goes any more; `reason` where the client or the network was at fault. */
   closed(connection: Http2ServerConnection, reason: string | undefined): void
 }
@@ -378,7 +378,7 @@ export class Http2ServerConnection {
     return true
   }
 
-  #open(id: number, head: RequestHead, isLast: boolean): void {
+  #open(id: number, head: Http2Request, isLast: boolean): void {
     const windows = { send: this.#initialSendWindow, receive: this.#limits.streamWindowBytes }
     const stream = new Http2Stream(this, id, windows)
     stream.missingBytes = head.contentLength

@@ -23,7 +23,7 @@ export {
   NO_TABLE,
   UNKNOWN_FIELD,
 } from './hpack.ts'
-export type { RequestHead } from './http2-fields.ts'
+export type { Http2Request } from './http2-fields.ts'
 export {
   type Http2Events,
   type Http2Limits,

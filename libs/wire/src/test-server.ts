@@ -1,9 +1,9 @@
 import { once } from 'node:events'
-import { type AddressInfo, createServer } from 'node:net'
+import { type AddressInfo, createServer, type Socket } from 'node:net'
 import type { Field } from './hpack.ts'
 import { encodeFields } from './hpack.ts'
-import type { RequestHead } from './http2-fields.ts'
-import { type Http2Limits, Http2ServerConnection } from './http2-server.ts'
+import type { Http2Request } from './http2-fields.ts'
+import { type Http2Limits, Http2ServerConnection, type Http2Stream } from './http2-server.ts'
 import { OutputBuffers } from './output.ts'
 
 export const LIMITS: Http2Limits = {
@@ -19,7 +19,7 @@ export const LIMITS: Http2Limits = {
 
 /** What came of one request. */
 export interface Seen {
-  readonly head: RequestHead
+  readonly head: Http2Request
   readonly body: Buffer
 }
 
@@ -33,9 +33,10 @@ export async function serve(limits: Partial<Http2Limits> = {}) {
   const seen: Seen[] = []
   const reasons: (string | undefined)[] = []
   const connections = new Set<Http2ServerConnection>()
+  const sockets = new Set<Socket>()
   const buffers = new OutputBuffers()
   const events = {
-    request: (stream: Parameters<ConstructorParameters<typeof Http2ServerConnection>[1]['events']['request']>[0], head: RequestHead) => {
+    request: (stream: Http2Stream, head: Http2Request) => {
       const parts: Buffer[] = []
       return {
         data: (chunk: Buffer, isLast: boolean) => {
@@ -56,6 +57,7 @@ export async function serve(limits: Partial<Http2Limits> = {}) {
     },
   }
   const server = createServer({ noDelay: true }, (socket) => {
+    sockets.add(socket)
     connections.add(new Http2ServerConnection(socket, { limits: { ...LIMITS, ...limits }, events, buffers }))
   })
   server.listen(0, '127.0.0.1')
@@ -65,6 +67,9 @@ export async function serve(limits: Partial<Http2Limits> = {}) {
     seen,
     reasons,
     connections,
+    isPaused: () => [...sockets].some((socket) => socket.isPaused()),
+    /** Of all that clients have not read. */
+    waitingBytes: () => [...sockets].reduce((sum, socket) => sum + socket.writableLength, 0),
     [Symbol.asyncDispose]: async () => {
       for (const connection of connections) connection.destroy('over')
       server.close()

@@ -83,7 +83,7 @@ async function ask(port: number, body: Buffer, options: { window?: number; heade
 
 const needsH2spec = await requires({ tools: ['h2spec'] })
 
-describe('HTTP/2 server', { timeout: 120_000 }, () => {
+describe('HTTP/2 server', { timeout: 40_000 }, () => {
   test('h2spec finds nothing that it does otherwise than the standard says', { skip: needsH2spec }, async () => {
     await using server = await serve()
     const { command } = await acquireH2spec()

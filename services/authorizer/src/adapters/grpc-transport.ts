@@ -6,10 +6,10 @@ import {
   encodeFields,
   type Http2Events,
   type Http2Limits,
+  type Http2Request,
   Http2ServerConnection,
   type Http2Stream,
   OutputBuffers,
-  type RequestHead,
 } from '@tollward/wire'
 import type { Logger } from 'pino'
 import type { Counter } from 'prom-client'
@@ -168,7 +168,7 @@ function answering(
   }
 }
 
-function grpcFields({ fields }: RequestHead): { contentType: string | undefined; timeout: string | undefined } {
+function grpcFields({ fields }: Http2Request): { contentType: string | undefined; timeout: string | undefined } {
   let contentType: string | undefined
   let timeout: string | undefined
   for (const [name, value] of fields) {

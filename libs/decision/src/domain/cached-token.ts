@@ -13,6 +13,7 @@ import { tagsOf } from './revocation-tags.ts'
 interface Rights {
   readonly clientId: string
   readonly scopes: ReadonlySet<string>
+  readonly scope: string
   readonly audience: readonly string[]
   readonly selfRegistered: boolean
 }
@@ -52,6 +53,10 @@ export class CachedToken implements KnownToken, Remembered {
     return this.#rights.scopes
   }
 
+  get scope(): string {
+    return this.#rights.scope
+  }
+
   get audience(): readonly string[] {
     return this.#rights.audience
   }
@@ -69,8 +74,8 @@ export class CachedToken implements KnownToken, Remembered {
   }
 
   get identity(): readonly HeaderField[] {
-    const { clientId, subject, scopes } = this
-    return identityHeaders({ clientId, subject, scopes, authorization: this.#authorization })
+    const { clientId, subject, scope } = this
+    return identityHeaders({ clientId, subject, scope, authorization: this.#authorization })
   }
 
   claims(): Readonly<Record<string, unknown>> {
@@ -103,7 +108,7 @@ export class CachedTokens {
     const key = JSON.stringify([clientId, scopes, audience, selfRegistered])
     const known = this.#rights.get(key)
     if (known) return known
-    const rights = { clientId, scopes: new Set(scopes), audience, selfRegistered }
+    const rights = { clientId, scopes: new Set(scopes), scope: scopes.join(' '), audience, selfRegistered }
     this.#rights.set(key, rights)
     return rights
   }

@@ -84,7 +84,7 @@ export function simulate(
     decision:
       isRefused || !target
         ? rejection(PLACEHOLDER.id, refusal ?? { reason: 'unavailable' }, PAYMENT_URL)
-        : admission(PLACEHOLDER.id, { ...verdict, target }, facts.headers),
+        : admission(PLACEHOLDER.id, verdict, target, facts.headers),
     reason: refusal?.reason,
     detail: refusal && (refusal.detail ?? REASONS[refusal.reason].detail),
     rule: rule?.id,
@@ -177,8 +177,8 @@ class ChargedRates extends RateTable {
 
 function tokenOf(caller: SimulatedCaller): KnownToken {
   const { client, subject = client, scopes, audience, claims, boundTo, selfRegistered } = caller
-  const granted = new Set(scopes)
-  const own = { sub: subject, client_id: client, scope: scopes.join(' '), aud: audience }
+  const scope = scopes.join(' ')
+  const own = { sub: subject, client_id: client, scope, aud: audience }
   return {
     ...{
       hash: hash('sha256', PLACEHOLDER.token, 'hex'),
@@ -189,9 +189,10 @@ function tokenOf(caller: SimulatedCaller): KnownToken {
       selfRegistered,
     },
     claims: () => ({ ...own, ...claims }),
-    scopes: granted,
+    scopes: new Set(scopes),
+    scope,
     binding: boundTo && { to: boundTo, thumbprint: hash('sha256', CERTIFICATE, 'base64url') },
-    identity: identityHeaders({ clientId: client, subject, scopes: granted, authorization: PLACEHOLDER.authorization }),
+    identity: identityHeaders({ clientId: client, subject, scope, authorization: PLACEHOLDER.authorization }),
   }
 }
 

@@ -19,6 +19,9 @@ import {
 import { encodeFields } from './hpack.ts'
 import { serve } from './test-server.ts'
 
+/** Whatever a test waits for comes at once, or never. */
+const WAIT_MS = 15_000
+
 const REQUEST = encodeFields([
   [':method', 'POST'],
   [':scheme', 'http'],
@@ -43,7 +46,8 @@ async function raw(port: number, ...first: Buffer[]) {
   const socket = connectTcp({ port, host: '127.0.0.1' })
   await once(socket, 'connect')
   socket.on('error', () => {})
-  const closed = once(socket, 'close')
+  const closed = once(socket, 'close', { signal: AbortSignal.timeout(WAIT_MS) })
+  closed.catch(() => {})
   const frames: { type: number; flags: number; id: number; payload: Buffer }[] = []
   const reader = new FrameReader(2 ** 24, (type, flags, id, payload) => frames.push({ type, flags, id, payload }) > 0)
   socket.on('data', (chunk) => reader.push(chunk))
@@ -67,7 +71,7 @@ async function ask(port: number, body: Buffer, options: { window?: number; heade
     settings: options.window === undefined ? {} : { initialWindowSize: options.window },
   })
   try {
-    const stream = session.request({ ':method': 'POST', ...options.headers })
+    const stream = session.request({ ':method': 'POST', ...options.headers }, { signal: AbortSignal.timeout(WAIT_MS) })
     let trailers: unknown
     stream.on('trailers', (given) => {
       trailers = given['x-end']
@@ -110,10 +114,11 @@ describe('HTTP/2 server', { timeout: 40_000 }, () => {
     const session = connect(`http://127.0.0.1:${server.port}`)
     try {
       const bodies = Array.from({ length: 2000 }, (_, index) => `request ${index}`.repeat((index % 50) + 1))
+      const signal = AbortSignal.timeout(WAIT_MS)
       let next = 0
       const worker = async () => {
         for (let body = bodies[next++]; body !== undefined; body = bodies[next++]) {
-          const stream = session.request({ ':method': 'POST' })
+          const stream = session.request({ ':method': 'POST' }, { signal })
           stream.end(body)
           assert.equal(Buffer.concat(await Array.fromAsync(stream)).toString(), body)
         }
@@ -192,7 +197,9 @@ describe('HTTP/2 server', { timeout: 40_000 }, () => {
     await using server = await serve()
     const session = connect(`http://127.0.0.1:${server.port}`)
     await once(session, 'remoteSettings')
-    const silent = connectTcp(server.port, '127.0.0.1').on('error', () => {}).resume()
+    const silent = connectTcp(server.port, '127.0.0.1')
+      .on('error', () => {})
+      .resume()
     const cutOff = once(silent, 'close')
     using deaf = await raw(server.port)
     await eventually(() => server.connections.size === 3 && deaf.frames.length > 0, { what: 'they are there' })

@@ -245,9 +245,11 @@ describe('gRPC transport', { timeout: 60_000 }, () => {
     const answer = ask(it.session, '/t.T/Held', frame('a'))
     const forgotten = ask(it.session, '/t.T/Late', frame('b'))
     assert.equal(statusOf(await forgotten), 0)
-    const goaway = once(it.session, 'goaway')
+    let goaways = 0
+    it.session.on('goaway', () => goaways++)
     const ended = it.server[Symbol.asyncDispose]()
-    await goaway
+    // First that the end is near, then that it has come.
+    await eventually(() => goaways === 2, { what: 'the client was told' })
     it.held.resolve(Buffer.from('still'))
     const { body, trailers } = await answer
     assert.deepEqual([body, trailers['grpc-status']], [frame('still'), '0'])

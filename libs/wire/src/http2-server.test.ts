@@ -222,7 +222,7 @@ describe('HTTP/2 server', { timeout: 40_000 }, () => {
     const known = connection.drain()
     await eventually(() => client.frames.some(({ type }) => type === FrameType.goAway), { what: 'it was told' })
     client.socket.write(frame(FrameType.headers, FrameFlag.endHeaders, 3, REQUEST))
-    client.socket.write(frame(FrameType.ping, FrameFlag.ack, 0, Buffer.alloc(8)))
+    client.socket.write(frame(FrameType.ping, FrameFlag.ack, 0, Buffer.alloc(8, 1)))
     await known
     connection.finish()
     client.socket.write(

@@ -57,6 +57,8 @@ const WAITING_BYTES_MAX = 1024 * 1024
 /** Streams that ended last, of which frames may still be on their way. */
 const ENDED_STREAMS_KEPT = 1024
 const EMPTY = Buffer.alloc(0)
+/** The ping whose answer says that the client has read that the end is near. */
+const LAST_PING = 1
 
 /** One request and its answer. */
 export class Http2Stream {
@@ -196,7 +198,7 @@ export class Http2ServerConnection {
       return Promise.resolve()
     }
     this.#goAway(INTEGER_31_MAX, ErrorCode.none)
-    this.#ping()
+    this.#ping(LAST_PING)
     this.#drained = resolve
     return promise
   }
@@ -481,7 +483,7 @@ export class Http2ServerConnection {
     if (payload.length !== 8) return this.#fail(ErrorCode.frameSize, 'PING has eight bytes')
     if (flags & FrameFlag.ack) {
       this.#pingIsOut = false
-      this.#drained?.()
+      if (payload[0] === LAST_PING) this.#drained?.()
     } else this.#sendControl(FrameType.ping, payload, FrameFlag.ack)
     return true
   }
@@ -611,9 +613,9 @@ export class Http2ServerConnection {
     this.#sendWindowUpdate(0, connectionWindowBytes - WINDOW_BYTES)
   }
 
-  #ping(): void {
+  #ping(mark = 0): void {
     this.#pingIsOut = true
-    this.#sendControl(FrameType.ping, Buffer.alloc(8))
+    this.#sendControl(FrameType.ping, Buffer.alloc(8, mark))
   }
 
   #goAway(lastStreamId: number, code: number): void {

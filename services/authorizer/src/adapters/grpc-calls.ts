@@ -84,7 +84,15 @@ export class Call implements Http2Listener {
     options.calls.add(this)
     if (asked === undefined) {
       this.end({ code: Status.internal, message: 'grpc-timeout is at most 8 digits and one of H, M, S, m, u, n.' })
-    } else if ('open' in method) this.#listener = method.open(this)
+    } else if ('open' in method) this.#open(method)
+  }
+
+  #open(method: StreamMethod): void {
+    try {
+      this.#listener = method.open(this)
+    } catch (thrown) {
+      this.#threw(thrown)
+    }
   }
 
   /** Its time is up; where it had ended before, its client does not take the answer. */
@@ -104,6 +112,14 @@ export class Call implements Http2Listener {
   /** Bytes of the question have come. */
   data(chunk: Buffer, isLast: boolean): void {
     if (this.#ended) return
+    try {
+      this.#read(chunk, isLast)
+    } catch (thrown) {
+      this.#threw(thrown)
+    }
+  }
+
+  #read(chunk: Buffer, isLast: boolean): void {
     const messages = this.#reader.push(chunk)
     if ('code' in messages) this.#unreadable(messages)
     else for (const message of messages) this.#take(message, isLast)
@@ -133,17 +149,13 @@ export class Call implements Http2Listener {
   }
 
   #answer(method: UnaryMethod, message: Buffer): void {
-    try {
-      const answer = method.handle(message)
-      if (answer instanceof Promise) {
-        answer.then(
-          (late) => this.#reply(late),
-          (thrown) => this.#threw(thrown),
-        )
-      } else this.#reply(answer)
-    } catch (thrown) {
-      this.#threw(thrown)
-    }
+    const answer = method.handle(message)
+    if (answer instanceof Promise) {
+      answer.then(
+        (late) => this.#reply(late),
+        (thrown) => this.#threw(thrown),
+      )
+    } else this.#reply(answer)
   }
 
   #reply(answer: Uint8Array): void {

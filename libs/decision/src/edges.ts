@@ -60,7 +60,7 @@ export const CALL_TIMEOUT_MS = 800
 /** What a client is told to wait after 503. */
 export const UNAVAILABLE_RETRY_SECONDS = 2
 
-/** Tokens kept; some 3 KiB each with the internal token. */
+/** Tokens kept; some 300 bytes each beside the internal token, and as many again where a person and a grant are its own. */
 export const TOKENS_MAX = 150_000
 /** Clients' scopes and audiences that are kept once for all tokens that have the same; those of a thousand clients, a few each. */
 export const SHARED_RIGHTS_MAX = 5000

@@ -156,7 +156,7 @@ function deciding(world: World, paymentUrl: string, recorder: Recorder, metrics:
     if (refusal || admitted++ % ADMISSION_SAMPLE === 0) {
       recorder.record(sourceKey(facts.address), callRecord(id, facts, verdict, outcome, seconds))
     }
-    if (target && (!refusal || observed)) return admission(id, { ...verdict, target }, facts.headers)
+    if (target && (!refusal || observed)) return admission(id, verdict, target, facts.headers)
     return rejection(id, refusal ?? { reason: 'unavailable' }, paymentUrl)
   }
   return (facts) => {

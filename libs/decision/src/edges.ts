@@ -60,8 +60,10 @@ export const CALL_TIMEOUT_MS = 800
 /** What a client is told to wait after 503. */
 export const UNAVAILABLE_RETRY_SECONDS = 2
 
-/** Tokens kept; some 3 KiB each with the internal token. */
+/** Tokens kept; some 300 bytes each beside the internal token, and as many again where a person and a grant are its own. */
 export const TOKENS_MAX = 150_000
+/** Clients' scopes and audiences that are kept once for all tokens that have the same; those of a thousand clients, a few each. */
+export const SHARED_RIGHTS_MAX = 5000
 /** Tokens known to be worth nothing; a table of their own, so that a flood of them pushes out no good one. */
 export const WORTHLESS_TOKENS_MAX = 50_000
 /** A random string does not become a token later; a short time suffices against one that is sent again and again. */

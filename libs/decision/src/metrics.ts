@@ -85,11 +85,11 @@ function decisionCounter(registry: Registry): DecisionMetrics['count'] {
     labelNames: ['outcome', 'reason'],
     registers: [registry],
   })
-  const children = new Map<string, Counter.Internal>()
+  const children = new Map(OUTCOMES.map((outcome) => [outcome, new Map<string, Counter.Internal>()]))
   const child = (outcome: DecisionOutcome, reason: string) => {
-    const key = `${outcome} ${reason}`
-    const known = children.get(key) ?? decisions.labels({ outcome, reason })
-    children.set(key, known)
+    const ofOutcome = children.get(outcome)
+    const known = ofOutcome?.get(reason) ?? decisions.labels({ outcome, reason })
+    ofOutcome?.set(reason, known)
     return known
   }
   child('admitted', 'none').inc(0)

@@ -1,6 +1,5 @@
 export { openPossession, type Possession } from './adapters/proofs.ts'
-export { clientTag, followRevocations, type RevocationKind, tagsOf } from './adapters/revocations.ts'
-export { bindingOf } from './adapters/tokens.ts'
+export { followRevocations, type RevocationKind } from './adapters/revocations.ts'
 export { decisionConfig } from './config.ts'
 export { createDecider, type Decider, type DeciderConfig, type DeciderOptions } from './decider.ts'
 export {
@@ -14,6 +13,7 @@ export {
   type Rejection,
   type Rewritten,
 } from './domain/answer.ts'
+export { bindingOf } from './domain/cached-token.ts'
 export { clientAddress, isTrusted } from './domain/client-address.ts'
 export { type DescriptorLimit, matchDescriptor, type RateLimitIndex } from './domain/descriptors.ts'
 export {
@@ -27,7 +27,8 @@ export {
 export type { RequestFacts } from './domain/judge.ts'
 export { type Charge, type Limit, type Rate, RateTable } from './domain/rate.ts'
 export { problemType, REASONS, type Reason } from './domain/reasons.ts'
-export { RevocableCache } from './domain/revocable-cache.ts'
+export { type Remembered, RevocableCache } from './domain/revocable-cache.ts'
+export { clientTag, tagsOf } from './domain/revocation-tags.ts'
 export { STAGES, type Stage } from './domain/stages.ts'
 export { canonicalUri } from './domain/target.ts'
 export { ADMISSION_SAMPLE, FEED_STALE_AFTER_MS, INTROSPECTOR_STALE_AFTER_MS } from './edges.ts'

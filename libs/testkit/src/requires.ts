@@ -5,6 +5,7 @@ import {
   acquireCaddy,
   acquireElectrumx,
   acquireEnvoy,
+  acquireH2spec,
   acquireHaproxy,
   acquireNatsServer,
   acquireNginx,
@@ -15,7 +16,7 @@ import {
 /** What a test cannot do without. */
 export interface Requirements {
   root?: boolean
-  /** Programs: servers that Tollward gets by itself (nats-server, bitcoind, electrumx, envoy, nginx, caddy, haproxy), all others on the PATH. */
+  /** Programs: servers that Tollward gets by itself (nats-server, bitcoind, electrumx, envoy, h2spec, nginx, caddy, haproxy), all others on the PATH. */
   tools?: readonly string[]
   /** Files of the system, such as `/sys/kernel/btf/vmlinux`. */
   files?: readonly string[]
@@ -26,6 +27,7 @@ const ACQUIRED: Record<string, () => Promise<unknown>> = {
   caddy: () => acquireCaddy(),
   electrumx: () => acquireElectrumx(),
   envoy: () => acquireEnvoy(),
+  h2spec: () => acquireH2spec(),
   haproxy: () => acquireHaproxy(),
   'nats-server': () => acquireNatsServer(),
   nginx: () => acquireNginx(),

@@ -8,5 +8,15 @@ export {
   type RequestHead,
   type ResponseHead,
 } from './exchange.ts'
-export type { Field } from './hpack.ts'
+export { ErrorCode } from './frames.ts'
+export { encodeFields, type Field } from './hpack.ts'
 export { HttpObserver, type ObservedDirection } from './http.ts'
+export type { Http2Request } from './http2-fields.ts'
+export {
+  type Http2Events,
+  type Http2Limits,
+  type Http2Listener,
+  Http2ServerConnection,
+  type Http2Stream,
+} from './http2-server.ts'
+export { OutputBuffers } from './output.ts'

@@ -6,40 +6,11 @@ import {
   ClientRevokedSchema,
   GrantRevokedSchema,
   SubjectRevokedSchema,
-  type TokenInfo,
   TokenRevokedSchema,
 } from '@tollward/contracts/token'
+import { clientTag, grantTag, subjectTag } from '../domain/revocation-tags.ts'
 
 export type RevocationKind = 'token' | 'grant' | 'client' | 'client change' | 'subject'
-
-/**
- * What an answer about a token depends on besides the token itself, as tags of a RevocableCache whose keys are SHA-256 of tokens
- * (lower-case hexadecimal, so that no tag is a key).
- */
-export function tagsOf({
-  clientId,
-  grantHash,
-  subject,
-}: Pick<TokenInfo, 'clientId' | 'grantHash' | 'subject'>): readonly string[] {
-  const tags = [clientTag(clientId)]
-  if (subject !== clientId) tags.push(subjectTag(subject))
-  if (grantHash !== '') tags.push(grantTag(grantHash))
-  return tags
-}
-
-/** The tag of everything that depends on a client. */
-export function clientTag(clientId: string): string {
-  return `client ${clientId}`
-}
-
-/** The tag of everything under an OAuth grant. */
-export function grantTag(grantHash: string): string {
-  return `grant ${grantHash}`
-}
-
-function subjectTag(subject: string): string {
-  return `subject ${subject}`
-}
 
 /**
  * Hears what ends or changes tokens: `heard` gets the key (the token's hash) or tag of a RevocableCache to forget. Each kind is a

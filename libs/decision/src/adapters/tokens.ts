@@ -1,20 +1,17 @@
-import { timestampMs } from '@bufbuild/protobuf/wkt'
 import type { Bus, Client, Following } from '@tollward/bus'
-import { type Confirmation, IntrospectorService, type TokenInfo } from '@tollward/contracts/token'
+import { IntrospectorService, type TokenInfo } from '@tollward/contracts/token'
 import { AppError } from '@tollward/errors'
-import { decodeJwt } from 'jose'
 import type { Logger } from 'pino'
 import type { Counter } from 'prom-client'
-import { identityHeaders } from '../domain/answer.ts'
 import { BoundedMap } from '../domain/bounded-map.ts'
+import { type CachedToken, CachedTokens } from '../domain/cached-token.ts'
 import type { KnownToken, MaybePromise } from '../domain/judge.ts'
-import type { Binding } from '../domain/possession.ts'
 import { RevocableCache } from '../domain/revocable-cache.ts'
+import { grantTag, tagsOf } from '../domain/revocation-tags.ts'
 import {
   CALL_TIMEOUT_MS,
   ENDED_FOR_MS,
   FEED_STALE_AFTER_MS,
-  INTERNAL_TOKEN_LEFT_MIN_MS,
   INTROSPECTION_ATTEMPTS_MAX,
   INTROSPECTIONS_MAX,
   INTROSPECTOR_LAG_MAX_MS,
@@ -27,16 +24,10 @@ import {
   WORTHLESS_TOKENS_MAX,
 } from '../edges.ts'
 import type { DecisionMetrics } from '../metrics.ts'
-import { followRevocations, grantTag, type RevocationKind, tagsOf } from './revocations.ts'
+import { followRevocations, type RevocationKind } from './revocations.ts'
 
 /** What ends tokens once and for all; of a client or a person there can be tokens from afterwards. */
 const ENDS_FOR_GOOD: ReadonlySet<RevocationKind> = new Set(['token', 'grant'])
-
-interface CachedToken extends KnownToken {
-  readonly expiresAtMs: number
-  readonly internalExpiresAtMs: number
-  nextRefreshAtMs: number
-}
 
 /**
  * Tokens that were introspected, by the SHA-256 of the token; never the token itself. Revocations empty it, and outlast it:
@@ -49,6 +40,7 @@ export class Tokens {
   readonly #knownLookups: Counter.Internal
   readonly #log: Logger
   readonly #known: RevocableCache<CachedToken>
+  readonly #made = new CachedTokens()
   readonly #worthlessUntilMs: BoundedMap<string, number>
   /** Dropped by an event that the introspector may not have heard yet: there is no use in asking for what it remembers. */
   readonly #doubtedUntilMs: BoundedMap<string, number>
@@ -156,13 +148,11 @@ export class Tokens {
       const { info } = await this.#introspector.introspect({ token, pastCache })
       const nowMs = Date.now()
       if (!info) throw new AppError('unavailable', 'The introspector answered something else than it should.')
-      const known = cachedToken(info, hash)
+      const known = this.#made.of(info, hash)
       if (!known || known.expiresAtMs <= nowMs || this.#isRevoked(hash, info)) return this.#worthless(hash, nowMs)
       if (known.internalExpiresAtMs <= nowMs) throw new AppError('unavailable', 'The internal token came expired.')
-      const tags = tagsOf(info)
-      const mayBeOld = !pastCache && this.#known.wasForgottenSince(tags, nowMs - INTROSPECTOR_LAG_MAX_MS)
-      const usableUntilMs = Math.min(known.expiresAtMs, known.internalExpiresAtMs - INTERNAL_TOKEN_LEFT_MIN_MS)
-      if (!mayBeOld && this.#known.finish(begun, hash, { value: known, tags, usableUntilMs })) return known
+      const mayBeOld = !pastCache && this.#known.wasForgottenSince(known.tags, nowMs - INTROSPECTOR_LAG_MAX_MS)
+      if (!mayBeOld && this.#known.finish(begun, hash, known)) return known
       pastCache = true
     }
     throw new AppError('unavailable', 'The token was revoked or changed again and again while it was looked up.')
@@ -177,44 +167,4 @@ export class Tokens {
   #isRevoked(hash: string, { grantHash }: TokenInfo): boolean {
     return this.#known.wasForgotten(hash) || (grantHash !== '' && this.#known.wasForgotten(grantTag(grantHash)))
   }
-}
-
-/** Undefined unless the token is active and everything that makes it usable is there. */
-function cachedToken(info: TokenInfo, hash: string): CachedToken | undefined {
-  const { active, clientId, subject, scopes, audience, selfRegistered } = info
-  const { expiresAt, internalToken, internalTokenExpiresAt } = info
-  if (!active || clientId === '' || internalToken === '' || !expiresAt || !internalTokenExpiresAt) return undefined
-  return {
-    hash,
-    clientId,
-    subject,
-    grantHash: info.grantHash,
-    claims: () => payloadOf(internalToken),
-    scopes: new Set(scopes),
-    audience,
-    selfRegistered,
-    binding: bindingOf(info.confirmation),
-    identity: identityHeaders({ clientId, subject, scopes, internalToken }),
-    expiresAtMs: timestampMs(expiresAt),
-    internalExpiresAtMs: timestampMs(internalTokenExpiresAt),
-    nextRefreshAtMs: 0,
-  }
-}
-
-/** The claims of a JWT that the introspector vouched for; none where it is not readable. */
-function payloadOf(jwt: string): Readonly<Record<string, unknown>> {
-  try {
-    return decodeJwt(jwt)
-  } catch {
-    // No claim is no claim: whatever a rule wants of it is not met.
-    return {}
-  }
-}
-
-/** What a token is bound to. A confirmation of a method that is not known here binds to what nobody has. */
-export function bindingOf(confirmation: Confirmation | undefined): Binding | undefined {
-  if (!confirmation) return undefined
-  const { method } = confirmation
-  if (method.case === 'x5tS256') return { to: 'certificate', thumbprint: method.value }
-  return { to: 'dpop', thumbprint: method.case === 'jkt' ? method.value : '' }
 }

@@ -71,23 +71,24 @@ const REMOVED_FROM_ANONYMOUS = ['authorization', ...REMOVED_WITHOUT_TOKEN, PROOF
 export function identityHeaders(token: {
   readonly clientId: string
   readonly subject: string
-  readonly scopes: readonly string[]
-  readonly internalToken: string
+  readonly scope: string
+  /** The internal token, with its scheme. */
+  readonly authorization: string
 }): HeaderField[] {
   return [
-    ['authorization', `Bearer ${token.internalToken}`],
+    ['authorization', token.authorization],
     [CLIENT, headerValue(token.clientId)],
     [SUBJECT, headerValue(token.subject)],
-    [SCOPES, headerValue(token.scopes.join(' '))],
+    [SCOPES, headerValue(token.scope)],
   ]
 }
 
 /**
- * The answer to a request that may go on: judged so, or refused by a policy that only observes. `sent`: the request's headers.
+ * The answer to a request that may go on: judged so, or refused by a policy that only observes. `target`: its canonical form, `sent`: its headers.
  * What is admitted goes on as its rule says; a policy that only observes rewrites nothing.
  */
-export function admission(id: string, verdict: Verdict & { readonly target: Target }, sent: HeaderList): Admission {
-  const { token, fields, passId, target, observes } = verdict
+export function admission(id: string, verdict: Verdict, target: Target, sent: HeaderList): Admission {
+  const { token, fields, passId, observes } = verdict
   const rewriting = observes ? undefined : verdict.rule?.rewriting
   const set = identity(token, passId)
   const remove = removals(set, verdict, fields)
@@ -120,14 +121,21 @@ export function admission(id: string, verdict: Verdict & { readonly target: Targ
 
 const NOT_REWRITTEN: Rewritten = { path: false, query: undefined }
 
+type Known = { decision: string } & Partial<
+  Record<'rule' | 'client' | 'subject' | 'scopes' | 'pass' | 'would-refuse', string>
+>
+
 function metadata(id: string, { rule, token, passId, refusal }: Verdict): Metadata {
-  return {
-    decision: id,
-    ...(rule && { rule: rule.id }),
-    ...(token && { client: token.clientId, subject: token.subject, scopes: [...token.scopes].join(' ') }),
-    ...(passId !== undefined && { pass: passId }),
-    ...(refusal && { 'would-refuse': refusal.reason }),
+  const known: Known = { decision: id }
+  if (rule) known.rule = rule.id
+  if (token) {
+    known.client = token.clientId
+    known.subject = token.subject
+    known.scopes = token.scope
   }
+  if (passId !== undefined) known.pass = passId
+  if (refusal) known['would-refuse'] = refusal.reason
+  return known
 }
 
 /** The answer to a request that is refused. `paymentUrl`: where clients reach payment-verifier, without trailing slash. */

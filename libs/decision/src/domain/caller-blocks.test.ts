@@ -4,7 +4,16 @@ import { CallerBlocks } from './caller-blocks.ts'
 import type { KnownToken } from './judge.ts'
 
 const token = (clientId: string): KnownToken => ({
-  ...{ hash: 'a', clientId, subject: 'ada', grantHash: '', claims: () => ({}), scopes: new Set(), audience: [] },
+  ...{
+    hash: 'a',
+    clientId,
+    subject: 'ada',
+    grantHash: '',
+    claims: () => ({}),
+    scopes: new Set(),
+    scope: '',
+    audience: [],
+  },
   ...{ selfRegistered: false, binding: undefined, identity: [] },
 })
 const client = (value: string, expiresAtMs: number) => ({ kind: 'client', value, expiresAtMs }) as const

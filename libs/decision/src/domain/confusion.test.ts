@@ -54,7 +54,7 @@ function decide({ method = 'GET', host = 'api.example', target, headers = [] }: 
   const verdict = judge(facts, world, 0) as Verdict
   const { target: canonical, refusal } = verdict
   if (refusal || !canonical) return rejection('id', refusal ?? { reason: 'unavailable' }, '')
-  return admission('id', { ...verdict, target: canonical }, facts.headers)
+  return admission('id', verdict, canonical, facts.headers)
 }
 
 describe('requests that can be read in two ways', () => {

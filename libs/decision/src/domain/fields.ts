@@ -65,7 +65,8 @@ export function readFields(headers: HeaderList): Fields | Fault | 'too-large' {
   }
   if (bytes > HEADER_BYTES_MAX) return 'too-large'
   const credential = authorization === undefined ? NO_CREDENTIAL : readCredential(authorization)
-  return credential === 'too-large' ? credential : { ...credential, txid, proof, strays: strays ?? NONE }
+  if (credential === 'too-large') return credential
+  return { token: credential.token, scheme: credential.scheme, txid, proof, strays: strays ?? NONE }
 }
 
 /**
@@ -101,15 +102,19 @@ export function joinedHas(value: string, isAsWanted: (text: string) => boolean):
 /** A proxy may have joined two fields with a comma; other schemes than ours have commas of their own (RFC 9110, 11.4). */
 const SECOND_CREDENTIAL = /^\s*(?:bearer|dpop)\b.*,|,\s*(?:bearer|dpop)\b/i
 
+const B64TOKEN = /^[A-Za-z0-9._~+/-]+=*$/
+
 const NO_CREDENTIAL = { token: undefined, scheme: 'bearer' } as const
 
 function readCredential(authorization: string): Pick<Fields, 'token' | 'scheme'> | 'too-large' {
   if (authorization.length > TOKEN_BYTES_MAX) return 'too-large'
-  const [, scheme, rest = ''] = /^(bearer|dpop)(?: (.*))?$/i.exec(authorization) ?? []
-  if (scheme === undefined) return NO_CREDENTIAL
+  const space = authorization.indexOf(' ')
+  const scheme = (space < 0 ? authorization : authorization.slice(0, space)).toLowerCase()
+  if (scheme !== 'bearer' && scheme !== 'dpop') return NO_CREDENTIAL
+  const rest = space < 0 ? '' : authorization.slice(space + 1)
   // b64token, as both RFCs have it. Anything else can't be one of our tokens, and is not worth asking anybody about.
-  const token = /^ *([A-Za-z0-9._~+/-]+=*) *$/.exec(rest)?.[1] ?? ''
-  return { token, scheme: scheme.length === 'dpop'.length ? 'dpop' : 'bearer' }
+  const token = B64TOKEN.test(rest) ? rest : /^ *([A-Za-z0-9._~+/-]+=*) *$/.exec(rest)?.[1]
+  return { token: token ?? '', scheme }
 }
 
 /** By these some servers take another path or method than the one that is decided about. */

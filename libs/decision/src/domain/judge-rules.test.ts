@@ -25,6 +25,7 @@ function known(text: string): KnownToken | undefined {
     grantHash: '',
     claims: () => (text === 'plain' ? {} : { tenant: 't' }),
     scopes: new Set(['orders']),
+    scope: 'orders',
     audience: [],
     selfRegistered: false,
     binding: text === 'bound' ? { to: 'dpop', thumbprint: 'k' } : undefined,
@@ -331,7 +332,7 @@ describe('what goes on to the API', () => {
     const verdict = await place(RULES, spec).ask({ token: 'plain', target: '/orders?b=2&c=3', headers: SENT })
     const { target, refusal, observed } = verdict
     assert.ok(target && (!refusal || observed))
-    return admission('id', { ...verdict, target }, SENT)
+    return admission('id', verdict, target, SENT)
   }
 
   test('is what the rule makes of it, and what Tollward says of the caller wins', async () => {
@@ -371,6 +372,6 @@ describe('what goes on to the API', () => {
       token: 'plain',
     })
     assert.ok(verdict.target && verdict.observed)
-    assert.equal(admission('id', { ...verdict, target: verdict.target }, []).metadata['would-refuse'], 'no-rule')
+    assert.equal(admission('id', verdict, verdict.target, []).metadata['would-refuse'], 'no-rule')
   })
 })

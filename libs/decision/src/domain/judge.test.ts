@@ -102,6 +102,7 @@ function scene(
     grantHash: '',
     claims: () => (wrong.has('claim-missing') ? {} : { tenant: 't' }),
     scopes: new Set(wrong.has('scope-missing') ? [] : ['orders']),
+    scope: wrong.has('scope-missing') ? '' : 'orders',
     audience: wrong.has('audience-mismatch') ? [] : ['https://api.example'],
     selfRegistered,
     binding: wrong.has('binding-missing') ? undefined : { to: 'dpop', thumbprint: 'k' },

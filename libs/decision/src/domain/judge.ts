@@ -59,6 +59,8 @@ export interface KnownToken {
   /** What the internal token says, as its payload has it. */
   readonly claims: () => Readonly<Record<string, unknown>>
   readonly scopes: ReadonlySet<string>
+  /** The scopes as OAuth writes them (RFC 6749, 3.3). */
+  readonly scope: string
   readonly audience: readonly string[]
   /** Its client registered without anybody's leave: it may use what it paid for, and nothing else. */
   readonly selfRegistered: boolean
@@ -159,8 +161,10 @@ const V4_MAPPED = '\0\0\0\0\0\0\0\0\0\0\xff\xff'
 
 /** The key under which one source is counted. */
 export function sourceKey(address: Uint8Array): string {
-  const key = maskedKey(address, 128)
-  return key.startsWith(V4_MAPPED) ? key : key.slice(0, SOURCE_PREFIX_V6 / 8)
+  for (let byte = 0; byte < V4_MAPPED.length; byte++) {
+    if (address[byte] !== V4_MAPPED.charCodeAt(byte)) return maskedKey(address, SOURCE_PREFIX_V6)
+  }
+  return V4_MAPPED + String.fromCharCode(address[12] ?? 0, address[13] ?? 0, address[14] ?? 0, address[15] ?? 0)
 }
 
 /**
@@ -248,12 +252,10 @@ function chooseRule(hearing: Hearing): MaybePromise<Verdict> {
   )
 }
 
-function judgeAnonymous({ verdict, stages, host, request, world, nowMs }: Hearing, rule: Rule): Verdict {
+function judgeAnonymous(hearing: Hearing, rule: Rule): Verdict {
   // Claims may have been asked for to find this rule; it lets anybody through, and tells the API of nobody.
-  verdict.token = undefined
-  const over = rule.limits.length > 0 ? overLimits('take', rule, undefined, request, world, nowMs) : undefined
-  stages.end('limits')
-  return over ? refuse(verdict, over, host) : admit(verdict)
+  hearing.verdict.token = undefined
+  return judgeUnpaid(hearing, rule, undefined, hearing.host)
 }
 
 /** Finds out who calls, once, and goes on unless that cannot be told now or a block covers them. */
@@ -336,20 +338,34 @@ function isBound({ binding }: KnownToken, boundTo: NonNullable<Rule['boundTo']>)
 }
 
 function judgePayment(hearing: Hearing, rule: Rule, token: KnownToken, host: HostPolicies): MaybePromise<Verdict> {
+  const { plan } = rule
+  return plan === undefined ? judgeUnpaid(hearing, rule, token, host) : judgePaid(hearing, rule, plan, token, host)
+}
+
+/** Of a rule that wants no payment. */
+function judgeUnpaid(
+  { verdict, stages, request, world, nowMs }: Hearing,
+  rule: Rule,
+  token: KnownToken | undefined,
+  host: HostPolicies | undefined,
+): Verdict {
+  const over = rule.limits.length > 0 ? overLimits('take', rule, token, request, world, nowMs) : undefined
+  stages.end('limits')
+  return over ? refuse(verdict, over, host) : admit(verdict)
+}
+
+function judgePaid(
+  hearing: Hearing,
+  rule: Rule,
+  plan: string,
+  token: KnownToken,
+  host: HostPolicies,
+): MaybePromise<Verdict> {
   const { verdict, stages, request, world, nowMs } = hearing
-  const overLimit = (how: 'take' | 'check') => {
-    const over = rule.limits.length > 0 ? overLimits(how, rule, token, request, world, nowMs) : undefined
-    stages.end('limits')
-    return over
-  }
   const failed = (thrown: unknown) => refuse(verdict, world.failed(thrown), host)
-  if (rule.plan === undefined) {
-    const over = overLimit('take')
-    return over ? refuse(verdict, over, host) : admit(verdict)
-  }
   // Policies that observe neither redeem nor spend: trying them out must cost nobody anything.
   const txid = host.observes ? undefined : verdict.fields?.txid
-  const call = { clientId: token.clientId, plan: rule.plan, txid }
+  const call = { clientId: token.clientId, plan, txid }
   const settle = (standing: PaymentStanding): MaybePromise<Verdict> => {
     if (!standing.paid) return priced(hearing, standing.refusal, host, () => world.quote(call, nowMs))
     verdict.passId = standing.passId
@@ -374,7 +390,9 @@ function judgePayment(hearing: Hearing, rule: Rule, token: KnownToken, host: Hos
       stages.end('payment', isAsked)
       if (!standing.paid && standing.refusal.reason === 'nothing-to-redeem') return settle(standing)
       // Who has not paid is told of the limit first, but is not counted under it.
-      const over = overLimit(standing.paid ? 'take' : 'check')
+      const how = standing.paid ? 'take' : 'check'
+      const over = rule.limits.length > 0 ? overLimits(how, rule, token, request, world, nowMs) : undefined
+      stages.end('limits')
       if (over) return refuse(verdict, over, host)
       return standing.paid && !host.observes ? spend() : settle(standing)
     },
@@ -457,14 +475,14 @@ interface LimitCharge extends Charge {
 
 /** Those of the table of sources, and those of the table of callers. */
 function chargesOf(
-  { id, limits }: Rule,
+  { limits }: Rule,
   token: KnownToken | undefined,
   request: RequestFacts,
 ): readonly [sources: LimitCharge[], callers: LimitCharge[]] {
   const sources: LimitCharge[] = []
   const callers: LimitCharge[] = []
   for (const limit of limits) {
-    const charge = { key: `${id} ${limit.name} ${countedAs(limit.by, token, request)}`, limit }
+    const charge = { key: limit.keyPrefix + countedAs(limit.by, token, request), limit }
     if (limit.by === 'source' && !token) sources.push(charge)
     else callers.push(charge)
   }

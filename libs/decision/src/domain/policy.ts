@@ -21,6 +21,8 @@ export interface RuleLimit extends Limit {
   readonly by: LimitedBy
   /** By whom it counts; several that count by the same are told apart by their seconds. */
   readonly name: string
+  /** Of the keys under which it counts: the rule and this limit of it. */
+  readonly keyPrefix: string
 }
 
 /** One compiled rule. */
@@ -204,15 +206,16 @@ function compileRule(policy: string, document: RuleDocument): Rule {
     claims: (token?.claims ?? []).map(({ claim, ...comparison }) => compileClaim(claim, comparison)),
     boundTo: token?.boundTo,
     plan: require?.payment?.plan,
-    limits: compileLimits(limitsOf(document)),
+    limits: compileLimits(`${policy}/${name}`, limitsOf(document)),
     rewriting: compileRewriting(document),
   }
 }
 
-function compileLimits(limits: readonly (Limit & { readonly by: LimitedBy })[]): RuleLimit[] {
+function compileLimits(ruleId: string, limits: readonly (Limit & { readonly by: LimitedBy })[]): RuleLimit[] {
   return limits.map(({ requests, perSeconds, by }) => {
     const isOnly = limits.filter((other) => other.by === by).length === 1
-    return { requests, perSeconds, by, name: isOnly ? by : `${by}-${perSeconds}s` }
+    const name = isOnly ? by : `${by}-${perSeconds}s`
+    return { requests, perSeconds, by, name, keyPrefix: `${ruleId} ${name} ` }
   })
 }
 

@@ -209,6 +209,42 @@ describe('limits that replicas keep together', () => {
     assert.deepEqual([untold.size, untold.urgent], [1, 0])
   })
 
+  test('every use is told once or counted as lost, in any order of events, and memory stays bounded', () => {
+    const keysMax = 4
+    const limit = { requests: 100, perSeconds: 1 }
+    const step = fc.oneof(
+      fc.record({ key: fc.constantFrom(...'abcdefghijklmnop'), hits: fc.constantFrom(1, 3, 5) }),
+      fc.record({ max: fc.nat(5), which: fc.constantFrom('urgent', 'all') }),
+    )
+    fc.assert(
+      fc.property(fc.array(step, { maxLength: 100, size: 'max' }), (steps) => {
+        const untold = new RatesUntold(keysMax)
+        const waiting = new Map<string, number>()
+        const isUrgent = (requests: number) => requests >= 5
+        for (const taken of steps) {
+          if ('key' in taken) {
+            const requests = (waiting.get(taken.key) ?? 0) + taken.hits
+            const isLost = !waiting.has(taken.key) && waiting.size >= keysMax
+            assert.equal(untold.add({ ...taken, limit }, 0), isLost ? 'lost' : isUrgent(requests) ? 'urgent' : 'waits')
+            if (!isLost) waiting.set(taken.key, requests)
+          } else {
+            const urgent = [...waiting.values()].filter(isUrgent).length
+            const uses = untold.take(taken.max, taken.which)
+            assert.equal(uses.length, Math.min(taken.max, taken.which === 'all' ? waiting.size : urgent))
+            for (const [index, { key, requests }] of uses.entries()) {
+              assert.equal(requests, waiting.get(key))
+              assert.equal(isUrgent(requests), index < urgent)
+              waiting.delete(key)
+            }
+          }
+          assert.equal(untold.size, waiting.size)
+          assert(untold.held <= 2 * keysMax)
+        }
+      }),
+      { numRuns: 300 },
+    )
+  })
+
   test('what is left, and when all of it is, follows from what was taken', () => {
     const rates = new RateTable(10, none)
     const charge = { key: 'k', limit: { requests: 4, perSeconds: 4 } }

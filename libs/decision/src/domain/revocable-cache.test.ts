@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import fc from 'fast-check'
-import { RevocableCache } from './revocable-cache.ts'
+import { type Remembered, RevocableCache } from './revocable-cache.ts'
 
 const NOW = 1_800_000_000_000
 
@@ -10,7 +10,7 @@ function cacheOf(entriesMax = 100, forgottenMax = 100) {
   const evicted = () => {
     evictions += 1
   }
-  const cache = new RevocableCache<string>({ entriesMax, forgottenMax, evicted })
+  const cache = new RevocableCache<Remembered & { readonly value: string }>({ entriesMax, forgottenMax, evicted })
   const keep = (key: string, tags: string[] = [], usableUntilMs = NOW + 1) =>
     cache.finish(cache.begin(), key, { value: key, tags, usableUntilMs })
   return { cache, keep, evictions: () => evictions }
@@ -19,7 +19,7 @@ function cacheOf(entriesMax = 100, forgottenMax = 100) {
 test('an entry is used until it is over, and not a millisecond longer', () => {
   const { cache, keep } = cacheOf()
   keep('a', ['t'], NOW + 10)
-  assert.equal(cache.get('a', NOW + 9), 'a')
+  assert.equal(cache.get('a', NOW + 9)?.value, 'a')
   assert.equal(cache.get('a', NOW + 10), undefined)
   assert.equal(cache.size, 0)
 })
@@ -28,7 +28,7 @@ test('a full cache forgets the oldest entry, and counts it', () => {
   const { cache, keep, evictions } = cacheOf(2)
   for (const key of ['a', 'b', 'a', 'c']) keep(key)
   assert.deepEqual(
-    ['a', 'b', 'c'].map((key) => cache.get(key, NOW)),
+    ['a', 'b', 'c'].map((key) => cache.get(key, NOW)?.value),
     ['a', undefined, 'c'],
   )
   assert.equal(evictions(), 1)
@@ -57,6 +57,19 @@ test('more forgotten than can be remembered outdates every answer from before, n
   assert.equal(cache.finish(begun, 'key', { value: 'v', tags: [], usableUntilMs: NOW + 1 }), false)
   assert.equal(cache.wasForgottenSince(['x'], NOW), true)
   assert.equal(cache.wasForgottenSince(['x'], NOW + 1), false)
+})
+
+test('what is forgotten takes all that has its tag, whether that is one entry or many, and nothing else', () => {
+  const { cache, keep } = cacheOf()
+  for (const key of ['a', 'b', 'c']) keep(key, ['client c', `grant of ${key}`])
+  keep('d', ['client d'])
+  assert.deepEqual(cache.forget('grant of b', NOW), ['b'])
+  assert.deepEqual(cache.forget('grant of b', NOW), [])
+  assert.deepEqual(cache.forget('client c', NOW), ['a', 'c'])
+  keep('e', ['client c'])
+  assert.deepEqual(cache.forget('client c', NOW), ['e'], 'a tag of many that are gone is one of few again')
+  assert.equal(cache.get('d', NOW)?.value, 'd')
+  assert.equal(cache.size, 1)
 })
 
 test('it is remembered when something was forgotten last', () => {

@@ -1,7 +1,6 @@
-/** What an entry of a RevocableCache is. */
-export interface Remembered<T> {
-  readonly value: T
-  /** What it depends on besides its key: when one of them is forgotten, so is the entry. */
+/** What an entry of a RevocableCache says of itself. */
+export interface Remembered {
+  /** What it depends on besides its key, always the same: when one of them is forgotten, so is the entry. */
   readonly tags: readonly string[]
   /** Milliseconds since the epoch. */
   readonly usableUntilMs: number
@@ -27,10 +26,11 @@ const NEVER: Forgotten = { order: 0, atMs: Number.NEGATIVE_INFINITY }
  * pushes out the oldest. An answer that was asked for before its key or one of its tags was forgotten may be older than that,
  * and is not taken.
  */
-export class RevocableCache<T> {
+export class RevocableCache<E extends Remembered> {
   readonly #options: RevocableCacheOptions
-  readonly #entries = new Map<string, Remembered<T>>()
-  readonly #keysOfTag = new Map<string, Set<string>>()
+  readonly #entries = new Map<string, E>()
+  /** Most tags are those of one entry, for which a set would be much. */
+  readonly #keysOfTag = new Map<string, string | Set<string>>()
   /** Keys and tags, in the order in which they were forgotten last. */
   readonly #forgotten = new Map<string, Forgotten>()
   /** The newest of those that are not remembered any more: anything may have been forgotten then. */
@@ -46,10 +46,10 @@ export class RevocableCache<T> {
   }
 
   /** The entry, if it is there and not over. */
-  get(key: string, nowMs: number): T | undefined {
+  get(key: string, nowMs: number): E | undefined {
     const entry = this.#entries.get(key)
     if (!entry) return undefined
-    if (entry.usableUntilMs > nowMs) return entry.value
+    if (entry.usableUntilMs > nowMs) return entry
     this.delete(key)
     return undefined
   }
@@ -66,14 +66,16 @@ export class RevocableCache<T> {
   }
 
   /** Takes the answer to a question. False: it is outdated, and must not be used. */
-  finish(begun: number, key: string, entry: Remembered<T>): boolean {
-    if (this.isOutdated(begun, key, entry.tags)) return false
+  finish(begun: number, key: string, entry: E): boolean {
+    const { tags } = entry
+    if (this.isOutdated(begun, key, tags)) return false
     this.delete(key)
     this.#entries.set(key, entry)
-    for (const tag of entry.tags) {
+    for (const tag of tags) {
       const keys = this.#keysOfTag.get(tag)
-      if (keys) keys.add(key)
-      else this.#keysOfTag.set(tag, new Set([key]))
+      if (keys === undefined) this.#keysOfTag.set(tag, key)
+      else if (typeof keys === 'string') this.#keysOfTag.set(tag, new Set([keys, key]))
+      else keys.add(key)
     }
     if (this.#entries.size > this.#options.entriesMax) {
       const [oldest] = this.#entries.keys()
@@ -88,7 +90,8 @@ export class RevocableCache<T> {
    * entries that were there.
    */
   forget(keyOrTag: string, nowMs: number): readonly string[] {
-    const dropped = [...(this.#keysOfTag.get(keyOrTag) ?? [])]
+    const keys = this.#keysOfTag.get(keyOrTag) ?? []
+    const dropped = typeof keys === 'string' ? [keys] : [...keys]
     if (this.#entries.has(keyOrTag)) dropped.push(keyOrTag)
     for (const key of dropped) this.delete(key)
     this.#order += 1
@@ -119,8 +122,8 @@ export class RevocableCache<T> {
     this.#entries.delete(key)
     for (const tag of entry.tags) {
       const keys = this.#keysOfTag.get(tag)
-      keys?.delete(key)
-      if (keys?.size === 0) this.#keysOfTag.delete(tag)
+      if (keys instanceof Set) keys.delete(key)
+      if (keys === key || (keys instanceof Set && keys.size === 0)) this.#keysOfTag.delete(tag)
     }
   }
 

@@ -49,7 +49,12 @@ export interface Simulation {
 }
 
 /** Stands for what only a real request gets. */
-const PLACEHOLDER = { token: 'simulated', proof: 'simulated', internalToken: '<internal token>', id: '<decision id>' }
+const PLACEHOLDER = {
+  token: 'simulated',
+  proof: 'simulated',
+  authorization: 'Bearer <internal token>',
+  id: '<decision id>',
+}
 const PAYMENT_URL = '<payment-verifier>'
 const CERTIFICATE = new Uint8Array(1)
 /** One simulation needs a handful. */
@@ -79,7 +84,7 @@ export function simulate(
     decision:
       isRefused || !target
         ? rejection(PLACEHOLDER.id, refusal ?? { reason: 'unavailable' }, PAYMENT_URL)
-        : admission(PLACEHOLDER.id, { ...verdict, target }, facts.headers),
+        : admission(PLACEHOLDER.id, verdict, target, facts.headers),
     reason: refusal?.reason,
     detail: refusal && (refusal.detail ?? REASONS[refusal.reason].detail),
     rule: rule?.id,
@@ -172,7 +177,8 @@ class ChargedRates extends RateTable {
 
 function tokenOf(caller: SimulatedCaller): KnownToken {
   const { client, subject = client, scopes, audience, claims, boundTo, selfRegistered } = caller
-  const own = { sub: subject, client_id: client, scope: scopes.join(' '), aud: audience }
+  const scope = scopes.join(' ')
+  const own = { sub: subject, client_id: client, scope, aud: audience }
   return {
     ...{
       hash: hash('sha256', PLACEHOLDER.token, 'hex'),
@@ -184,8 +190,9 @@ function tokenOf(caller: SimulatedCaller): KnownToken {
     },
     claims: () => ({ ...own, ...claims }),
     scopes: new Set(scopes),
+    scope,
     binding: boundTo && { to: boundTo, thumbprint: hash('sha256', CERTIFICATE, 'base64url') },
-    identity: identityHeaders({ clientId: client, subject, scopes, internalToken: PLACEHOLDER.internalToken }),
+    identity: identityHeaders({ clientId: client, subject, scope, authorization: PLACEHOLDER.authorization }),
   }
 }
 

@@ -120,6 +120,7 @@ export function canonicalUri(uri: string): string | undefined {
  * if it is no host.
  */
 export function canonicalHost(host: string): string | undefined {
+  if (host.length <= HOST_BYTES_MAX && CANONICAL_NAME.test(host)) return host
   const match = /^(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+))(?::\d{0,5})?$/.exec(host)
   if (!match) return undefined
   if (match[1] !== undefined) {
@@ -131,6 +132,9 @@ export function canonicalHost(host: string): string | undefined {
   const withoutRoot = name.endsWith('.') ? name.slice(0, -1) : name
   return withoutRoot.length > HOST_BYTES_MAX ? undefined : withoutRoot
 }
+
+/** What most clients send. */
+const CANONICAL_NAME = /^[a-z0-9_-]+(?:\.[a-z0-9_-]+)*$/
 
 /** Where the path ends: at "?" or at the end. -1 if a character before that does not belong there. */
 function pathEnd(target: string): number {

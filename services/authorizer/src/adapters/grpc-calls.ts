@@ -1,13 +1,12 @@
-import type { Http2Session, IncomingHttpHeaders, ServerHttp2Stream } from 'node:http2'
-import { constants } from 'node:http2'
-import { encodedMessage, type Failure, framed, MessageReader, Status, timeoutMs } from './grpc-messages.ts'
+import { ErrorCode, encodeFields, type Field, type Http2Listener, type Http2Stream } from '@tollward/wire'
+import { encodedMessage, type Failure, MessageReader, messagePrefix, Status, timeoutMs } from './grpc-messages.ts'
 
 /** One question, one answer. */
 export interface UnaryMethod {
   /** `/package.Service/Method`. */
   readonly path: string
   /** Takes and gives protobuf bytes; what it was given is only lent. What it throws ends the call with INTERNAL. */
-  readonly handle: (message: Uint8Array) => Uint8Array | Promise<Uint8Array>
+  readonly handle: (message: Buffer) => Uint8Array | Promise<Uint8Array>
   /** Answers a question that is longer than messages may be; without it the call ends with RESOURCE_EXHAUSTED. */
   readonly tooLarge?: () => Uint8Array
 }
@@ -47,43 +46,22 @@ export interface CallOptions {
   readonly failed: (failure: Failure, thrown?: unknown) => void
 }
 
-const ANSWER_HEADERS = {
-  ':status': 200,
-  'content-type': 'application/grpc',
-  'grpc-accept-encoding': 'identity',
-} as const
-const ANSWER_OPTIONS = { waitForTrailers: true, sendDate: false } as const
-const ONLY_TRAILERS_OPTIONS = { endStream: true, sendDate: false } as const
-const OK_TRAILERS = { 'grpc-status': '0' } as const
+const ANSWER_HEAD: readonly Field[] = [
+  [':status', '200'],
+  ['content-type', 'application/grpc'],
+  ['grpc-accept-encoding', 'identity'],
+]
+const ANSWER = encodeFields(ANSWER_HEAD)
+const OK_TRAILERS = encodeFields([['grpc-status', String(Status.ok)]])
+/** Of a failure's text: a head has to fit into a frame, and nobody reads so much. */
+const FAILURE_TEXT_MAX = 2000
 
 export const NOT_ONE_MESSAGE: Failure = { code: Status.unimplemented, message: 'Send exactly one message.' }
 const METHOD_FAILED: Failure = { code: Status.internal, message: 'The method failed.' }
 
-/**
- * Node's end of a stream lives until the next full collection, and with it all that hangs on it. So its listeners are the same for
- * all streams, and its call hangs on it only while it lasts.
- */
-const CALL = Symbol('call')
-
-interface Carrier extends ServerHttp2Stream {
-  [CALL]?: Call | undefined
-}
-
-function onData(this: Carrier, chunk: Buffer): void {
-  this[CALL]?.data(chunk)
-}
-
-function onEnd(this: Carrier): void {
-  this[CALL]?.endOfQuestion()
-}
-
-function onClose(this: Carrier): void {
-  this[CALL]?.closed()
-}
-
 /** One call, from its headers on. */
-export class Call {
-  readonly #stream: ServerHttp2Stream
+export class Call implements Http2Listener {
+  readonly #stream: Http2Stream
   readonly #options: CallOptions
   readonly #reader: MessageReader
   /** On the clock of performance.now(). */
@@ -91,43 +69,35 @@ export class Call {
   readonly #method: Method
   #listener: StreamListener | undefined
   #message: Buffer | undefined
-  #failure: Failure | undefined
+  #hasBegun = false
   /** Its status is said, or on its way. */
   #ended = false
 
-  constructor(
-    stream: ServerHttp2Stream,
-    headers: IncomingHttpHeaders,
-    method: Method,
-    nowMs: number,
-    options: CallOptions,
-  ) {
+  constructor(stream: Http2Stream, timeout: string | undefined, method: Method, nowMs: number, options: CallOptions) {
     this.#stream = stream
     this.#options = options
     this.#method = method
     this.#reader = new MessageReader(options.messageBytesMax)
-    const header = headers['grpc-timeout']
-    const asked = header === undefined ? Number.POSITIVE_INFINITY : timeoutMs(String(header))
+    const asked = timeout === undefined ? Number.POSITIVE_INFINITY : timeoutMs(timeout)
     const most = 'handle' in method ? options.unaryMsMax : Number.POSITIVE_INFINITY
     this.deadlineMs = nowMs + Math.min(asked ?? 0, most)
-    const carrier: Carrier = stream
-    carrier[CALL] = this
-    stream.on('data', onData)
-    stream.on('end', onEnd)
-    stream.on('close', onClose)
     options.calls.add(this)
     if (asked === undefined) {
       this.end({ code: Status.internal, message: 'grpc-timeout is at most 8 digits and one of H, M, S, m, u, n.' })
-    } else if ('open' in method) this.#listener = method.open(this)
+    } else if ('open' in method) this.#open(method)
   }
 
-  get session(): Http2Session | undefined {
-    return this.#stream.session
+  #open(method: StreamMethod): void {
+    try {
+      this.#listener = method.open(this)
+    } catch (thrown) {
+      this.#threw(thrown)
+    }
   }
 
-  /** Its time is up; false: it had ended before, and its client does not take the answer or goes on asking. */
+  /** Its time is up; where it had ended before, its client does not take the answer. */
   expire(): void {
-    if (this.#ended) this.#stream.close(constants.NGHTTP2_CANCEL)
+    if (this.#ended) this.#stream.reset(ErrorCode.cancel)
     else this.end({ code: Status.deadlineExceeded, message: 'The call was not asked and answered in time.' })
   }
 
@@ -137,16 +107,25 @@ export class Call {
     if (!this.#ended) this.#options.failed({ code: Status.cancelled, message: 'The client gave up.' })
     this.#ended = true
     this.#listener?.closed()
-    const carrier: Carrier = this.#stream
-    carrier[CALL] = undefined
   }
 
   /** Bytes of the question have come. */
-  data(chunk: Buffer): void {
+  data(chunk: Buffer, isLast: boolean): void {
     if (this.#ended) return
+    try {
+      this.#read(chunk, isLast)
+    } catch (thrown) {
+      this.#threw(thrown)
+    }
+  }
+
+  #read(chunk: Buffer, isLast: boolean): void {
     const messages = this.#reader.push(chunk)
     if ('code' in messages) this.#unreadable(messages)
-    else for (const message of messages) this.#take(message)
+    else for (const message of messages) this.#take(message, isLast)
+    // A unary question stays until it is answered, and so does what it takes of the client's windows.
+    if (this.#listener) this.#stream.release(chunk.length)
+    if (isLast) this.#endOfQuestion()
   }
 
   #unreadable(failure: Failure): void {
@@ -155,14 +134,13 @@ export class Call {
     else this.end(failure)
   }
 
-  #take(message: Buffer): void {
+  #take(message: Buffer, isLast: boolean): void {
     if (this.#listener) this.#listener.message(message)
     else if (this.#message) this.end(NOT_ONE_MESSAGE)
-    else this.#message = message
+    else this.#message = isLast ? message : Buffer.from(message)
   }
 
-  /** No more of them will. */
-  endOfQuestion(): void {
+  #endOfQuestion(): void {
     if (this.#ended) return
     if (this.#reader.isWithin) this.end({ code: Status.internal, message: 'The last message is not whole.' })
     else if (this.#listener) this.#listener.end()
@@ -171,83 +149,63 @@ export class Call {
   }
 
   #answer(method: UnaryMethod, message: Buffer): void {
-    try {
-      const answer = method.handle(message)
-      if (answer instanceof Promise) {
-        answer.then(
-          (late) => this.#reply(late),
-          (thrown) => this.#threw(thrown),
-        )
-      } else this.#reply(answer)
-    } catch (thrown) {
-      this.#threw(thrown)
-    }
+    const answer = method.handle(message)
+    if (answer instanceof Promise) {
+      answer.then(
+        (late) => this.#reply(late),
+        (thrown) => this.#threw(thrown),
+      )
+    } else this.#reply(answer)
   }
 
   #reply(answer: Uint8Array): void {
     if (this.#ended) return
     this.#ended = true
-    const stream = this.#stream
-    stream.respond(ANSWER_HEADERS, ANSWER_OPTIONS)
-    stream.on('wantTrailers', sayOk)
-    stream.end(framed(answer))
+    this.#stream.head(ANSWER)
+    this.#stream.data([messagePrefix(answer.length), answer], OK_TRAILERS)
   }
 
   #threw(thrown: unknown): void {
     if (this.#ended) return
     this.#options.failed(METHOD_FAILED, thrown)
-    this.#fail(METHOD_FAILED)
+    this.#finish(METHOD_FAILED)
   }
 
   write(message: Uint8Array): void {
     if (this.#ended) return
     this.#begin()
-    this.#stream.write(framed(message))
+    this.#stream.data([messagePrefix(message.length), message])
   }
 
   end(failure?: Failure): void {
     if (this.#ended) return
-    if (failure) {
-      this.#options.failed(failure)
-      this.#fail(failure)
-    } else {
-      this.#ended = true
+    if (failure) this.#options.failed(failure)
+    this.#finish(failure)
+  }
+
+  #finish(failure: Failure | undefined): void {
+    this.#ended = true
+    if (failure && !this.#hasBegun) refuse(this.#stream, failure)
+    else {
       this.#begin()
-      this.#stream.end()
+      this.#stream.data([], failure ? encodeFields(trailers(failure)) : OK_TRAILERS)
     }
   }
 
-  /** Without any message before, status and headers are one (the protocol's "Trailers-Only"). */
-  #fail(failure: Failure): void {
-    this.#ended = true
-    this.#failure = failure
-    if (this.#stream.headersSent) this.#stream.end()
-    else refuse(this.#stream, failure)
-  }
-
   #begin(): void {
-    if (this.#stream.headersSent) return
-    this.#stream.respond(ANSWER_HEADERS, ANSWER_OPTIONS)
-    this.#stream.on('wantTrailers', () => this.#stream.sendTrailers(trailers(this.#failure)))
+    if (!this.#hasBegun) this.#stream.head(ANSWER)
+    this.#hasBegun = true
   }
 }
 
-function sayOk(this: ServerHttp2Stream): void {
-  this.sendTrailers(OK_TRAILERS)
+/** Ends a call without any message: status and headers are one (the protocol's "Trailers-Only"). */
+export function refuse(stream: Http2Stream, failure: Failure): void {
+  stream.head(encodeFields([...ANSWER_HEAD, ...trailers(failure)]), true)
 }
 
-/** Ends a call that has not begun to be answered. */
-export function refuse(stream: ServerHttp2Stream, failure: Failure): void {
-  stream.respond({ ...ANSWER_HEADERS, ...trailers(failure) }, ONLY_TRAILERS_OPTIONS)
-  stop(stream)
-}
-
-/** What else the client sends is neither waited for nor read; RFC 9113, 8.1. */
-export function stop(stream: ServerHttp2Stream): void {
-  if (!stream.readableEnded) stream.close(constants.NGHTTP2_NO_ERROR)
-}
-
-function trailers(failure: Failure | undefined): Record<string, string> {
-  if (!failure) return OK_TRAILERS
-  return { 'grpc-status': String(failure.code), 'grpc-message': encodedMessage(failure.message) }
+function trailers({ code, message }: Failure): Field[] {
+  return [
+    ['grpc-status', String(code)],
+    ['grpc-message', encodedMessage(message.slice(0, FAILURE_TEXT_MAX))],
+  ]
 }

@@ -22,11 +22,17 @@ export interface Failure {
 
 /** Flag and length in front of each message. */
 const PREFIX_BYTES = 5
+const NOTHING = Buffer.alloc(0)
+const NO_MESSAGES: readonly Buffer[] = []
 
 /** Takes a stream's bytes, in whatever parts they come, and gives back messages. */
 export class MessageReader {
   readonly #bytesMax: number
-  #held: Buffer | undefined
+  /** Of which the first #length bytes have come. */
+  #held = NOTHING
+  #length = 0
+  /** With so many there is something to read. */
+  #needed = PREFIX_BYTES
 
   constructor(bytesMax: number) {
     this.#bytesMax = bytesMax
@@ -34,37 +40,61 @@ export class MessageReader {
 
   /** The bytes end within a message. */
   get isWithin(): boolean {
-    return this.#held !== undefined
+    return this.#length > 0
   }
 
-  /** The messages that are whole with these bytes; they are views. */
+  /** The messages that are whole with these bytes; they are views. What is needed later is copied. */
   push(chunk: Buffer): readonly Buffer[] | Failure {
-    let bytes = this.#held ? Buffer.concat([this.#held, chunk]) : chunk
+    if (this.#length + chunk.length < this.#needed) {
+      this.#hold(chunk)
+      return NO_MESSAGES
+    }
+    let bytes = chunk
+    if (this.#length > 0) {
+      this.#hold(chunk)
+      bytes = this.#held.subarray(0, this.#length)
+      this.#held = NOTHING
+      this.#length = 0
+    }
     const messages: Buffer[] = []
+    this.#needed = PREFIX_BYTES
     while (bytes.length >= PREFIX_BYTES) {
       if (bytes[0] !== 0) return COMPRESSED
       const length = bytes.readUInt32BE(1)
       if (length > this.#bytesMax) {
         return { code: Status.resourceExhausted, message: `A message has at most ${this.#bytesMax} bytes here.` }
       }
-      if (bytes.length < PREFIX_BYTES + length) break
-      messages.push(bytes.subarray(PREFIX_BYTES, PREFIX_BYTES + length))
-      bytes = bytes.subarray(PREFIX_BYTES + length)
+      this.#needed = PREFIX_BYTES + length
+      if (bytes.length < this.#needed) break
+      messages.push(bytes.subarray(PREFIX_BYTES, this.#needed))
+      bytes = bytes.subarray(this.#needed)
+      this.#needed = PREFIX_BYTES
     }
-    this.#held = bytes.length > 0 ? bytes : undefined
+    if (bytes.length > 0) this.#hold(bytes)
     return messages
+  }
+
+  /** Grows with what came, not with what was announced. */
+  #hold(bytes: Buffer): void {
+    const length = this.#length + bytes.length
+    if (length > this.#held.length) {
+      const grown = Buffer.allocUnsafe(Math.max(length, Math.min(2 * this.#held.length, this.#needed)))
+      grown.set(this.#held.subarray(0, this.#length))
+      this.#held = grown
+    }
+    this.#held.set(bytes, this.#length)
+    this.#length = length
   }
 }
 
 const COMPRESSED: Failure = { code: Status.unimplemented, message: 'Messages are not compressed here.' }
 
-/** A message as it goes on a stream. */
-export function framed(message: Uint8Array): Buffer {
-  const frame = Buffer.allocUnsafe(PREFIX_BYTES + message.length)
-  frame[0] = 0
-  frame.writeUInt32BE(message.length, 1)
-  frame.set(message, PREFIX_BYTES)
-  return frame
+/** What goes in front of a message of so many bytes. */
+export function messagePrefix(bytes: number): Buffer {
+  const prefix = Buffer.allocUnsafe(PREFIX_BYTES)
+  prefix[0] = 0
+  prefix.writeUInt32BE(bytes, 1)
+  return prefix
 }
 
 /** grpc-message: percent-encoded but for printable ASCII. */

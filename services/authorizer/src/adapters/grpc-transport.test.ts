@@ -35,13 +35,10 @@ async function serving(more: readonly Method[] = []) {
     { path: '/t.T/Echo', handle: (message) => Uint8Array.from(message) },
     { path: '/t.T/Late', handle: async (message) => Uint8Array.from(message) },
     { path: '/t.T/Held', handle: () => held.promise },
-    {
-      path: '/t.T/Throws',
-      handle: () => {
-        throw new Error('a secret')
-      },
-    },
+    { path: '/t.T/Throws', handle: throwing },
     { path: '/t.T/Rejects', handle: () => Promise.reject(new Error('a secret')) },
+    { path: '/t.T/NeverOpens', open: throwing },
+    { path: '/t.T/Stumbles', open: () => ({ message: throwing, end: () => {}, closed: () => {} }) },
     ...more,
   ]
   const at = { host: '127.0.0.1', port: 0, tls: undefined }
@@ -53,6 +50,10 @@ async function serving(more: readonly Method[] = []) {
   const session = resources.adopt(connect(`http://127.0.0.1:${server.port}`), (open) => open.destroy())
   const owned = resources.move()
   return { server, session, failures, held, [Symbol.asyncDispose]: () => owned.disposeAsync() }
+}
+
+function throwing(): never {
+  throw new Error('a secret')
 }
 
 function frame(message: string | Buffer, flag = 0): Buffer {
@@ -158,7 +159,7 @@ describe('gRPC transport', { timeout: 60_000 }, () => {
 
   test('a method that fails is INTERNAL, and does not tell why', async () => {
     await using it = await serving()
-    for (const path of ['/t.T/Throws', '/t.T/Rejects']) {
+    for (const path of ['/t.T/Throws', '/t.T/Rejects', '/t.T/NeverOpens', '/t.T/Stumbles']) {
       const { trailers } = await ask(it.session, path, frame('a'))
       assert.deepEqual([trailers['grpc-status'], trailers['grpc-message']], ['13', 'The method failed.'])
     }
@@ -245,9 +246,11 @@ describe('gRPC transport', { timeout: 60_000 }, () => {
     const answer = ask(it.session, '/t.T/Held', frame('a'))
     const forgotten = ask(it.session, '/t.T/Late', frame('b'))
     assert.equal(statusOf(await forgotten), 0)
-    const goaway = once(it.session, 'goaway')
+    let goaways = 0
+    it.session.on('goaway', () => goaways++)
     const ended = it.server[Symbol.asyncDispose]()
-    await goaway
+    // First that the end is near, then that it has come.
+    await eventually(() => goaways === 2, { what: 'the client was told' })
     it.held.resolve(Buffer.from('still'))
     const { body, trailers } = await answer
     assert.deepEqual([body, trailers['grpc-status']], [frame('still'), '0'])

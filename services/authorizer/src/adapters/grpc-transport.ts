@@ -1,18 +1,19 @@
-import type {
-  Http2SecureServer,
-  Http2Server,
-  Http2Session,
-  IncomingHttpHeaders,
-  ServerHttp2Session,
-  ServerHttp2Stream,
-} from 'node:http2'
-import { constants, createSecureServer, createServer } from 'node:http2'
-import type { AddressInfo } from 'node:net'
+import { type AddressInfo, createServer, type Server, type Socket } from 'node:net'
 import { setTimeout as setTimeoutPromise } from 'node:timers/promises'
+import { createServer as createSecureServer, type Server as SecureServer } from 'node:tls'
 import { type TlsFiles, type TlsMaterial, watchTlsFiles } from '@tollward/runtime'
+import {
+  encodeFields,
+  type Http2Events,
+  type Http2Limits,
+  type Http2Request,
+  Http2ServerConnection,
+  type Http2Stream,
+  OutputBuffers,
+} from '@tollward/wire'
 import type { Logger } from 'pino'
 import type { Counter } from 'prom-client'
-import { Call, type CallOptions, type Method, refuse, stop } from './grpc-calls.ts'
+import { Call, type CallOptions, type Method, refuse } from './grpc-calls.ts'
 import { type Failure, Status } from './grpc-messages.ts'
 import { bindSocket } from './grpc-socket.ts'
 
@@ -46,65 +47,67 @@ export interface ListeningServer extends AsyncDisposable {
 const MESSAGE_BYTES_MAX = 1024 * 1024
 /** Proxies open few connections, each one or two a worker; more than this are somebody else's. */
 const CONNECTIONS_MAX = 1000
-/** Calls under way on one connection. */
-const STREAMS_MAX = 10_000
-/** Memory of one connection; with STREAMS_MAX calls of a usual size it takes 30 MB. */
-const CONNECTION_MEGABYTES_MAX = 64
-/** Header fields of a call: gRPC has a dozen. */
-const CALL_HEADER_FIELDS_MAX = 64
-/** Their bytes, each field counted with 32 more (RFC 9113, 6.5.2). */
-const CALL_HEADER_BYTES_MAX = 16 * 1024
-/** What a client may send ahead on a connection; by default it would be that of a single stream. */
-const CONNECTION_WINDOW_BYTES = 4 * 1024 * 1024
-/**
- * Calls that a client gives up, in a second: a proxy does so whenever its own clients go away, however many those are, and node's 33
- * would have them cut the proxy off from us. Each is a call that was admitted among STREAMS_MAX before.
- */
-const RESETS_PER_SECOND_MAX = 20_000
+const LIMITS: Http2Limits = {
+  streamsMax: 10_000,
+  /** gRPC has a dozen. */
+  headerFieldsMax: 64,
+  headerBytesMax: 16 * 1024,
+  /** The largest message with its prefix, and some padding. */
+  streamWindowBytes: MESSAGE_BYTES_MAX + 64 * 1024,
+  /** Questions that are not whole yet, or wait for somebody else: more than streamsMax of a usual size. */
+  connectionWindowBytes: 32 * 1024 * 1024,
+  heldBytesMax: 32 * 1024 * 1024,
+  /** A proxy gives up calls whenever its own clients go away, however many those are. */
+  resetsPerSecondMax: 20_000,
+  /** A client may ask for a sign of life with every call. */
+  idleFramesPerSecondMax: 20_000,
+}
 /** A unary call, from its headers to the end of its answer. Proxies wait a second or less; this is for those who never finish. */
 const UNARY_MS_MAX = 5000
 /** Between two looks for calls whose time is up: they end at most so much later. */
 const DEADLINE_TICK_MS = 20
 /** Between two pings; a connection that has not answered the last by then is dead. Who never says a word in HTTP/2, too. */
 const KEEPALIVE_MS = 20_000
+const SECOND_MS = 1000
 /** Calls that are under way at the end get this long. */
 const DRAIN_MS = 3000
 /** Of which it may take so long until clients know of the end. */
 const NOTICE_MS = 200
 
-const SHUTDOWN_NOTICE_STREAM = 2 ** 31 - 1
-
 /**
- * Serves gRPC on node:http2: unary calls straight, without what a general server does for each call, and any other kind by listeners.
- * At the end it says so (GOAWAY), and takes calls that were sent before that was heard; what is under way has DRAIN_MS.
+ * Serves gRPC on HTTP/2 of its own (@tollward/wire): unary calls straight, without what a general server does for each, and any other kind
+ * by listeners. At the end it says so (GOAWAY), and takes calls that were sent before that was heard; what is under way has DRAIN_MS.
  */
 export async function startGrpcTransport(options: GrpcTransportOptions): Promise<ListeningServer> {
   const { at, tlsReloads, log } = options
-  const server = newServer(at)
+  const connections = new Set<Http2ServerConnection>()
   const calls = new Set<Call>()
-  const sessions = new Set<ServerHttp2Session>()
+  const buffers = new OutputBuffers()
+  const events = answering(options, calls, connections)
+  const connected = (socket: Socket) =>
+    connections.add(new Http2ServerConnection(socket, { limits: LIMITS, events, buffers }))
+  const server = newServer(at, connected, log)
   server.maxConnections = CONNECTIONS_MAX
-  server.on('stream', answering(options, calls))
-  server.on('session', (session: ServerHttp2Session) => {
-    sessions.add(session)
-    session.setLocalWindowSize(CONNECTION_WINDOW_BYTES)
-    session.once('close', () => sessions.delete(session))
-  })
-  server.on('sessionError', (error) => log.debug({ err: error }, 'gRPC connection failed'))
-  server.on('tlsClientError', (error: Error) => log.debug({ err: error }, 'TLS handshake failed'))
   await using resources = new AsyncDisposableStack()
   const tls = 'host' in at ? at.tls : undefined
   if (tls && 'setSecureContext' in server) {
     const renew = (read: TlsMaterial) => server.setSecureContext(read)
     resources.use(watchTlsFiles(tls.files, tls.material, renew, { log, reloads: tlsReloads }))
   }
-  const deadlines = setInterval(() => expireCalls(calls, performance.now()), DEADLINE_TICK_MS)
-  resources.defer(() => clearInterval(deadlines))
-  const keepalive = setInterval(keepingAlive(sessions), KEEPALIVE_MS)
-  resources.defer(() => clearInterval(keepalive))
+  const every = (intervalMs: number, look: () => void) => {
+    const timer = setInterval(look, intervalMs)
+    resources.defer(() => clearInterval(timer))
+  }
+  every(DEADLINE_TICK_MS, () => expireCalls(calls, performance.now()))
+  every(SECOND_MS, () => {
+    for (const connection of connections) connection.nextSecond()
+  })
+  every(KEEPALIVE_MS, () => {
+    for (const connection of connections) connection.checkLife()
+  })
   if ('socket' in at) resources.use(await bindSocket(server, at.socket))
   else await bindPort(server, at.host, at.port)
-  resources.defer(() => drain(server, calls, sessions))
+  resources.defer(() => drain(server, connections))
   const owned = resources.move()
   return {
     port: 'socket' in at ? 0 : (server.address() as AddressInfo).port,
@@ -112,32 +115,31 @@ export async function startGrpcTransport(options: GrpcTransportOptions): Promise
   }
 }
 
-function newServer(at: GrpcAddress): Http2Server | Http2SecureServer {
-  const options = {
-    maxSessionMemory: CONNECTION_MEGABYTES_MAX,
-    maxHeaderListPairs: CALL_HEADER_FIELDS_MAX,
-    streamResetBurst: RESETS_PER_SECOND_MAX,
-    streamResetRate: RESETS_PER_SECOND_MAX,
-    settings: {
-      enablePush: false,
-      maxConcurrentStreams: STREAMS_MAX,
-      maxHeaderListSize: CALL_HEADER_BYTES_MAX,
-    },
-  }
-  if ('socket' in at || !at.tls) return createServer(options)
+function newServer(at: GrpcAddress, connected: (socket: Socket) => void, log: Logger): Server | SecureServer {
+  // Answers are gathered before they are written: waiting for more of them would only make them late.
+  if ('socket' in at || !at.tls) return createServer({ noDelay: true }, connected)
   const isAsked = at.tls.material.ca !== undefined
-  return createSecureServer({
-    ...options,
-    ...at.tls.material,
-    requestCert: isAsked,
-    rejectUnauthorized: isAsked,
-    minVersion: 'TLSv1.2',
-  })
+  const server = createSecureServer(
+    {
+      ...at.tls.material,
+      noDelay: true,
+      requestCert: isAsked,
+      rejectUnauthorized: isAsked,
+      minVersion: 'TLSv1.2',
+      ALPNProtocols: ['h2'],
+    },
+    connected,
+  )
+  server.on('tlsClientError', (error: Error) => log.debug({ err: error }, 'TLS handshake failed'))
+  return server
 }
 
-function answering({ methods, failed, log }: GrpcTransportOptions, calls: Set<Call>) {
+function answering(
+  { methods, failed, log }: GrpcTransportOptions,
+  calls: Set<Call>,
+  connections: Set<Http2ServerConnection>,
+): Http2Events {
   const byPath = new Map(methods.map((method) => [method.path, method]))
-  const streamFailed = (error: Error) => log.debug({ err: error }, 'gRPC stream failed')
   const options: CallOptions = {
     calls,
     messageBytesMax: MESSAGE_BYTES_MAX,
@@ -147,18 +149,33 @@ function answering({ methods, failed, log }: GrpcTransportOptions, calls: Set<Ca
       failed(failure)
     },
   }
-  return (stream: ServerHttp2Stream, headers: IncomingHttpHeaders) => {
-    stream.on('error', streamFailed)
-    if (headers[':method'] !== 'POST') return refuseHttp(stream, 405)
-    if (!isGrpc(headers['content-type'])) return refuseHttp(stream, 415)
-    const method = byPath.get(String(headers[':path']))
-    if (!method) {
+  return {
+    closed: (connection, reason) => {
+      connections.delete(connection)
+      if (reason !== undefined) log.debug({ reason }, 'gRPC connection failed')
+    },
+    request: (stream, head) => {
+      const { contentType, timeout } = grpcFields(head)
+      if (head.method !== 'POST') return refuseHttp(stream, 405)
+      if (!isGrpc(contentType)) return refuseHttp(stream, 415)
+      const method = byPath.get(head.path)
+      if (method) return new Call(stream, timeout, method, performance.now(), options)
       const unknown = { code: Status.unimplemented, message: 'There is no such method.' }
       failed(unknown)
-      return refuse(stream, unknown)
-    }
-    new Call(stream, headers, method, performance.now(), options)
+      refuse(stream, unknown)
+      return undefined
+    },
   }
+}
+
+function grpcFields({ fields }: Http2Request): { contentType: string | undefined; timeout: string | undefined } {
+  let contentType: string | undefined
+  let timeout: string | undefined
+  for (const [name, value] of fields) {
+    if (name === 'content-type') contentType = value
+    else if (name === 'grpc-timeout') timeout = value
+  }
+  return { contentType, timeout }
 }
 
 /** application/grpc, with a subtype or parameters; not application/grpc-web, which is another protocol. */
@@ -167,29 +184,15 @@ function isGrpc(contentType: string | undefined): boolean {
 }
 
 /** Who asks so does not speak gRPC, and could not read its refusals. */
-function refuseHttp(stream: ServerHttp2Stream, status: number): void {
-  stream.respond({ ':status': status }, { endStream: true })
-  stop(stream)
+function refuseHttp(stream: Http2Stream, status: number): undefined {
+  stream.head(encodeFields([[':status', String(status)]]), true)
 }
 
 function expireCalls(calls: ReadonlySet<Call>, nowMs: number): void {
   for (const call of calls) if (call.deadlineMs <= nowMs) call.expire()
 }
 
-function keepingAlive(sessions: ReadonlySet<ServerHttp2Session>): () => void {
-  const unanswered = new WeakSet<ServerHttp2Session>()
-  return () => {
-    for (const session of sessions) {
-      if (unanswered.has(session)) session.destroy()
-      else if (!session.closed) {
-        unanswered.add(session)
-        session.ping((error) => error ?? unanswered.delete(session))
-      }
-    }
-  }
-}
-
-function bindPort(server: Http2Server | Http2SecureServer, host: string, port: number): Promise<void> {
+function bindPort(server: Server, host: string, port: number): Promise<void> {
   const { promise, resolve, reject } = Promise.withResolvers<void>()
   server.once('error', reject)
   server.listen({ host, port }, () => {
@@ -201,30 +204,17 @@ function bindPort(server: Http2Server | Http2SecureServer, host: string, port: n
 
 /**
  * Notice first, the end after it: a GOAWAY that names the last call that was heard of would lose those that are on their way. Answered,
- * the ping behind the notice says that it was read, and that what came before the answer was sent before it. A connection without calls
- * gets no notice: having sent one, node would not read from it any more.
+ * the ping behind the notice says that it was read, and that what came before the answer was sent before it.
  */
-async function drain(
-  server: Http2Server,
-  calls: ReadonlySet<Call>,
-  sessions: ReadonlySet<ServerHttp2Session>,
-): Promise<void> {
-  const busy = new Set(Array.from(calls, ({ session }) => session))
-  await Promise.race([Promise.all(Array.from(busy, giveNotice)), setTimeoutPromise(NOTICE_MS)])
+async function drain(server: Server, connections: ReadonlySet<Http2ServerConnection>): Promise<void> {
   const { promise, resolve } = Promise.withResolvers<void>()
-  const timer = setTimeout(() => {
-    for (const session of sessions) session.destroy()
-  }, DRAIN_MS - NOTICE_MS)
-  // Takes no connections from now on, and says goodbye on those that there are.
   server.close(() => resolve())
+  const noticed = Array.from(connections, (connection) => connection.drain())
+  await Promise.race([Promise.all(noticed), setTimeoutPromise(NOTICE_MS)])
+  for (const connection of connections) connection.finish()
+  const timer = setTimeout(() => {
+    for (const connection of connections) connection.destroy('the server ends')
+  }, DRAIN_MS - NOTICE_MS)
   await promise
   clearTimeout(timer)
-}
-
-function giveNotice(session: Http2Session | undefined): Promise<void> {
-  const { promise, resolve } = Promise.withResolvers<void>()
-  if (!session || session.closed || session.destroyed) return Promise.resolve()
-  session.goaway(constants.NGHTTP2_NO_ERROR, SHUTDOWN_NOTICE_STREAM)
-  session.ping(() => resolve())
-  return promise
 }

@@ -1,7 +1,7 @@
 import { hash, randomBytes } from 'node:crypto'
 import type { Client } from '@tollward/bus'
 import type { IssuerService } from '@tollward/contracts/token'
-import { clientTag, INTROSPECTOR_STALE_AFTER_MS, RevocableCache } from '@tollward/decision'
+import { clientTag, INTROSPECTOR_STALE_AFTER_MS, type Remembered, RevocableCache } from '@tollward/decision'
 import { type Presented, parseBasic } from '../domain/credentials.ts'
 import type { Caller } from '../domain/introspection.ts'
 import type { IntrospectorMetrics } from '../metrics.ts'
@@ -40,7 +40,11 @@ export function openCallers({
 }): Callers {
   const hashKey = randomBytes(KEY_BYTES).toString('latin1')
   const evicted = () => metrics.evictions.inc()
-  const cache = new RevocableCache<Caller>({ entriesMax: CALLERS_MAX, forgottenMax: FORGOTTEN_MAX, evicted })
+  const cache = new RevocableCache<Remembered & { readonly caller: Caller }>({
+    entriesMax: CALLERS_MAX,
+    forgottenMax: FORGOTTEN_MAX,
+    evicted,
+  })
 
   const ask = async (presented: Presented, key: string): Promise<Caller | undefined> => {
     const credentials = 'authorization' in presented ? parseBasic(presented.authorization) : presented
@@ -52,14 +56,14 @@ export function openCallers({
     if (!authenticated) return undefined
     const caller = { clientId, introspects }
     // Where the client was revoked or changed meanwhile this answer is as good as one a moment ago, but the next question asks again.
-    cache.finish(begun, key, { value: caller, tags: [clientTag(clientId)], usableUntilMs: Date.now() + CALLER_LIFE_MS })
+    cache.finish(begun, key, { caller, tags: [clientTag(clientId)], usableUntilMs: Date.now() + CALLER_LIFE_MS })
     return caller
   }
 
   return {
     authenticate: (presented) => {
       const key = hash('sha256', hashKey + textOf(presented), 'base64')
-      const known = feedSilentForMs() > INTROSPECTOR_STALE_AFTER_MS ? undefined : cache.get(key, Date.now())
+      const known = feedSilentForMs() > INTROSPECTOR_STALE_AFTER_MS ? undefined : cache.get(key, Date.now())?.caller
       if (!known) return ask(presented, key)
       metrics.authentications('cache')
       return known

@@ -3,7 +3,7 @@ import { create } from '@bufbuild/protobuf'
 import { timestampMs } from '@bufbuild/protobuf/wkt'
 import type { Client } from '@tollward/bus'
 import { type IssuerService, type TokenInfo, TokenInfoSchema } from '@tollward/contracts/token'
-import { INTROSPECTOR_STALE_AFTER_MS, RevocableCache, tagsOf } from '@tollward/decision'
+import { INTROSPECTOR_STALE_AFTER_MS, type Remembered, RevocableCache, tagsOf } from '@tollward/decision'
 import { AppError } from '@tollward/errors'
 import { isJwtShaped, isTokenShaped } from '../domain/introspection.ts'
 import { type Life, usableUntilMs } from '../domain/usable.ts'
@@ -66,7 +66,11 @@ export function openLookup({
   capacity?: number
 }): Lookup {
   const evicted = () => metrics.evictions.inc()
-  const cache = new RevocableCache<TokenInfo>({ entriesMax: capacity, forgottenMax: FORGOTTEN_MAX, evicted })
+  const cache = new RevocableCache<Remembered & { readonly info: TokenInfo }>({
+    entriesMax: capacity,
+    forgottenMax: FORGOTTEN_MAX,
+    evicted,
+  })
   const running = new Map<string, Promise<TokenInfo>>()
 
   /** Asks until there is an answer that no revocation overtook. */
@@ -87,7 +91,7 @@ export function openLookup({
       const isCurrent =
         purpose === 'tell of internal'
           ? !cache.isOutdated(begun, info.tokenHash, tags)
-          : cache.finish(begun, tokenHash, { value: info, tags, usableUntilMs: usableUntilMs(lifeOf(info), nowMs) })
+          : cache.finish(begun, tokenHash, { info, tags, usableUntilMs: usableUntilMs(lifeOf(info), nowMs) })
       if (isCurrent) return info
       metrics.outdatedFills.inc()
       pastCache = true
@@ -112,7 +116,7 @@ export function openLookup({
       return ask(token, purpose, true)
     }
     const tokenHash = hash('sha256', token, 'hex')
-    const known = cache.get(tokenHash, Date.now())
+    const known = cache.get(tokenHash, Date.now())?.info
     if (!known || (purpose === 'pass' && known.internalToken === '')) return askOnce(tokenHash, token, purpose)
     metrics.lookups('cache')
     return known

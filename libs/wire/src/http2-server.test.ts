@@ -1,0 +1,264 @@
+import assert from 'node:assert/strict'
+import { once } from 'node:events'
+import { connect, type OutgoingHttpHeaders } from 'node:http2'
+import { connect as connectTcp, type Socket } from 'node:net'
+import { describe, test } from 'node:test'
+import { acquireH2spec } from '@tollward/acquire'
+import { eventually, requires, startProcess } from '@tollward/testkit'
+import fc from 'fast-check'
+import {
+  CLIENT_PREFACE,
+  ErrorCode,
+  FRAME_HEADER_BYTES,
+  FrameFlag,
+  FrameReader,
+  FrameType,
+  Setting,
+  writeFrameHeader,
+} from './frames.ts'
+import { encodeFields } from './hpack.ts'
+import { serve } from './test-server.ts'
+
+/** Whatever a test waits for comes at once, or never. */
+const WAIT_MS = 15_000
+
+const REQUEST = encodeFields([
+  [':method', 'POST'],
+  [':scheme', 'http'],
+  [':path', '/'],
+])
+
+function frame(type: number, flags = 0, streamId = 0, payload: Uint8Array = Buffer.alloc(0)): Buffer {
+  const head = Buffer.alloc(FRAME_HEADER_BYTES)
+  writeFrameHeader(head, 0, { length: payload.length, type, flags, streamId })
+  return Buffer.concat([head, payload])
+}
+
+function setting(name: number, value: number): Buffer {
+  const payload = Buffer.alloc(6)
+  payload.writeUInt16BE(name)
+  payload.writeUInt32BE(value, 2)
+  return frame(FrameType.settings, 0, 0, payload)
+}
+
+/** A connection of bytes, and what came on it. */
+async function raw(port: number, ...first: Buffer[]) {
+  const socket = connectTcp({ port, host: '127.0.0.1' })
+  await once(socket, 'connect')
+  socket.on('error', () => {})
+  const closed = once(socket, 'close', { signal: AbortSignal.timeout(WAIT_MS) })
+  closed.catch(() => {})
+  const frames: { type: number; flags: number; id: number; payload: Buffer }[] = []
+  const reader = new FrameReader(2 ** 24, (type, flags, id, payload) => frames.push({ type, flags, id, payload }) > 0)
+  socket.on('data', (chunk) => reader.push(chunk))
+  socket.write(Buffer.concat([CLIENT_PREFACE, frame(FrameType.settings), ...first]))
+  return {
+    socket,
+    frames,
+    closed,
+    /** The code of the server's farewell, once it has closed the connection. */
+    farewell: async () => {
+      await closed
+      const last = frames.findLast(({ type }) => type === FrameType.goAway)
+      return last?.payload.readUInt32BE(4)
+    },
+    [Symbol.dispose]: () => socket.destroy(),
+  }
+}
+
+async function ask(port: number, body: Buffer, options: { window?: number; headers?: OutgoingHttpHeaders } = {}) {
+  const session = connect(`http://127.0.0.1:${port}`, {
+    settings: options.window === undefined ? {} : { initialWindowSize: options.window },
+  })
+  try {
+    const stream = session.request({ ':method': 'POST', ...options.headers }, { signal: AbortSignal.timeout(WAIT_MS) })
+    let trailers: unknown
+    stream.on('trailers', (given) => {
+      trailers = given['x-end']
+    })
+    stream.end(body)
+    const parts: Buffer[] = []
+    for await (const part of stream) parts.push(part)
+    return { body: Buffer.concat(parts), trailers }
+  } finally {
+    session.destroy()
+  }
+}
+
+const needsH2spec = await requires({ tools: ['h2spec'] })
+
+describe('HTTP/2 server', { timeout: 40_000 }, () => {
+  test('h2spec finds nothing that it does otherwise than the standard says', { skip: needsH2spec }, async () => {
+    await using server = await serve()
+    const { command } = await acquireH2spec()
+    await using run = await startProcess(command, ['-S', '-h', '127.0.0.1', '-p', String(server.port), '-o', '2'])
+    const summary = await run.line(/^\d+ tests, /)
+    const [, passed, others] = /^\d+ tests, (\d+) passed, (0 skipped, 0 failed)$/.exec(summary) ?? []
+    assert.ok(others !== undefined && Number(passed) >= 146, run.lines.join('\n'))
+  })
+
+  test('questions and answers beyond every window arrive whole, also from a client that takes little at once', async () => {
+    await using server = await serve({ heldBytesMax: 10_000_000 })
+    const body = Buffer.from(Array.from({ length: 400_000 }, (_, index) => index % 251))
+    const asked = [undefined, 1, 100, 70_000].map((window) =>
+      ask(server.port, window === 1 ? body.subarray(0, 3000) : body, window === undefined ? {} : { window }),
+    )
+    for (const [index, answer] of (await Promise.all(asked)).entries()) {
+      assert.ok(answer.body.equals(index === 1 ? body.subarray(0, 3000) : body))
+      assert.equal(answer.trailers, 'yes')
+    }
+  })
+
+  test('many requests on one connection are each answered with their own', async () => {
+    await using server = await serve({ connectionWindowBytes: 200_000 })
+    const session = connect(`http://127.0.0.1:${server.port}`)
+    try {
+      const bodies = Array.from({ length: 2000 }, (_, index) => `request ${index}`.repeat((index % 50) + 1))
+      const signal = AbortSignal.timeout(WAIT_MS)
+      let next = 0
+      const worker = async () => {
+        for (let body = bodies[next++]; body !== undefined; body = bodies[next++]) {
+          const stream = session.request({ ':method': 'POST' }, { signal })
+          stream.end(body)
+          assert.equal(Buffer.concat(await Array.fromAsync(stream)).toString(), body)
+        }
+      }
+      await Promise.all(Array.from({ length: 50 }, worker))
+    } finally {
+      session.destroy()
+    }
+  })
+
+  test('floods of what asks for nothing, or is taken back, end the connection and no other', async () => {
+    await using server = await serve({ resetsPerSecondMax: 50, idleFramesPerSecondMax: 50 })
+    const open = (id: number) => frame(FrameType.headers, FrameFlag.endHeaders, id, REQUEST)
+    const floods: Record<string, (index: number) => Buffer> = {
+      pings: () => frame(FrameType.ping, 0, 0, Buffer.alloc(8)),
+      settings: () => frame(FrameType.settings),
+      priorities: () => frame(FrameType.priority, 0, 1, Buffer.alloc(5)),
+      'unknown frames': () => frame(99),
+      'empty data': (index) => (index === 0 ? open(1) : frame(FrameType.data, 0, 1)),
+      'resets (CVE-2023-44487)': (index) =>
+        Buffer.concat([open(2 * index + 1), frame(FrameType.resetStream, 0, 2 * index + 1, Buffer.alloc(4))]),
+      'continuations (CVE-2024-27983)': (index) =>
+        index === 0 ? frame(FrameType.headers, 0, 1, REQUEST) : frame(FrameType.continuation, 0, 1),
+      'data of streams that are over': (index) =>
+        index === 0
+          ? frame(FrameType.headers, FrameFlag.endHeaders | FrameFlag.endStream, 1, REQUEST)
+          : frame(FrameType.data, 0, 1, Buffer.alloc(1)),
+    }
+    for (const [what, part] of Object.entries(floods)) {
+      const bytes = Array.from({ length: 100 }, (_, index) => part(index))
+      using client = await raw(server.port, ...bytes)
+      assert.equal(await client.farewell(), ErrorCode.enhanceYourCalm, what)
+    }
+    using calm = await raw(server.port)
+    for (const second of [1, 2, 3]) {
+      const part = [
+        ...Array.from({ length: 40 }, () => frame(99)),
+        frame(FrameType.ping, 0, 0, Buffer.alloc(8, second)),
+      ]
+      calm.socket.write(Buffer.concat(part))
+      const isAnswer = ({ type, payload }: { type: number; payload: Buffer }) =>
+        type === FrameType.ping && payload[0] === second
+      await eventually(() => calm.frames.some(isAnswer), { what: 'as many a second are no flood' })
+      for (const connection of server.connections) connection.nextSecond()
+    }
+  })
+
+  test('who does not take its answers holds no more of them than it may', async () => {
+    await using server = await serve({ heldBytesMax: 200_000 })
+    const bodies = Array.from({ length: 20 }, (_, index) => [
+      frame(FrameType.headers, FrameFlag.endHeaders, 2 * index + 1, REQUEST),
+      frame(FrameType.data, FrameFlag.endStream, 2 * index + 1, Buffer.alloc(16_000)),
+    ]).flat()
+    using client = await raw(server.port, setting(Setting.initialWindowSize, 0), ...bodies)
+    assert.equal(await client.farewell(), ErrorCode.enhanceYourCalm)
+    assert.ok(server.seen.length <= 14, `${server.seen.length} were answered`)
+  })
+
+  test('from who does not read, nothing more is read', async () => {
+    await using server = await serve({ idleFramesPerSecondMax: 1e9 })
+    using client = await raw(server.port)
+    client.socket.pause()
+    const pings = Buffer.concat(Array.from({ length: 10_000 }, () => frame(FrameType.ping, 0, 0, Buffer.alloc(8))))
+    const sent = 200
+    for (let index = 0; index < sent; index++) client.socket.write(pings)
+    await eventually(() => server.isPaused(), { what: 'the server waits' })
+    assert.ok(server.waitingBytes() < 8_000_000, `${server.waitingBytes()} bytes wait`)
+    client.socket.resume()
+    await eventually(() => client.socket.writableLength === 0, {
+      what: 'it goes on when the client reads',
+      timeoutMs: 20_000,
+    })
+  })
+
+  test('a client that gives no sign of life is cut off, one that does is not', async () => {
+    await using server = await serve()
+    const session = connect(`http://127.0.0.1:${server.port}`)
+    await once(session, 'remoteSettings')
+    const silent = connectTcp(server.port, '127.0.0.1')
+      .on('error', () => {})
+      .resume()
+    const cutOff = once(silent, 'close')
+    using deaf = await raw(server.port)
+    await eventually(() => server.connections.size === 3 && deaf.frames.length > 0, { what: 'they are there' })
+    for (const connection of server.connections) connection.checkLife()
+    await eventually(() => deaf.frames.some(({ type }) => type === FrameType.ping), { what: 'it was asked' })
+    // The other's answer is here when a question of its own is.
+    await new Promise((resolve) => session.ping(resolve))
+    for (const connection of server.connections) connection.checkLife()
+    await Promise.all([deaf.closed, cutOff])
+    assert.equal(server.connections.size, 1)
+    session.destroy()
+  })
+
+  test('at the end the client is told, what it asked before is answered, and what it asks after is not', async () => {
+    await using server = await serve()
+    using client = await raw(server.port, frame(FrameType.headers, FrameFlag.endHeaders, 1, REQUEST))
+    await eventually(() => client.frames.length > 0, { what: 'it is connected' })
+    const [connection] = server.connections
+    assert.ok(connection)
+    const known = connection.drain()
+    await eventually(() => client.frames.some(({ type }) => type === FrameType.goAway), { what: 'it was told' })
+    client.socket.write(frame(FrameType.headers, FrameFlag.endHeaders, 3, REQUEST))
+    client.socket.write(frame(FrameType.ping, FrameFlag.ack, 0, Buffer.alloc(8, 1)))
+    await known
+    connection.finish()
+    client.socket.write(
+      Buffer.concat([
+        frame(FrameType.headers, FrameFlag.endHeaders | FrameFlag.endStream, 5, REQUEST),
+        frame(FrameType.data, FrameFlag.endStream, 3),
+        frame(FrameType.data, FrameFlag.endStream, 1),
+      ]),
+    )
+    assert.equal(await client.farewell(), ErrorCode.none)
+    const answered = client.frames.filter(
+      ({ type, flags }) => type === FrameType.headers && flags & FrameFlag.endStream,
+    )
+    assert.deepEqual(answered.map(({ id }) => id).sort(), [1, 3])
+    const last = client.frames.findLast(({ type }) => type === FrameType.goAway)
+    assert.equal(last?.payload.readUInt32BE(0), 3)
+  })
+
+  test('no bytes make it throw, or harm another connection', async () => {
+    await using server = await serve()
+    const kind = fc.integer({ min: 0, max: 10 })
+    const anyFrame = fc
+      .tuple(kind, fc.integer({ min: 0, max: 255 }), fc.integer({ min: 0, max: 9 }), fc.uint8Array({ maxLength: 40 }))
+      .map(([type, flags, id, payload]) => frame(type, flags, id, payload))
+    const request = fc.constantFrom(
+      ...[1, 3, 5, 7].map((id) => frame(FrameType.headers, FrameFlag.endHeaders, id, REQUEST)),
+    )
+    const parts = fc.sample(fc.array(fc.oneof(anyFrame, request), { maxLength: 30 }), 400)
+    const sockets: Socket[] = []
+    for (const part of parts) {
+      using client = await raw(server.port, ...part)
+      client.socket.end()
+      sockets.push(client.socket)
+    }
+    assert.equal((await ask(server.port, Buffer.from('still'))).body.toString(), 'still')
+    await eventually(() => server.connections.size === 0, { what: 'every connection is over' })
+    assert.ok(sockets.length > 0)
+  })
+})

@@ -1,0 +1,714 @@
+import type { Duplex } from 'node:stream'
+import {
+  CLIENT_PREFACE,
+  ErrorCode,
+  FRAME_BYTES,
+  FRAME_HEADER_BYTES,
+  FrameFlag,
+  FrameReader,
+  FrameType,
+  INTEGER_31_MAX,
+  Setting,
+  unpadded,
+  WINDOW_BYTES,
+  writeFrameHeader,
+} from './frames.ts'
+import { HpackDecoder, NO_TABLE } from './hpack.ts'
+import { areTrailers, type Http2Request, requestHead } from './http2-fields.ts'
+import { Output, type OutputBuffers } from './output.ts'
+
+/** What one connection may cost. */
+export interface Http2Limits {
+  /** Requests under way at once. */
+  readonly streamsMax: number
+  readonly headerFieldsMax: number
+  /** Of one head, each field counted with 32 bytes more (RFC 9113, section 6.5.2). */
+  readonly headerBytesMax: number
+  /** What a request may send of its body before its listener has taken it. */
+  readonly streamWindowBytes: number
+  /** The same for all requests of the connection together. */
+  readonly connectionWindowBytes: number
+  /** Answers that wait for the client's windows. */
+  readonly heldBytesMax: number
+  /** Requests that the client gives up. */
+  readonly resetsPerSecondMax: number
+  /** Frames that ask for nothing but attention. */
+  readonly idleFramesPerSecondMax: number
+}
+
+/** What a connection tells. */
+export interface Http2Events {
+  /** A request's head has come. The listener hears of the rest; undefined: whoever heard has ended the stream. */
+  request(stream: Http2Stream, head: Http2Request): Http2Listener | undefined
+  /** Nothing comes or goes any more; `reason` where the client or the network was at fault. */
+  closed(connection: Http2ServerConnection, reason: string | undefined): void
+}
+
+/** What whoever answers a request hears of it. */
+export interface Http2Listener {
+  /** A part of the body, which is only lent. `isLast`: there is no more of it. */
+  data(chunk: Buffer, isLast: boolean): void
+  /** The stream is over, in whatever way. */
+  closed(): void
+}
+
+/** While more waits to be read by the client, nothing more is read from it. */
+const WAITING_BYTES_MAX = 1024 * 1024
+/** Streams that ended last, of which frames may still be on their way. */
+const ENDED_STREAMS_KEPT = 1024
+const EMPTY = Buffer.alloc(0)
+/** The ping whose answer says that the client has read that the end is near. */
+const LAST_PING = 1
+
+/** One request and its answer. */
+export class Http2Stream {
+  readonly id: number
+  readonly connection: Http2ServerConnection
+  // What follows is the connection's own.
+  listener: Http2Listener | undefined
+  /** Bytes of the body that the head announced and that did not come yet; undefined: it did not say. */
+  missingBytes: number | undefined
+  sendWindow: number
+  receiveWindow: number
+  /** Bytes of the body that its listener holds. */
+  heldBytes = 0
+  /** The client has said everything. */
+  isAsked = false
+  /** So is the answer said, or waits only for windows. */
+  isAnswered = false
+  /** Of the answer, what waits for windows, and the trailers after it. */
+  waiting: Buffer[] = []
+  trailers: Buffer | undefined
+
+  constructor(connection: Http2ServerConnection, id: number, windows: { send: number; receive: number }) {
+    this.connection = connection
+    this.id = id
+    this.sendWindow = windows.send
+    this.receiveWindow = windows.receive
+  }
+
+  /** The head of the answer, as `encodeFields` writes it; with `isLast` it is all of it. */
+  head(block: Buffer, isLast = false): void {
+    if (this.isAnswered) return
+    this.isAnswered = isLast
+    this.connection.sendHead(this, block, isLast)
+  }
+
+  /** A part of the body. With trailers it is the last, and they end the answer. */
+  data(parts: readonly Uint8Array[], trailers?: Buffer): void {
+    if (this.isAnswered) return
+    this.isAnswered = trailers !== undefined
+    this.connection.sendData(this, parts, trailers)
+  }
+
+  /** The listener is done with so many bytes of what it was given: as many more may come. */
+  release(bytes: number): void {
+    this.connection.release(this, bytes)
+  }
+
+  /** Ends the stream at once, with a code of ErrorCode. */
+  reset(code: number): void {
+    this.connection.reset(this, code)
+  }
+}
+
+/**
+ * The server's side of one HTTP/2 connection (RFC 9113), from its preface on, over a socket that it reads and in the end closes. No push, no
+ * priorities, no upgrade from HTTP/1.1; its header compression remembers nothing, so that blocks may be encoded once for all connections.
+ * Whoever breaks the protocol is told so (GOAWAY, RST_STREAM) and never harms the other streams more than the protocol wants.
+ */
+export class Http2ServerConnection {
+  readonly #socket: Duplex
+  readonly #limits: Http2Limits
+  readonly #events: Http2Events
+  readonly #output: Output
+  readonly #frames: FrameReader
+  readonly #decoder: HpackDecoder
+  readonly #streams = new Map<number, Http2Stream>()
+  /** Those that ended last, and in #resetByUs whether the client could not know. */
+  readonly #ended = new Uint32Array(ENDED_STREAMS_KEPT)
+  readonly #resetByUs = new Uint8Array(ENDED_STREAMS_KEPT)
+  #endedCount = 0
+  #preface = CLIENT_PREFACE
+  #hasSettings = false
+  #lastStreamId = 0
+  /** Streams above are not answered any more: the client was told so. */
+  #lastAnsweredId = INTEGER_31_MAX
+  #block: { stream: number; flags: number; parts: Buffer[]; bytes: number } | undefined
+  #sendWindow = WINDOW_BYTES
+  #initialSendWindow = WINDOW_BYTES
+  #frameBytesMax = FRAME_BYTES
+  #receiveWindow: number
+  /** Taken, and not told to the client yet. */
+  #released = 0
+  #heldAnswerBytes = 0
+  #resets = 0
+  #idleFrames = 0
+  #isReading = false
+  #isFlushing = false
+  #hasSentHead = false
+  #pingIsOut = false
+  #drained: (() => void) | undefined
+  #reason: string | undefined
+  #isClosed = false
+
+  constructor(
+    socket: Duplex,
+    { limits, events, buffers }: { limits: Http2Limits; events: Http2Events; buffers: OutputBuffers },
+  ) {
+    this.#socket = socket
+    this.#limits = limits
+    this.#events = events
+    this.#output = new Output(socket, buffers)
+    this.#receiveWindow = limits.connectionWindowBytes
+    this.#frames = new FrameReader(FRAME_BYTES, (type, flags, id, payload) => this.#frame(type, flags, id, payload))
+    this.#decoder = new HpackDecoder({ listBytesMax: limits.headerBytesMax })
+    this.#sendSettings()
+    socket.on('data', (chunk: Buffer) => this.#read(chunk))
+    socket.on('drain', () => this.#resume())
+    socket.on('error', (error) => {
+      this.#reason ??= error.message
+    })
+    socket.on('close', () => this.#closed())
+  }
+
+  get streams(): Iterable<Http2Stream> {
+    return this.#streams.values()
+  }
+
+  /** Forgets the counts of the second before. To be called once a second. */
+  nextSecond(): void {
+    this.#resets = 0
+    this.#idleFrames = 0
+  }
+
+  /** Asks whether the client lives; whoever has not answered the last such question by then is cut off. */
+  checkLife(): void {
+    if (this.#pingIsOut || !this.#hasSettings) this.destroy('the client does not answer')
+    else this.#ping()
+  }
+
+  /**
+   * Tells the client that this is the end; what it asks before it has heard that is answered still. Resolves when it has.
+   */
+  drain(): Promise<void> {
+    const { promise, resolve } = Promise.withResolvers<void>()
+    if (this.#isClosed || !this.#hasSettings) {
+      this.#socket.end()
+      return Promise.resolve()
+    }
+    this.#goAway(INTEGER_31_MAX, ErrorCode.none)
+    this.#ping(LAST_PING)
+    this.#drained = resolve
+    return promise
+  }
+
+  /** Takes nothing more: what came until now is answered, then the connection closes. */
+  finish(): void {
+    if (this.#isClosed || this.#lastAnsweredId !== INTEGER_31_MAX) return
+    this.#lastAnsweredId = this.#lastStreamId
+    if (this.#hasSettings) this.#goAway(this.#lastStreamId, ErrorCode.none)
+    this.#endIfFinished()
+  }
+
+  destroy(reason: string): void {
+    this.#reason ??= reason
+    this.#socket.destroy()
+  }
+
+  // ---------------------------------------------------------------- what comes
+
+  #read(chunk: Buffer): void {
+    const bytes = this.#preface.length > 0 ? this.#readPreface(chunk) : chunk
+    if (!bytes) return
+    this.#isReading = true
+    const fault = this.#frames.push(bytes)
+    this.#isReading = false
+    if (fault === 'too-large') this.#fail(ErrorCode.frameSize, 'a frame is too large')
+    this.#output.flush()
+    if (this.#output.waitingBytes > WAITING_BYTES_MAX) this.#socket.pause()
+  }
+
+  #resume(): void {
+    if (this.#socket.isPaused()) this.#socket.resume()
+  }
+
+  #readPreface(chunk: Buffer): Buffer | undefined {
+    const compared = Math.min(chunk.length, this.#preface.length)
+    if (!chunk.subarray(0, compared).equals(this.#preface.subarray(0, compared))) {
+      this.#fail(ErrorCode.protocol, 'no HTTP/2')
+      this.#output.flush()
+      return undefined
+    }
+    this.#preface = this.#preface.subarray(compared)
+    return chunk.subarray(compared)
+  }
+
+  /** False: the connection is at its end. */
+  #frame(type: number, flags: number, id: number, payload: Buffer): boolean {
+    if (this.#reason !== undefined) return false
+    if (!this.#hasSettings && type !== FrameType.settings) return this.#fail(ErrorCode.protocol, 'no settings first')
+    const isContinued = this.#block !== undefined
+    if (isContinued && (type !== FrameType.continuation || id !== this.#block?.stream)) {
+      return this.#fail(ErrorCode.protocol, 'a header block is cut')
+    }
+    switch (type) {
+      case FrameType.data:
+        return this.#data(id, flags, payload)
+      case FrameType.headers:
+        return this.#headers(id, flags, payload)
+      case FrameType.continuation:
+        return this.#continuation(flags, payload)
+      case FrameType.windowUpdate:
+        return this.#windowUpdate(id, payload)
+      case FrameType.resetStream:
+        return this.#resetStream(id, payload)
+      case FrameType.pushPromise:
+        return this.#fail(ErrorCode.protocol, 'a client pushes')
+      default:
+        return this.#idle() && this.#idleFrame(type, flags, id, payload)
+    }
+  }
+
+  #idle(): boolean {
+    this.#idleFrames += 1
+    if (this.#idleFrames <= this.#limits.idleFramesPerSecondMax) return true
+    return this.#fail(ErrorCode.enhanceYourCalm, 'too many frames without use')
+  }
+
+  #idleFrame(type: number, flags: number, id: number, payload: Buffer): boolean {
+    if (type === FrameType.settings) return this.#settings(id, flags, payload)
+    if (type === FrameType.priority) return this.#priority(id, payload)
+    if (type === FrameType.ping) return this.#pinged(id, flags, payload)
+    if (type === FrameType.goAway) {
+      if (id !== 0) return this.#fail(ErrorCode.protocol, 'GOAWAY on a stream')
+      return payload.length >= 8 || this.#fail(ErrorCode.frameSize, 'GOAWAY is too short')
+    }
+    // Types that are not known mean nothing (section 5.5).
+    return true
+  }
+
+  #data(id: number, flags: number, payload: Buffer): boolean {
+    if (id === 0) return this.#fail(ErrorCode.protocol, 'data on no stream')
+    const bytes = payload.length
+    this.#receiveWindow -= bytes
+    if (this.#receiveWindow < 0) return this.#fail(ErrorCode.flowControl, 'more data than the window has')
+    const body = unpadded(flags, payload)
+    if (!body) return this.#fail(ErrorCode.protocol, 'more padding than data')
+    if (bytes === 0 && !(flags & FrameFlag.endStream) && !this.#idle()) return false
+    const stream = this.#streams.get(id)
+    if (!stream) {
+      this.#takeBack(bytes)
+      return this.#dataOfNone(id)
+    }
+    stream.receiveWindow -= bytes
+    stream.heldBytes += bytes
+    if (stream.isAsked) this.reset(stream, ErrorCode.streamClosed)
+    else if (stream.receiveWindow < 0) this.reset(stream, ErrorCode.flowControl)
+    else this.#body(stream, body, (flags & FrameFlag.endStream) !== 0)
+    return true
+  }
+
+  #dataOfNone(id: number): boolean {
+    if (id > this.#lastStreamId) return this.#fail(ErrorCode.protocol, 'data on an idle stream')
+    if (id > this.#lastAnsweredId || this.#wasEnded(id) === 'by-us') return true
+    this.#sendReset(id, ErrorCode.streamClosed)
+    return this.#idle()
+  }
+
+  #body(stream: Http2Stream, body: Buffer, isLast: boolean): void {
+    if (stream.missingBytes !== undefined) stream.missingBytes -= body.length
+    const missingBytes = stream.missingBytes ?? 0
+    if (missingBytes < 0 || (isLast && missingBytes > 0)) {
+      this.reset(stream, ErrorCode.protocol)
+      return
+    }
+    stream.isAsked = isLast
+    stream.listener?.data(body, isLast)
+  }
+
+  #headers(id: number, flags: number, payload: Buffer): boolean {
+    if (id % 2 === 0) return this.#fail(ErrorCode.protocol, 'a stream that is not the client’s')
+    const rest = unpadded(flags, payload)
+    if (!rest) return this.#fail(ErrorCode.protocol, 'more padding than fields')
+    const hasPriority = (flags & FrameFlag.priority) !== 0
+    if (hasPriority && rest.length < 5) return this.#fail(ErrorCode.frameSize, 'HEADERS is too short')
+    if (hasPriority && (rest.readUInt32BE(0) & INTEGER_31_MAX) === id) {
+      return this.#fail(ErrorCode.protocol, 'a stream depends on itself')
+    }
+    const fragment = hasPriority ? rest.subarray(5) : rest
+    if (flags & FrameFlag.endHeaders) return this.#fields(id, flags, fragment)
+    this.#block = { stream: id, flags, parts: [Buffer.from(fragment)], bytes: fragment.length }
+    return true
+  }
+
+  #continuation(flags: number, payload: Buffer): boolean {
+    const block = this.#block
+    if (!block) return this.#fail(ErrorCode.protocol, 'nothing to continue')
+    block.parts.push(Buffer.from(payload))
+    block.bytes += payload.length
+    // Many empty parts cost as much as few full ones.
+    if (block.bytes > this.#limits.headerBytesMax || block.parts.length > this.#limits.headerFieldsMax) {
+      return this.#fail(ErrorCode.enhanceYourCalm, 'a header block without end')
+    }
+    if (!(flags & FrameFlag.endHeaders)) return true
+    this.#block = undefined
+    return this.#fields(block.stream, block.flags, Buffer.concat(block.parts))
+  }
+
+  #fields(id: number, flags: number, block: Buffer): boolean {
+    const decoded = this.#decoder.decode(block)
+    if (!decoded) return this.#fail(ErrorCode.compression, 'a header block cannot be read')
+    const isLast = (flags & FrameFlag.endStream) !== 0
+    const isTooMuch = decoded.isTooLarge || decoded.fields.length > this.#limits.headerFieldsMax
+    const known = this.#streams.get(id)
+    if (known) {
+      const mayFollow = isLast && !isTooMuch && areTrailers(decoded.fields)
+      if (known.isAsked) this.reset(known, ErrorCode.streamClosed)
+      else if (!mayFollow) this.reset(known, ErrorCode.protocol)
+      else this.#body(known, EMPTY, true)
+      return true
+    }
+    if (id <= this.#lastStreamId) return this.#fieldsOfNone(id)
+    this.#lastStreamId = id
+    if (id > this.#lastAnsweredId) return true
+    if (this.#streams.size >= this.#limits.streamsMax) return this.#refuse(id, ErrorCode.refusedStream)
+    if (isTooMuch) return this.#refuse(id, ErrorCode.enhanceYourCalm)
+    const head = requestHead(decoded.fields)
+    if (!head || (isLast && (head.contentLength ?? 0) > 0)) return this.#refuse(id, ErrorCode.protocol)
+    this.#open(id, head, isLast)
+    return true
+  }
+
+  #open(id: number, head: Http2Request, isLast: boolean): void {
+    const windows = { send: this.#initialSendWindow, receive: this.#limits.streamWindowBytes }
+    const stream = new Http2Stream(this, id, windows)
+    stream.missingBytes = head.contentLength
+    stream.isAsked = isLast
+    this.#streams.set(id, stream)
+    stream.listener = this.#events.request(stream, head)
+    if (isLast) stream.listener?.data(EMPTY, true)
+  }
+
+  #fieldsOfNone(id: number): boolean {
+    const ended = this.#wasEnded(id)
+    if (ended === 'by-us') return true
+    if (ended === 'by-both') return this.#fail(ErrorCode.streamClosed, 'fields on a stream that is over')
+    return this.#fail(ErrorCode.protocol, 'streams out of order')
+  }
+
+  #refuse(id: number, code: number): boolean {
+    this.#sendReset(id, code)
+    this.#remember(id, true)
+    return true
+  }
+
+  #resetStream(id: number, payload: Buffer): boolean {
+    if (id === 0 || id > this.#lastStreamId) return this.#fail(ErrorCode.protocol, 'a reset of no stream')
+    if (payload.length !== 4) return this.#fail(ErrorCode.frameSize, 'RST_STREAM has four bytes')
+    this.#resets += 1
+    if (this.#resets > this.#limits.resetsPerSecondMax) {
+      return this.#fail(ErrorCode.enhanceYourCalm, 'too many requests that are given up')
+    }
+    const stream = this.#streams.get(id)
+    if (stream) this.#close(stream, false)
+    return true
+  }
+
+  #windowUpdate(id: number, payload: Buffer): boolean {
+    if (payload.length !== 4) return this.#fail(ErrorCode.frameSize, 'WINDOW_UPDATE has four bytes')
+    if (id > this.#lastStreamId) return this.#fail(ErrorCode.protocol, 'a window of an idle stream')
+    const bytes = payload.readUInt32BE(0) & INTEGER_31_MAX
+    if (id === 0) {
+      if (bytes === 0) return this.#fail(ErrorCode.protocol, 'a window grows by nothing')
+      this.#sendWindow += bytes
+      if (this.#sendWindow > INTEGER_31_MAX) return this.#fail(ErrorCode.flowControl, 'a window beyond its limit')
+      this.#sendAllWaiting()
+      return true
+    }
+    const stream = this.#streams.get(id)
+    if (!stream) return true
+    stream.sendWindow += bytes
+    if (bytes === 0) this.reset(stream, ErrorCode.protocol)
+    else if (stream.sendWindow > INTEGER_31_MAX) this.reset(stream, ErrorCode.flowControl)
+    else this.#sendWaiting(stream)
+    return true
+  }
+
+  #settings(id: number, flags: number, payload: Buffer): boolean {
+    if (id !== 0) return this.#fail(ErrorCode.protocol, 'settings on a stream')
+    const isAck = (flags & FrameFlag.ack) !== 0
+    if (payload.length % 6 !== 0 || (isAck && payload.length > 0)) {
+      return this.#fail(ErrorCode.frameSize, 'settings have six bytes each')
+    }
+    if (isAck) return true
+    this.#hasSettings = true
+    for (let at = 0; at < payload.length; at += 6) {
+      if (!this.#setting(payload.readUInt16BE(at), payload.readUInt32BE(at + 2))) return false
+    }
+    this.#output.add(FRAME_HEADER_BYTES, (to, at) => {
+      writeFrameHeader(to, at, { length: 0, type: FrameType.settings, flags: FrameFlag.ack })
+    })
+    this.#sendAllWaiting()
+    return true
+  }
+
+  #setting(name: number, value: number): boolean {
+    if (name === Setting.enablePush && value > 1) return this.#fail(ErrorCode.protocol, 'enable_push is 0 or 1')
+    if (name === Setting.maxFrameSize) {
+      if (value < FRAME_BYTES || value >= 2 ** 24)
+        return this.#fail(ErrorCode.protocol, 'max_frame_size is beyond limits')
+      this.#frameBytesMax = value
+    }
+    if (name !== Setting.initialWindowSize) return true
+    if (value > INTEGER_31_MAX) return this.#fail(ErrorCode.flowControl, 'initial_window_size is beyond its limit')
+    const difference = value - this.#initialSendWindow
+    this.#initialSendWindow = value
+    for (const stream of this.#streams.values()) {
+      stream.sendWindow += difference
+      if (stream.sendWindow > INTEGER_31_MAX) return this.#fail(ErrorCode.flowControl, 'a window beyond its limit')
+    }
+    return true
+  }
+
+  #priority(id: number, payload: Buffer): boolean {
+    if (id === 0) return this.#fail(ErrorCode.protocol, 'priority of no stream')
+    if (payload.length !== 5) return this.#fail(ErrorCode.frameSize, 'PRIORITY has five bytes')
+    const dependsOnItself = (payload.readUInt32BE(0) & INTEGER_31_MAX) === id
+    return !dependsOnItself || this.#fail(ErrorCode.protocol, 'a stream depends on itself')
+  }
+
+  #pinged(id: number, flags: number, payload: Buffer): boolean {
+    if (id !== 0) return this.#fail(ErrorCode.protocol, 'a ping on a stream')
+    if (payload.length !== 8) return this.#fail(ErrorCode.frameSize, 'PING has eight bytes')
+    if (flags & FrameFlag.ack) {
+      this.#pingIsOut = false
+      if (payload[0] === LAST_PING) this.#drained?.()
+    } else this.#sendControl(FrameType.ping, payload, FrameFlag.ack)
+    return true
+  }
+
+  // ---------------------------------------------------------------- what goes
+
+  /** For Http2Stream. */
+  sendHead(stream: Http2Stream, block: Buffer, isLast: boolean): void {
+    const first = this.#hasSentHead ? EMPTY : NO_TABLE
+    this.#hasSentHead = true
+    const length = first.length + block.length
+    const flags = FrameFlag.endHeaders | (isLast ? FrameFlag.endStream : 0)
+    this.#output.add(FRAME_HEADER_BYTES + length, (to, at) => {
+      writeFrameHeader(to, at, { length, type: FrameType.headers, flags, streamId: stream.id })
+      to.set(first, at + FRAME_HEADER_BYTES)
+      to.set(block, at + FRAME_HEADER_BYTES + first.length)
+    })
+    if (isLast) this.#closeIfOver(stream)
+    this.#flushSoon()
+  }
+
+  /** For Http2Stream. */
+  sendData(stream: Http2Stream, parts: readonly Uint8Array[], trailers: Buffer | undefined): void {
+    let bytes = 0
+    for (const part of parts) bytes += part.length
+    const room = Math.min(stream.sendWindow, this.#sendWindow, this.#frameBytesMax)
+    if (stream.waiting.length > 0 || bytes > room) this.#hold(stream, Buffer.concat(parts), trailers)
+    else {
+      this.#sendFrame(stream, parts, bytes)
+      this.#finishAnswer(stream, trailers)
+    }
+    this.#flushSoon()
+  }
+
+  #hold(stream: Http2Stream, bytes: Buffer, trailers: Buffer | undefined): void {
+    stream.waiting.push(bytes)
+    stream.trailers = trailers
+    this.#heldAnswerBytes += bytes.length
+    this.#sendWaiting(stream)
+    if (this.#heldAnswerBytes > this.#limits.heldBytesMax) {
+      this.#fail(ErrorCode.enhanceYourCalm, 'the client does not take its answers')
+    }
+  }
+
+  #sendAllWaiting(): void {
+    if (this.#heldAnswerBytes > 0) for (const stream of this.#streams.values()) this.#sendWaiting(stream)
+  }
+
+  #sendWaiting(stream: Http2Stream): void {
+    if (stream.waiting.length === 0) return
+    for (;;) {
+      const next = stream.waiting[0]
+      if (!next) break
+      const bytes = Math.min(next.length, stream.sendWindow, this.#sendWindow, this.#frameBytesMax)
+      if (bytes <= 0) return
+      this.#heldAnswerBytes -= bytes
+      this.#sendFrame(stream, [next.subarray(0, bytes)], bytes)
+      if (bytes < next.length) stream.waiting[0] = next.subarray(bytes)
+      else stream.waiting.shift()
+    }
+    this.#finishAnswer(stream, stream.trailers)
+  }
+
+  #sendFrame(stream: Http2Stream, parts: readonly Uint8Array[], bytes: number): void {
+    stream.sendWindow -= bytes
+    this.#sendWindow -= bytes
+    this.#output.add(FRAME_HEADER_BYTES + bytes, (to, from) => {
+      writeFrameHeader(to, from, { length: bytes, type: FrameType.data, streamId: stream.id })
+      let at = from + FRAME_HEADER_BYTES
+      for (const part of parts) {
+        to.set(part, at)
+        at += part.length
+      }
+    })
+  }
+
+  #finishAnswer(stream: Http2Stream, trailers: Buffer | undefined): void {
+    if (!trailers) return
+    const flags = FrameFlag.endHeaders | FrameFlag.endStream
+    this.#output.add(FRAME_HEADER_BYTES + trailers.length, (to, at) => {
+      const { length } = trailers
+      writeFrameHeader(to, at, { length, type: FrameType.headers, flags, streamId: stream.id })
+      to.set(trailers, at + FRAME_HEADER_BYTES)
+    })
+    this.#closeIfOver(stream)
+  }
+
+  /** For Http2Stream. */
+  release(stream: Http2Stream, bytes: number): void {
+    if (this.#streams.get(stream.id) !== stream) return
+    stream.heldBytes -= bytes
+    this.#takeBack(bytes)
+    if (stream.isAsked) return
+    const due = this.#limits.streamWindowBytes - stream.receiveWindow - stream.heldBytes
+    if (due < this.#limits.streamWindowBytes / 2) return
+    stream.receiveWindow += due
+    this.#sendWindowUpdate(stream.id, due)
+  }
+
+  #takeBack(bytes: number): void {
+    this.#released += bytes
+    if (this.#released < this.#limits.connectionWindowBytes / 2) return
+    this.#receiveWindow += this.#released
+    this.#sendWindowUpdate(0, this.#released)
+    this.#released = 0
+  }
+
+  #sendWindowUpdate(streamId: number, bytes: number): void {
+    const payload = Buffer.alloc(4)
+    payload.writeUInt32BE(bytes)
+    this.#sendControl(FrameType.windowUpdate, payload, 0, streamId)
+  }
+
+  #sendSettings(): void {
+    const { streamsMax, streamWindowBytes, headerBytesMax, connectionWindowBytes } = this.#limits
+    const settings = [
+      [Setting.maxConcurrentStreams, streamsMax],
+      [Setting.initialWindowSize, streamWindowBytes],
+      [Setting.maxHeaderListSize, headerBytesMax],
+    ] as const
+    const payload = Buffer.alloc(settings.length * 6)
+    for (const [index, [name, value]] of settings.entries()) {
+      payload.writeUInt16BE(name, index * 6)
+      payload.writeUInt32BE(value, index * 6 + 2)
+    }
+    this.#sendControl(FrameType.settings, payload)
+    this.#sendWindowUpdate(0, connectionWindowBytes - WINDOW_BYTES)
+  }
+
+  #ping(mark = 0): void {
+    this.#pingIsOut = true
+    this.#sendControl(FrameType.ping, Buffer.alloc(8, mark))
+  }
+
+  #goAway(lastStreamId: number, code: number): void {
+    const payload = Buffer.alloc(8)
+    payload.writeUInt32BE(lastStreamId)
+    payload.writeUInt32BE(code, 4)
+    this.#sendControl(FrameType.goAway, payload)
+  }
+
+  #sendReset(id: number, code: number): void {
+    const payload = Buffer.alloc(4)
+    payload.writeUInt32BE(code)
+    this.#sendControl(FrameType.resetStream, payload, 0, id)
+  }
+
+  #sendControl(type: number, payload: Buffer, flags = 0, streamId = 0): void {
+    this.#output.add(FRAME_HEADER_BYTES + payload.length, (to, at) => {
+      writeFrameHeader(to, at, { length: payload.length, type, flags, streamId })
+      to.set(payload, at + FRAME_HEADER_BYTES)
+    })
+    this.#flushSoon()
+  }
+
+  /** What is written while a chunk is read, or in one turn of the event loop, goes out together. */
+  #flushSoon(): void {
+    if (this.#isReading || this.#isFlushing) return
+    this.#isFlushing = true
+    queueMicrotask(() => {
+      this.#isFlushing = false
+      this.#output.flush()
+    })
+  }
+
+  // ---------------------------------------------------------------- how it ends
+
+  /** For Http2Stream. */
+  reset(stream: Http2Stream, code: number): void {
+    if (this.#streams.get(stream.id) !== stream) return
+    this.#sendReset(stream.id, code)
+    this.#close(stream, true)
+  }
+
+  #closeIfOver(stream: Http2Stream): void {
+    if (!stream.isAnswered || stream.waiting.length > 0) return
+    if (stream.isAsked) this.#close(stream, false)
+    // What else the client says is neither waited for nor read (RFC 9113, section 8.1).
+    else this.reset(stream, ErrorCode.none)
+  }
+
+  #close(stream: Http2Stream, byUs: boolean): void {
+    if (!this.#streams.delete(stream.id)) return
+    this.#remember(stream.id, byUs)
+    for (const bytes of stream.waiting) this.#heldAnswerBytes -= bytes.length
+    stream.waiting = []
+    stream.isAsked = true
+    stream.isAnswered = true
+    this.#takeBack(stream.heldBytes)
+    stream.listener?.closed()
+    this.#endIfFinished()
+  }
+
+  #remember(id: number, byUs: boolean): void {
+    const at = this.#endedCount++ % ENDED_STREAMS_KEPT
+    this.#ended[at] = id
+    this.#resetByUs[at] = byUs ? 1 : 0
+  }
+
+  #wasEnded(id: number): 'by-us' | 'by-both' | undefined {
+    const at = this.#ended.indexOf(id)
+    if (at < 0) return undefined
+    return this.#resetByUs[at] ? 'by-us' : 'by-both'
+  }
+
+  #endIfFinished(): void {
+    if (this.#lastAnsweredId === INTEGER_31_MAX || this.#streams.size > 0) return
+    this.#output.flush()
+    this.#socket.end()
+  }
+
+  /** Tells the client what was wrong, and ends the connection (section 5.4.1). Always false: nothing more is read. */
+  #fail(code: number, reason: string): false {
+    if (this.#reason !== undefined) return false
+    this.#reason = reason
+    this.#goAway(this.#lastStreamId, code)
+    this.#output.flush()
+    this.#socket.end(() => this.#socket.destroy())
+    return false
+  }
+
+  #closed(): void {
+    this.#isClosed = true
+    this.#drained?.()
+    for (const stream of this.#streams.values()) this.#close(stream, false)
+    this.#events.closed(this, this.#reason)
+  }
+}

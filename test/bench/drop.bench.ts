@@ -175,7 +175,7 @@ function generator(seed: number): () => number {
 }
 
 async function bareDrop({ namespace }: Cable): Promise<AsyncDisposable> {
-  const stack = new AsyncDisposableStack()
+  await using stack = new AsyncDisposableStack()
   const object = stack.use(
     loadObject(await compilePackets(), { maps: { senders: { maxEntries: 1 }, records: { maxEntries: 4096 } } }),
   )
@@ -184,7 +184,7 @@ async function bareDrop({ namespace }: Cable): Promise<AsyncDisposable> {
       attachXdp(object.program('drop_all'), { ifindex: indexOf(namespace.device), mode: 'native' }),
     ),
   )
-  return stack
+  return stack.move()
 }
 
 function indexOf(device: string): number {
@@ -195,7 +195,7 @@ function indexOf(device: string): number {
 
 /** The real service; the lists are put into its pinned maps, as if it had read them from a bus that is now away. */
 async function tollward({ namespace }: Cable, { addresses, ranges }: Blocked): Promise<AsyncDisposable> {
-  const stack = new AsyncDisposableStack()
+  await using stack = new AsyncDisposableStack()
   const pins = `/sys/fs/bpf/tollward-bench-drop-${process.pid}`
   stack.defer(() => void removePins(pins))
   const node = ['-c', String(GENERATOR_CORE), process.execPath, join(ROOT, 'services/node-sensor/src/main.ts')]
@@ -214,7 +214,7 @@ async function tollward({ namespace }: Cable, { addresses, ranges }: Blocked): P
   const directory = readdirSync(pins).find((entry) => entry.startsWith(`v${LAYOUT_VERSION}_`)) ?? ''
   block(join(pins, directory, 'block_exact'), addresses, 128)
   block(join(pins, directory, 'block_cidr4'), ranges, 120)
-  return stack
+  return stack.move()
 }
 
 /** All of one prefix length, in the 128-bit form. */

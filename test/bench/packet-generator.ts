@@ -27,7 +27,7 @@ export interface PacketReport {
 const AT_ONCE = 65_536
 
 /** At a pace, most of them come too early. What is due while a call begins would go in one burst, so there are few calls. */
-const AT_ONCE_PACED = 1_000_000
+const AT_ONCE_PACED = 250_000
 /** struct order of bpf/tests/packets.bpf.c. */
 const ORDER = { bytes: 32, ifindex: 0, senders: 4, gapNs: 12, sent: 24 } as const
 

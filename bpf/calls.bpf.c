@@ -67,7 +67,7 @@ static __always_inline struct call_config *active_settings(void)
 {
 	struct call_config *settings = settings_of_calls();
 
-	if (!settings || !settings->enabled || settings->own_pid == current_pid())
+	if (!settings || !settings->enabled || settings->own_pid == told_pid(settings))
 		return 0;
 	return settings;
 }

@@ -42,6 +42,7 @@ const SYSTEM_PACKAGES = [
   'chromium',
   'python3-venv',
   'tshark',
+  'wget',
 ]
 
 const tally = emptyTally()

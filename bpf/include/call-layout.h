@@ -72,6 +72,8 @@ struct call_config {
 	__u64 burst_ns;
 	__u32 sample_one_in; /* connections, by hash; 0 and 1: all */
 	__u32 own_pid;	     /* never captured: the reader itself */
+	__u32 pidns_inum;    /* of /proc/self/ns/pid, in whose numbers processes are told; 0: the first */
+	__u32 zero;
 };
 
 /* The only element of the map "clear_ports": connections with such a port at either end are captured in the
@@ -121,7 +123,7 @@ enum call_counter {
 	CALL_COUNTER_SLOTS = 32,
 };
 
-CHECK_SIZE(struct call_config, 32);
+CHECK_SIZE(struct call_config, 40);
 CHECK_SIZE(struct clear_ports, 8192);
 CHECK_SIZE(struct call_chunk, 104);
 CHECK_OFFSET(struct call_chunk, local, 48);

@@ -8,6 +8,7 @@
 #define TOLLWARD_CAPTURE_H
 
 #include "call-maps.h"
+#include "process.h"
 
 /* Of the beginning of a connection of HTTP/2. */
 #define PREFACE_BYTES 24
@@ -41,9 +42,18 @@ static __always_inline struct call_config *settings_of_calls(void)
 	return bpf_map_lookup_elem(&call_config, &zero);
 }
 
+/* By the kernel's own number. */
 static __always_inline __u32 current_pid(void)
 {
 	return bpf_get_current_pid_tgid() >> 32;
+}
+
+/* By the number that the reader knows it by. */
+static __always_inline __u32 told_pid(const struct call_config *settings)
+{
+	if (!settings || !settings->pidns_inum)
+		return current_pid();
+	return process_id_in(settings->pidns_inum, (void *)bpf_get_current_task());
 }
 
 /*
@@ -104,7 +114,7 @@ static __always_inline int begins_http2(const __u8 *payload)
                                                                                                              \
 		describe(&(record)->chunk, connection);                                                      \
 		(record)->chunk.cgroup_id = bpf_get_current_cgroup_id();                                     \
-		(record)->chunk.pid = current_pid();                                                         \
+		(record)->chunk.pid = told_pid(settings_of_calls());                                         \
 		(record)->chunk.skipped = *skipped;                                                          \
 		(record)->chunk.total = (transfer)->bytes;                                                   \
 		(record)->chunk.direction = (transfer)->direction;                                           \

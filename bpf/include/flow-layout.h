@@ -39,7 +39,7 @@ enum flow_flag {
  * process alone. */
 struct connection {
 	__u64 cgroup_id;
-	__u32 process_id; /* as seen from the first PID namespace */
+	__u32 process_id; /* as seen from the sensor's PID namespace; 0: not to be seen from there */
 	__u32 rtt_us;	  /* smoothed */
 	char process_name[PROCESS_NAME_BYTES];
 };

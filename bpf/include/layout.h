@@ -72,6 +72,8 @@ struct config {
 	struct rate events; /* records of guard_events, of each rule, block or reason and CPU */
 	__u32 syn_mode;	    /* enum block_mode: drop or audit */
 	__u32 unknown_transport;
+	__u32 pidns_inum; /* inode of /proc/self/ns/pid, in whose numbers processes are told; 0: the first */
+	__u32 zero;
 };
 
 enum block_mode {
@@ -292,7 +294,7 @@ enum counter {
 
 CHECK_SIZE(struct address, 16);
 CHECK_SIZE(struct rate, 16);
-CHECK_SIZE(struct config, 104);
+CHECK_SIZE(struct config, 112);
 CHECK_OFFSET(struct config, management_ports, 16);
 CHECK_OFFSET(struct config, syn_source, 48);
 CHECK_OFFSET(struct config, syn_mode, 96);

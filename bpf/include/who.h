@@ -17,6 +17,7 @@
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_tracing.h>
 #include "flows.h"
+#include "process.h"
 
 #define AF_INET	 2
 #define AF_INET6 10
@@ -97,7 +98,7 @@ enum cgroup_subsys_id {
 /* What is remembered with a socket, and goes with it. */
 struct socket_use {
 	__u32 uses;
-	__u32 zero;
+	__u32 tgid; /* who used it last, by the kernel's own number */
 	struct connection connection;
 };
 
@@ -167,7 +168,10 @@ static __always_inline __u64 cgroup_of(const struct task_struct *task)
 
 static __always_inline void read_process(struct connection *connection, const struct task_struct *task)
 {
-	connection->process_id = BPF_CORE_READ(task, tgid);
+	__u32 zero = 0;
+	struct config *settings = bpf_map_lookup_elem(&config, &zero);
+
+	connection->process_id = process_id_in(settings ? settings->pidns_inum : 0, task);
 	connection->cgroup_id = cgroup_of(task);
 	BPF_CORE_READ_INTO(&connection->process_name, task, group_leader, comm);
 }
@@ -232,7 +236,7 @@ static __always_inline void tell(const struct sock *sk, const struct flow_key *a
 	if (known && !known->closed_ns && known->is_foreign == state.is_foreign) {
 		if (known->established_ns)
 			state.established_ns = known->established_ns;
-		if (!connection->process_id) {
+		if (!connection->cgroup_id) {
 			__u32 rtt_us = connection->rtt_us;
 
 			*connection = known->connection;
@@ -310,7 +314,7 @@ static __always_inline int watch_use(struct sock *sk)
 	__u16 family = sk->__sk_common.skc_family;
 	struct flow_key arriving;
 	struct socket_use *use;
-	__u32 process_id;
+	__u32 tgid;
 
 	if (family != AF_INET && family != AF_INET6)
 		return 0;
@@ -319,12 +323,13 @@ static __always_inline int watch_use(struct sock *sk)
 		count(COUNTER_SOCKET_NOT_REMEMBERED);
 		return 0;
 	}
-	process_id = bpf_get_current_pid_tgid() >> 32;
+	tgid = bpf_get_current_pid_tgid() >> 32;
 	use->uses += 1;
-	if (use->connection.process_id == process_id && use->uses > FIRST_USES && use->uses % USES_BETWEEN)
+	if (use->tgid == tgid && use->uses > FIRST_USES && use->uses % USES_BETWEEN)
 		return 0;
-	if (use->connection.process_id != process_id)
+	if (use->tgid != tgid)
 		read_process(&use->connection, bpf_get_current_task_btf());
+	use->tgid = tgid;
 	if (read_arriving(&arriving, sk))
 		tell_open(sk, &arriving, &use->connection);
 	return 0;

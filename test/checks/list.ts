@@ -56,7 +56,7 @@ export const CHECKS: readonly Check[] = [
     planted: {
       file: 'proto/tollward/sensor/v1/flow.proto',
       replace: 'uint64 lost = 6;',
-      by: 'uint64 lost = 6;\n  uint64 planted = 7;',
+      by: 'uint64 lost = 6;\n  uint64 planted = 99;',
     },
   },
   {

@@ -24,6 +24,7 @@ const ELSEWHERE: Record<string, { arch: string; program?: string; files?: readon
   make: { arch: 'make', program: 'make' },
   'python3-pip': { arch: 'python-pip', program: 'pip' },
   tshark: { arch: 'wireshark-cli', program: 'tshark' },
+  wget: { arch: 'wget', program: 'wget' },
 }
 
 /**

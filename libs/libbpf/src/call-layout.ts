@@ -7,13 +7,14 @@ const PORT_MAX = 65_535
 const PICOSECONDS_PER_SECOND = 1e12
 
 export const CALL_CONFIG = {
-  bytes: 32,
+  bytes: 40,
   enabled: 0,
   payloadBytesMax: 4,
   picosecondsPerByte: 8,
   burstNs: 16,
   sampleOneIn: 24,
   ownPid: 28,
+  pidnsInum: 32,
 } as const
 export const CLEAR_PORTS = { bytes: 8192, words: 0 } as const
 export const CALL_CHUNK = {
@@ -81,6 +82,8 @@ export interface CallConfig {
   readonly sampleOneIn: number
   /** A process that is never captured, such as the reader itself; 0: none. */
   readonly ownPid: number
+  /** Of the PID namespace in whose numbers processes are told, as pidNamespaceInum() says; 0: the first. */
+  readonly pidnsInum: number
 }
 
 /** What one read or write of a connection carried, or that the connection ended. */
@@ -134,6 +137,7 @@ export function encodeCallConfig(config: CallConfig): Buffer {
   value.writeBigUInt64LE(BigInt(Math.round((cgroupBurstBytes * perByte) / 1000)), CALL_CONFIG.burstNs)
   value.writeUInt32LE(config.sampleOneIn, CALL_CONFIG.sampleOneIn)
   value.writeUInt32LE(config.ownPid, CALL_CONFIG.ownPid)
+  value.writeUInt32LE(config.pidnsInum, CALL_CONFIG.pidnsInum)
   return value
 }
 

@@ -152,14 +152,15 @@ export function decodeKernelDrop(keys: Buffer, keyAt: number, packets: bigint): 
 
 /** The `struct connection` at this offset; undefined if no process is known. */
 export function decodeOwner(data: Buffer, at: number): ConnectionOwner | undefined {
-  const processId = data.readUInt32LE(at + CONNECTION.processId)
-  if (processId === 0) return undefined
+  const cgroupId = data.readBigUInt64LE(at + CONNECTION.cgroupId)
+  // Every process is in some cgroup; one that cannot be seen from here has no number.
+  if (cgroupId === 0n) return undefined
   const nameAt = at + CONNECTION.processName
   const end = data.indexOf(0, nameAt)
   const nameEnd = end === -1 || end > nameAt + PROCESS_NAME_BYTES ? nameAt + PROCESS_NAME_BYTES : end
   return {
-    processId,
+    processId: data.readUInt32LE(at + CONNECTION.processId),
     processName: data.toString('utf8', nameAt, nameEnd),
-    cgroupId: data.readBigUInt64LE(at + CONNECTION.cgroupId),
+    cgroupId,
   }
 }

@@ -8,7 +8,7 @@ export const LAYOUT_VERSION = 2
 export const MANAGEMENT_PORTS_MAX = 16
 
 export const CONFIG = {
-  bytes: 104,
+  bytes: 112,
   layoutVersion: 0,
   mode: 4,
   netnsInum: 8,
@@ -19,6 +19,7 @@ export const CONFIG = {
   events: 80,
   synMode: 96,
   unknownTransport: 100,
+  pidnsInum: 104,
 } as const
 export const RATE = { bytes: 16, intervalNs: 0, toleranceNs: 8 } as const
 export const BLOCK = {
@@ -166,6 +167,8 @@ export interface GuardConfig {
   readonly managementPorts: readonly number[]
   /** Inode of the network namespace whose handshakes count, as `stat -L /proc/self/ns/net` says; 0: any. */
   readonly netnsInum: number
+  /** Of the PID namespace in whose numbers processes are told, as pidNamespaceInum() says. Absent: the first. */
+  readonly pidnsInum?: number
   /** Packets with one of these are dropped while the mode is `enforce`; the others are only counted. Absent: none. */
   readonly dropAnomalies?: readonly Anomaly[]
   /** SYNs without ACK that each source may send; of IPv6, each /64. Absent: any number. */
@@ -272,6 +275,7 @@ export function encodeConfig(config: GuardConfig): Buffer {
   value.writeUInt32LE(LAYOUT_VERSION, CONFIG.layoutVersion)
   value.writeUInt32LE(GUARD_MODE[mode], CONFIG.mode)
   value.writeUInt32LE(netnsInum, CONFIG.netnsInum)
+  value.writeUInt32LE(config.pidnsInum ?? 0, CONFIG.pidnsInum)
   for (const [index, port] of managementPorts.entries()) {
     if (port === 0) throw new RangeError('0 is not a port')
     value.writeUInt16LE(port, CONFIG.managementPorts + 2 * index)

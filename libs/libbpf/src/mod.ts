@@ -102,6 +102,7 @@ export {
   type TestRun,
   testRun,
 } from './object.ts'
+export { pidNamespaceInum } from './pid-namespace.ts'
 export { type OnRecord, RingReader } from './ring.ts'
 export {
   compileRuleTable,

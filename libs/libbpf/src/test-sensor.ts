@@ -21,6 +21,7 @@ import {
   type RuleTerms,
   testRun,
 } from './mod.ts'
+import { pidNamespaceInum } from './pid-namespace.ts'
 
 const BPF_DIRECTORY = join(import.meta.dirname, '../../../bpf')
 const XDP_DROP = 1
@@ -86,7 +87,13 @@ export class TestSensor implements Disposable {
   }
 
   configure(config: Partial<GuardConfig>): void {
-    const value = encodeConfig({ mode: 'enforce', managementPorts: [22, 4222, 9090], netnsInum: 0, ...config })
+    const value = encodeConfig({
+      mode: 'enforce',
+      managementPorts: [22, 4222, 9090],
+      netnsInum: 0,
+      pidnsInum: pidNamespaceInum(),
+      ...config,
+    })
     this.object.map('config').update(Buffer.alloc(4), value)
   }
 

@@ -35,6 +35,14 @@ socket.connect(${port}, '${host}', () => setInterval(() => socket.send('x', () =
 const talkTo = (host: string, port: number) => `let answers = 0
 const socket = require('net').connect(${port}, '${host}').on('error', () => undefined)
 socket.on('data', () => (++answers === 4 ? console.log('fourth answer') : socket.write('x'))).write('x')`
+const fromNewPortsTo = (host: string, port: number) => `const { ino } = require('fs').statSync('/proc/self/ns/pid')
+console.log('in', process.pid, ino)
+setInterval(() => {
+  const socket = require('dgram').createSocket('udp4')
+  let left = 5
+  const next = () => (left-- > 0 ? socket.send('x', next) : socket.close())
+  socket.on('error', () => undefined).connect(${port}, '${host}', next)
+}, 200)`
 const run = promisify(execFile)
 
 /** A sensor on the cable between this namespace, whose connections it watches, and another. */
@@ -268,6 +276,26 @@ test('what crosses the cable from another namespace is its process’s there; no
     assert.deepEqual(flow.owner, ownProcess(), flow.direction)
     assert.equal(flow.established, true)
   }
+})
+
+test('a process is told by the number that it has where the sensor lives, and by none where it cannot be seen', {
+  skip,
+}, async () => {
+  await using other = await networkNamespace()
+  await using watched = await Watched.start(WATCHERS, other)
+  const port = await freeUdpPort(other.hostAddress)
+  const script = fromNewPortsTo(other.hostAddress, port)
+  const inside = ['--pid', '--fork', '--mount-proc', '--kill-child', process.execPath, '-e', script]
+  await using sender = await other.start('unshare', inside)
+  const [, pid, inum] = (await sender.line(/^in /)).split(' ').map(Number)
+  assert(pid !== undefined && inum !== undefined && pid !== sender.pid)
+  const isTold = async (processId: number) => (await watched.flows(port)).ingress?.owner?.processId === processId
+  const netnsInum = statSync('/proc/self/ns/net').ino
+  watched.sensor.configure({ netnsInum, pidnsInum: inum })
+  await eventually(() => isTold(pid), { what: 'it is told by its number in its namespace' })
+  // No PID namespace has that number.
+  watched.sensor.configure({ netnsInum, pidnsInum: netnsInum })
+  await eventually(() => isTold(0), { what: 'it has no number where it cannot be seen' })
 })
 
 test('what the kernel throws away is counted by its reason and 5-tuple; what the guard drops is not', {

@@ -11,6 +11,7 @@ import {
   hasSafeReturnProbes,
   hasUprobeMulti,
   loadObject,
+  pidNamespaceInum,
 } from '@tollward/libbpf'
 import type { Logger } from 'pino'
 
@@ -79,7 +80,7 @@ export class CallKernel implements Disposable {
 
   /** Puts other settings in force at once; those of maps need a new start. */
   configure(settings: Omit<CallSettings, 'ringBytes'>): void {
-    const config = { ...settings, enabled: true, ownPid: process.pid }
+    const config = { ...settings, enabled: true, ownPid: process.pid, pidnsInum: pidNamespaceInum() }
     this.object.map('clear_ports').update(ONLY_KEY, encodeClearPorts(settings.clearPorts))
     this.object.map('call_config').update(ONLY_KEY, encodeCallConfig(config))
   }

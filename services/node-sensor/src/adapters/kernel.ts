@@ -23,6 +23,7 @@ import {
   migrateEntries,
   objectContents,
   openPinnedMap,
+  pidNamespaceInum,
   type Rate,
   refusedProgram,
   removePins,
@@ -162,6 +163,7 @@ function guardConfig(settings: KernelSettings): GuardConfig {
     ...(synsPerSource && { synsOfSource: synsPerSource }),
     ...(synsPerPort && { synsToPort: synsPerPort }),
     netnsInum: networkNamespaceInum(),
+    pidnsInum: pidNamespaceInum(),
     events: EVENTS,
   }
 }

@@ -85,7 +85,7 @@ export class FlowBatch {
   add(keys: Buffer, keyAt: number, values: Buffer, valueAt: number): void {
     const name = this.#interface(values.readUInt32LE(valueAt + FLOW.ifindex))
     const connectionAt = valueAt + FLOW.connection
-    const isOwned = values.readUInt32LE(connectionAt + CONNECTION.processId) !== 0
+    const isOwned = values.readBigUInt64LE(connectionAt + CONNECTION.cgroupId) !== 0n
     const owner = isOwned ? this.#context.owner(values, connectionAt) : undefined
     this.#reserve(FLOW_BYTES_MAX + name.length + (owner?.length ?? 0))
     const start = this.#at

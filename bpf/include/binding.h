@@ -85,7 +85,7 @@ static __always_inline void open_connection(struct connection *connection, enum 
 
 	connection->id = new_connection_id();
 	connection->source = source;
-	connection->pid = current_pid();
+	connection->pid = told_pid(settings);
 	connection->cgroup_id = bpf_get_current_cgroup_id();
 	count_calls(CALL_CONNECTIONS, 1);
 	if (settings && settings->sample_one_in > 1) {

@@ -296,6 +296,8 @@ test('a process is told by the number that it has where the sensor lives, and by
   // No PID namespace has that number.
   watched.sensor.configure({ netnsInum, pidnsInum: netnsInum })
   await eventually(() => isTold(0), { what: 'it has no number where it cannot be seen' })
+  // The first process of a namespace heeds no other signal.
+  await sender.kill()
 })
 
 test('what the kernel throws away is counted by its reason and 5-tuple; what the guard drops is not', {

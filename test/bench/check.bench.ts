@@ -2,20 +2,21 @@ import { readFileSync } from 'node:fs'
 import { resolve } from 'node:path'
 import process from 'node:process'
 import { setImmediate as turn } from 'node:timers/promises'
-import { create, fromBinary, toBinary } from '@bufbuild/protobuf'
+import { create, toBinary } from '@bufbuild/protobuf'
 import { timestampFromMs } from '@bufbuild/protobuf/wkt'
 import { connect } from '@nats-io/transport-node'
 import { parseAddress, rangeKey } from '@tollward/contracts'
 import { BlockSchema } from '@tollward/contracts/enforcement'
-import { Authorization, CheckRequestSchema, CheckResponseSchema } from '@tollward/contracts/envoy'
 import { createDecider, type Decider, type RequestFacts } from '@tollward/decision'
 import { connectTestBus, type Neighbours, startNeighbours } from '@tollward/decision/testing'
 import { eventually, freePort, startProcess, startService } from '@tollward/testkit'
 import { pino } from 'pino'
 import { Registry } from 'prom-client'
+import { type Generator, startGenerator } from './check-generator.ts'
+import { digits, RULES } from './check-questions.ts'
 import { GENERATOR_CORE, moveTo, SERVER_CORE } from './cores.ts'
 import { cpuMs } from './cpu.ts'
-import { type GrpcLoad, type GrpcTarget, grpcLoad } from './grpc-load.ts'
+import type { GrpcEffort, GrpcLoad } from './grpc-load.ts'
 import { median, percentile, rounded } from './latencies.ts'
 
 /** One line of a benchmark's table. */
@@ -29,7 +30,6 @@ interface Turn extends GrpcLoad {
 }
 
 /** What the authorizer knows while it is measured. */
-const RULES = 1000
 const TOKENS = 100_000
 const CLIENTS = 100
 const BLOCKS = 1_000_000
@@ -44,7 +44,6 @@ const MEASURE_MS = 1500
 const ROUNDS = 5
 /** Of what a server can do at most, while latencies are measured. */
 const USUAL_LOAD = 0.7
-const REQUEST_BYTES = 739
 const INTERNAL_TOKEN_LENGTH = 600
 const HOUR_MS = 3_600_000
 /** Decisions without any transport. */
@@ -86,19 +85,21 @@ export async function run(): Promise<{ rows: Row[] }> {
   await bare.line(/^listening$/)
   moveTo(GENERATOR_CORE)
 
-  const [plain, paid] = [questions(tokens, 'plain'), questions(tokens, 'paid')]
-  await learn(grpcPort, plain, tokens.length)
+  const generator = resources.use(startGenerator(tokens))
+  await learn(generator, grpcPort, tokens.length)
   const contenders = [
-    { what: 'bare grpc-js, fixed OK', pid: bare.pid, target: target(barePort, plain) },
-    { what: 'authorizer: token, limits', pid: authorizer.pid, target: target(grpcPort, plain) },
-    { what: 'authorizer: token, limits, pass', pid: authorizer.pid, target: target(grpcPort, paid) },
-  ]
+    { what: 'bare grpc-js, fixed OK', pid: bare.pid, port: barePort, kind: 'plain' },
+    { what: 'authorizer: token, limits', pid: authorizer.pid, port: grpcPort, kind: 'plain' },
+    { what: 'authorizer: token, limits, pass', pid: authorizer.pid, port: grpcPort, kind: 'paid' },
+  ] as const
+  const ask = ({ port, kind }: (typeof contenders)[number], effort: GrpcEffort) =>
+    generator.ask({ port, kind, any: false, effort })
   const rounds = contenders.map((): Turn[] => [])
   for (let round = 0; round < ROUNDS; round++) {
     for (const [index, contender] of contenders.entries()) {
-      if (round === 0) await grpcLoad(contender.target, { inFlight: IN_FLIGHT, durationMs: WARM_UP_MS })
+      if (round === 0) await ask(contender, { inFlight: IN_FLIGHT, durationMs: WARM_UP_MS })
       const before = cpuMs(contender.pid)
-      const turn = await grpcLoad(contender.target, { inFlight: IN_FLIGHT, durationMs: MEASURE_MS })
+      const turn = await ask(contender, { inFlight: IN_FLIGHT, durationMs: MEASURE_MS })
       rounds[index]?.push({ ...turn, cpuMs: cpuMs(contender.pid) - before })
     }
   }
@@ -106,7 +107,7 @@ export async function run(): Promise<{ rows: Row[] }> {
   for (const [index, contender] of contenders.entries()) {
     const full = row(contender.what, rounds[index] ?? [], rounds[0] ?? [])
     const perSecond = Math.round(full.perSecond * USUAL_LOAD)
-    const usual = await grpcLoad(contender.target, { perSecond, durationMs: ROUNDS * MEASURE_MS })
+    const usual = await ask(contender, { perSecond, durationMs: ROUNDS * MEASURE_MS })
     rows.push({ ...full, 'p99 at 70 %': percentile(usual.latenciesMs, 0.99) })
   }
   rows.push({ what: `authorizer's memory (RSS), MiB`, perSecond: rssMebibytes(authorizer.pid) })
@@ -156,10 +157,6 @@ spec: { priceSats: 10000, requests: 1000000000, duration: 24h, confirmations: 1,
 `
 }
 
-function digits(index: number): string {
-  return String(index).padStart(4, '0')
-}
-
 /** Blocks as sensor-ingest writes them, without waiting for each. */
 async function block(servers: string): Promise<void> {
   const connection = await connect({ servers })
@@ -178,80 +175,12 @@ async function block(servers: string): Promise<void> {
   await connection.close()
 }
 
-/** Questions as Envoy asks them with encode_raw_headers, of REQUEST_BYTES bytes, each of the next token and the next rule. */
-function questions(tokens: readonly string[], kind: 'plain' | 'paid'): () => Uint8Array {
-  const [first = ''] = tokens
-  const marker = digits(9999)
-  const template = checkRequest(`/${kind}/${marker}/42?page=2`, first)
-  const tokenAt = template.indexOf(first)
-  const pathsAt = [template.indexOf(marker), template.lastIndexOf(marker)]
-  let asked = 0
-  return () => {
-    const index = asked++
-    template.write(tokens[index % tokens.length] ?? '', tokenAt, 'latin1')
-    const rule = ((index * 2) % RULES) + (kind === 'paid' ? 1 : 0)
-    for (const at of pathsAt) template.write(digits(rule), at, 'latin1')
-    return template
-  }
-}
-
-function checkRequest(path: string, token: string): Buffer {
-  const fields: [string, string][] = [
-    [':authority', 'api.example.com'],
-    [':path', path],
-    [':method', 'GET'],
-    [':scheme', 'https'],
-    ['user-agent', 'Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36'],
-    ['accept', 'application/json'],
-    ['accept-encoding', 'gzip, deflate, br'],
-    ['authorization', `Bearer ${token}`],
-    ['x-forwarded-proto', 'https'],
-    ['x-forwarded-for', '203.0.113.9'],
-    ['x-request-id', '0b2b1f1e-4a4e-4a52-8f5c-1d3a5a1b2c3d'],
-  ]
-  const socketAddress = { address: '203.0.113.9', portSpecifier: { case: 'portValue' as const, value: 43_210 } }
-  const encode = (padding: string) => {
-    const headers = [...fields, ['cookie', padding] as const].map(([key, value]) => ({
-      key,
-      rawValue: Buffer.from(value),
-    }))
-    const http = {
-      id: '12345678901234567890',
-      method: 'GET',
-      path,
-      host: 'api.example.com',
-      scheme: 'https',
-      protocol: 'HTTP/1.1',
-      size: -1n,
-    }
-    const attributes = {
-      source: { address: { address: { case: 'socketAddress' as const, value: socketAddress } } },
-      request: { http: { ...http, headerMap: { headers } } },
-    }
-    return Buffer.from(toBinary(CheckRequestSchema, create(CheckRequestSchema, { attributes })))
-  }
-  return encode('c'.repeat(Math.max(0, REQUEST_BYTES - encode('').length)))
-}
-
-function target(port: number, next: () => Uint8Array): GrpcTarget {
-  return {
-    port,
-    path: `/${Authorization.typeName}/Check`,
-    next,
-    // CheckResponse begins with status; admitted, that is an empty message.
-    accepts: (answer) => answer[0] === 0x0a && answer[1] === 0,
-  }
-}
-
 /** Has the authorizer look up every token once, and waits until it is known that none is refused. */
-async function learn(port: number, next: () => Uint8Array, calls: number): Promise<void> {
-  const asked = {
-    ...target(port, next),
-    accepts: (answer: Buffer) => fromBinary(CheckResponseSchema, answer).status !== undefined,
-  }
-  await grpcLoad(asked, { inFlight: LEARNING_IN_FLIGHT, calls })
+async function learn(generator: Generator, port: number, calls: number): Promise<void> {
+  const kind = 'plain'
+  await generator.ask({ port, kind, any: true, effort: { inFlight: LEARNING_IN_FLIGHT, calls } })
   const admits = async () => {
-    await grpcLoad(target(port, next), { inFlight: IN_FLIGHT, calls })
+    await generator.ask({ port, kind, any: false, effort: { inFlight: IN_FLIGHT, calls } })
     return true
   }
   await eventually(admits, { what: 'every token is admitted', timeoutMs: 60_000 })

@@ -4,6 +4,7 @@ import { collectDefaultMetrics, Registry } from 'prom-client'
 import { z } from 'zod'
 import { baseConfig, readConfig } from './config.ts'
 import { type Health, startHealthServer } from './health.ts'
+import { calmHelperThreads } from './helper-threads.ts'
 import { createLog } from './log.ts'
 
 /** A service that does not close within this time is ended. */
@@ -39,6 +40,7 @@ export async function runMain<Schema extends z.ZodObject<typeof baseConfig>>(ser
   const base = z.object(baseConfig).parse(config) as z.output<z.ZodObject<typeof baseConfig>>
   const log = createLog(name, base.logLevel)
   const registry = new Registry()
+  calmHelperThreads()
   collectDefaultMetrics({ register: registry })
   const abort = new AbortController()
   for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => abort.abort())

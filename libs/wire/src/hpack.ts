@@ -69,7 +69,7 @@ const STATIC_TABLE: readonly Field[] = [
 ]
 
 /** Of a table until the other side is told otherwise (RFC 9113, section 6.5.2). */
-export const HPACK_TABLE_BYTES = 4096
+const HPACK_TABLE_BYTES = 4096
 /** What each field counts beside its octets (RFC 7541, section 4.1). */
 const FIELD_OVERHEAD_BYTES = 32
 /** A size or an index that needs more octets than this is no use to anybody. */

@@ -115,6 +115,8 @@ async function press(page: Page, ...keys: ('Tab' | 'Enter' | 'Space')[]): Promis
 
 /** Presses a key that leads to another page. */
 async function pressAndGo(page: Page, key: 'Enter' | 'Space'): Promise<void> {
+  // A page that has just come may not have given its focus away yet.
+  await eventually(() => valueIn(page, 'document.activeElement !== document.body'), { what: 'something has the focus' })
   await Promise.all([page.waitForNavigation(), page.keyboard.press(key)])
 }
 

@@ -229,7 +229,7 @@ test('detach takes off what another bpffs hides, and a sensor that starts takes 
   await writeFile(
     run,
     `mount -t bpf none /sys/fs/bpf
-start() { ${sensor} > ${directory.path}/log & pid=$!; tail -n +1 --pid=$pid -F ${directory.path}/log 2>/dev/null | grep -qm1 '"hook":"egress","on":'; }
+start() { : > ${directory.path}/log; ${sensor} >> ${directory.path}/log & pid=$!; tail -n +1 --pid=$pid -F ${directory.path}/log 2>/dev/null | grep -qm1 '"hook":"egress","on":'; }
 start; kill -9 $pid; wait $pid 2>/dev/null; ${isOn}
 mount -t bpf none /sys/fs/bpf
 ls /sys/fs/bpf | grep -c tollward

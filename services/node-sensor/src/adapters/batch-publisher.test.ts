@@ -93,6 +93,7 @@ test('a kind that no stream takes holds up no other', { skip }, async () => {
   const calls = outbox.publisher(kindOf('calls', 1, 'tollward.nobody.takes.this'))
   const flows = outbox.publisher(kindOf('flows', 2, FLOWS))
   const end = new AbortController()
+  using _end = { [Symbol.dispose]: () => end.abort() }
   const running = outbox.run(bus, end.signal)
   calls.add(1, batch('a'))
   await eventually(() => calls.waits === false, { what: 'the call is on its way' })

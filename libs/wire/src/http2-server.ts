@@ -16,6 +16,7 @@ import {
 import { HpackDecoder, NO_TABLE } from './hpack.ts'
 import { areTrailers, type Http2Request, requestHead } from './http2-fields.ts'
 import { Output, type OutputBuffers } from './output.ts'
+import { StreamTable } from './stream-table.ts'
 
 /** What one connection may cost. */
 export interface Http2Limits {
@@ -124,7 +125,7 @@ export class Http2ServerConnection {
   readonly #output: Output
   readonly #frames: FrameReader
   readonly #decoder: HpackDecoder
-  readonly #streams = new Map<number, Http2Stream>()
+  readonly #streams = new StreamTable<Http2Stream>()
   /** Those that ended last, and in #resetByUs whether the client could not know. */
   readonly #ended = new Uint32Array(ENDED_STREAMS_KEPT)
   readonly #resetByUs = new Uint8Array(ENDED_STREAMS_KEPT)
@@ -385,7 +386,7 @@ export class Http2ServerConnection {
     const stream = new Http2Stream(this, id, windows)
     stream.missingBytes = head.contentLength
     stream.isAsked = isLast
-    this.#streams.set(id, stream)
+    this.#streams.add(stream)
     stream.listener = this.#events.request(stream, head)
     if (isLast) stream.listener?.data(EMPTY, true)
   }

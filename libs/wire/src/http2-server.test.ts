@@ -17,7 +17,9 @@ import {
   writeFrameHeader,
 } from './frames.ts'
 import { encodeFields } from './hpack.ts'
-import { serve } from './test-server.ts'
+import { Http2ServerConnection, type Http2Stream } from './http2-server.ts'
+import { CountedBuffers, SlowReader } from './test-reader.ts'
+import { LIMITS, serve } from './test-server.ts'
 
 /** Whatever a test waits for comes at once, or never. */
 const WAIT_MS = 15_000
@@ -177,6 +179,27 @@ describe('HTTP/2 server', { timeout: 40_000 }, () => {
     assert.ok(server.seen.length <= 14, `${server.seen.length} were answered`)
   })
 
+  test('answers that wait for the client to read count as those that wait for its windows', async () => {
+    const [socket, buffers] = [new SlowReader(), new CountedBuffers()]
+    let answered = 0
+    const events = {
+      request: (stream: Http2Stream) => {
+        stream.head(encodeFields([[':status', '200']]))
+        stream.data([Buffer.alloc(2000)], encodeFields([]))
+        answered += 1
+        return undefined
+      },
+      closed: () => {},
+    }
+    new Http2ServerConnection(socket, { limits: { ...LIMITS, heldBytesMax: 20_000 }, events, buffers })
+    socket.push(Buffer.concat([CLIENT_PREFACE, frame(FrameType.settings)]))
+    const ask = (id: number) => frame(FrameType.headers, FrameFlag.endHeaders | FrameFlag.endStream, id, REQUEST)
+    socket.push(Buffer.concat(Array.from({ length: 30 }, (_, index) => ask(2 * index + 1))))
+    await eventually(() => !socket.writable, { what: 'it failed' })
+    assert.ok(answered <= 10, `${answered} were answered`)
+    socket.destroy()
+  })
+
   test('from who does not read, nothing more is read', async () => {
     await using server = await serve({ idleFramesPerSecondMax: 1e9 })
     using client = await raw(server.port)
@@ -191,6 +214,43 @@ describe('HTTP/2 server', { timeout: 40_000 }, () => {
       what: 'it goes on when the client reads',
       timeoutMs: 20_000,
     })
+  })
+
+  test('who does not read holds few buffers, however many small things are said to it', async () => {
+    const [socket, buffers] = [new SlowReader(), new CountedBuffers()]
+    const limits = { ...LIMITS, idleFramesPerSecondMax: 1e9 }
+    const events = { request: () => undefined, closed: () => {} }
+    new Http2ServerConnection(socket, { limits, events, buffers })
+    socket.push(Buffer.concat([CLIENT_PREFACE, frame(FrameType.settings)]))
+    for (let index = 0; index < 5000; index++) {
+      socket.push(frame(FrameType.ping, 0, 0, Buffer.alloc(8)))
+      await new Promise(setImmediate)
+    }
+    assert.ok(buffers.most <= 3, `${buffers.most} buffers were held`)
+    const waited = once(socket, 'drain', { signal: AbortSignal.timeout(WAIT_MS) })
+    socket.readOn()
+    await waited
+    await eventually(() => buffers.held === 0, { what: 'all are given back' })
+    socket.destroy()
+  })
+
+  test('who is told of its fault and does not read that is cut off all the same', async () => {
+    const [socket, buffers] = [new SlowReader(), new CountedBuffers()]
+    const ended: (string | undefined)[] = []
+    const events = {
+      request: () => undefined,
+      closed: (_: Http2ServerConnection, reason: string | undefined) => ended.push(reason),
+    }
+    const connection = new Http2ServerConnection(socket, { limits: LIMITS, events, buffers })
+    socket.push(Buffer.concat([CLIENT_PREFACE, frame(FrameType.settings), frame(FrameType.pushPromise, 0, 1)]))
+    await eventually(() => !socket.writable, { what: 'it failed' })
+    connection.nextSecond()
+    connection.nextSecond()
+    assert.equal(socket.destroyed, false, 'it has time to read it')
+    connection.nextSecond()
+    assert.equal(socket.destroyed, true)
+    await eventually(() => ended.length === 1, { what: 'it is told' })
+    assert.deepEqual([ended, buffers.held], [['a client pushes'], 0])
   })
 
   test('a client that gives no sign of life is cut off, one that does is not', async () => {

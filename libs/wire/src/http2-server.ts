@@ -28,7 +28,7 @@ export interface Http2Limits {
   readonly streamWindowBytes: number
   /** The same for all requests of the connection together. */
   readonly connectionWindowBytes: number
-  /** Answers that wait for the client's windows. */
+  /** Answers that wait for the client: for its windows, or for it to read. */
   readonly heldBytesMax: number
   /** Requests that the client gives up. */
   readonly resetsPerSecondMax: number
@@ -57,6 +57,8 @@ const WAITING_BYTES_MAX = 1024 * 1024
 /** Streams that ended last, of which frames may still be on their way. */
 const ENDED_STREAMS_KEPT = 1024
 const EMPTY = Buffer.alloc(0)
+/** Whoever was told that it failed may take so long to read that. */
+const FAREWELL_SECONDS = 2
 /** The ping whose answer says that the client has read that the end is near. */
 const LAST_PING = 1
 
@@ -150,6 +152,9 @@ export class Http2ServerConnection {
   #pingIsOut = false
   #drained: (() => void) | undefined
   #reason: string | undefined
+  /** It is over for a fault of the client's, which has yet to take that. */
+  #isFailed = false
+  #secondsFailed = 0
   #isClosed = false
 
   constructor(
@@ -180,6 +185,9 @@ export class Http2ServerConnection {
   nextSecond(): void {
     this.#resets = 0
     this.#idleFrames = 0
+    if (this.#isFailed) this.#secondsFailed += 1
+    // Who was told what was wrong, and does not take it.
+    if (this.#secondsFailed > FAREWELL_SECONDS) this.#socket.destroy()
   }
 
   /** Asks whether the client lives; whoever has not answered the last such question by then is cut off. */
@@ -194,7 +202,7 @@ export class Http2ServerConnection {
   drain(): Promise<void> {
     const { promise, resolve } = Promise.withResolvers<void>()
     if (this.#isClosed || !this.#hasSettings) {
-      this.#socket.end()
+      this.#output.end()
       return Promise.resolve()
     }
     this.#goAway(INTEGER_31_MAX, ErrorCode.none)
@@ -219,6 +227,8 @@ export class Http2ServerConnection {
   // ---------------------------------------------------------------- what comes
 
   #read(chunk: Buffer): void {
+    // What still comes is taken and not looked at: closing over it would take our last words from the client (TCP resets).
+    if (this.#isFailed) return
     const bytes = this.#preface.length > 0 ? this.#readPreface(chunk) : chunk
     if (!bytes) return
     this.#isReading = true
@@ -226,7 +236,7 @@ export class Http2ServerConnection {
     this.#isReading = false
     if (fault === 'too-large') this.#fail(ErrorCode.frameSize, 'a frame is too large')
     this.#output.flush()
-    if (this.#output.waitingBytes > WAITING_BYTES_MAX) this.#socket.pause()
+    if (this.#socket.writable && this.#output.waitingBytes > WAITING_BYTES_MAX) this.#socket.pause()
   }
 
   #resume(): void {
@@ -237,7 +247,6 @@ export class Http2ServerConnection {
     const compared = Math.min(chunk.length, this.#preface.length)
     if (!chunk.subarray(0, compared).equals(this.#preface.subarray(0, compared))) {
       this.#fail(ErrorCode.protocol, 'no HTTP/2')
-      this.#output.flush()
       return undefined
     }
     this.#preface = this.#preface.subarray(compared)
@@ -246,7 +255,7 @@ export class Http2ServerConnection {
 
   /** False: the connection is at its end. */
   #frame(type: number, flags: number, id: number, payload: Buffer): boolean {
-    if (this.#reason !== undefined) return false
+    if (this.#isFailed) return false
     if (!this.#hasSettings && type !== FrameType.settings) return this.#fail(ErrorCode.protocol, 'no settings first')
     const isContinued = this.#block !== undefined
     if (isContinued && (type !== FrameType.continuation || id !== this.#block?.stream)) {
@@ -515,6 +524,9 @@ export class Http2ServerConnection {
       this.#sendFrame(stream, parts, bytes)
       this.#finishAnswer(stream, trailers)
     }
+    if (this.#heldAnswerBytes + this.#output.waitingBytes > this.#limits.heldBytesMax) {
+      this.#fail(ErrorCode.enhanceYourCalm, 'the client does not take its answers')
+    }
     this.#flushSoon()
   }
 
@@ -523,9 +535,6 @@ export class Http2ServerConnection {
     stream.trailers = trailers
     this.#heldAnswerBytes += bytes.length
     this.#sendWaiting(stream)
-    if (this.#heldAnswerBytes > this.#limits.heldBytesMax) {
-      this.#fail(ErrorCode.enhanceYourCalm, 'the client does not take its answers')
-    }
   }
 
   #sendAllWaiting(): void {
@@ -691,17 +700,18 @@ export class Http2ServerConnection {
 
   #endIfFinished(): void {
     if (this.#lastAnsweredId === INTEGER_31_MAX || this.#streams.size > 0) return
-    this.#output.flush()
-    this.#socket.end()
+    this.#output.end()
+    this.#resume()
   }
 
   /** Tells the client what was wrong, and ends the connection (section 5.4.1). Always false: nothing more is read. */
   #fail(code: number, reason: string): false {
-    if (this.#reason !== undefined) return false
-    this.#reason = reason
+    if (this.#isFailed) return false
+    this.#isFailed = true
+    this.#reason ??= reason
     this.#goAway(this.#lastStreamId, code)
-    this.#output.flush()
-    this.#socket.end(() => this.#socket.destroy())
+    this.#output.end(() => this.#socket.destroy())
+    this.#resume()
     return false
   }
 

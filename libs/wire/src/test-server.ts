@@ -6,7 +6,7 @@ import type { Http2Request } from './http2-fields.ts'
 import { type Http2Limits, Http2ServerConnection, type Http2Stream } from './http2-server.ts'
 import { OutputBuffers } from './output.ts'
 
-const LIMITS: Http2Limits = {
+export const LIMITS: Http2Limits = {
   streamsMax: 100,
   headerFieldsMax: 64,
   headerBytesMax: 16 * 1024,

@@ -17,7 +17,7 @@ import {
   writeFrameHeader,
 } from './frames.ts'
 import { encodeFields } from './hpack.ts'
-import { Http2ServerConnection, type Http2Stream } from './http2-server.ts'
+import { type Http2Events, type Http2Limits, Http2ServerConnection, type Http2Stream } from './http2-server.ts'
 import { CountedBuffers, SlowReader } from './test-reader.ts'
 import { LIMITS, serve } from './test-server.ts'
 
@@ -29,6 +29,13 @@ const REQUEST = encodeFields([
   [':scheme', 'http'],
   [':path', '/'],
 ])
+
+const OK = encodeFields([[':status', '200']])
+
+/** The head of a connection's request of a number, from 0 on. */
+function opening(index: number, flags = 0, block = REQUEST): Buffer {
+  return frame(FrameType.headers, FrameFlag.endHeaders | flags, 2 * index + 1, block)
+}
 
 function frame(type: number, flags = 0, streamId = 0, payload: Uint8Array = Buffer.alloc(0)): Buffer {
   const head = Buffer.alloc(FRAME_HEADER_BYTES)
@@ -63,6 +70,33 @@ async function raw(port: number, ...first: Buffer[]) {
       await closed
       const last = frames.findLast(({ type }) => type === FrameType.goAway)
       return last?.payload.readUInt32BE(4)
+    },
+    [Symbol.dispose]: () => socket.destroy(),
+  }
+}
+
+/** A connection to a server's end of it, without any network between, and who answers on it. */
+function direct(request: Http2Events['request'], limits: Partial<Http2Limits> = {}) {
+  const [socket, buffers] = [new SlowReader(), new CountedBuffers()]
+  const ended: (string | undefined)[] = []
+  const events: Http2Events = { request, closed: (_, reason) => ended.push(reason) }
+  const connection = new Http2ServerConnection(socket, { limits: { ...LIMITS, ...limits }, events, buffers })
+  socket.push(Buffer.concat([CLIENT_PREFACE, frame(FrameType.settings)]))
+  return {
+    socket,
+    buffers,
+    connection,
+    ended,
+    say: (...frames: Buffer[]) => socket.push(Buffer.concat(frames)),
+    /** The frames of a type that have come on it. */
+    got: (type: number) => {
+      const payloads: { id: number; payload: Buffer }[] = []
+      const reader = new FrameReader(2 ** 24, (of, _, id, payload) => {
+        if (of === type) payloads.push({ id, payload })
+        return true
+      })
+      reader.push(Buffer.concat(socket.got))
+      return payloads
     },
     [Symbol.dispose]: () => socket.destroy(),
   }
@@ -133,21 +167,35 @@ describe('HTTP/2 server', { timeout: 40_000 }, () => {
 
   test('floods of what asks for nothing, or is taken back, end the connection and no other', async () => {
     await using server = await serve({ resetsPerSecondMax: 50, idleFramesPerSecondMax: 50 })
-    const open = (id: number) => frame(FrameType.headers, FrameFlag.endHeaders, id, REQUEST)
+    const word = (number: number) => Buffer.from([number >>> 24, number >>> 16, number >>> 8, number])
     const floods: Record<string, (index: number) => Buffer> = {
       pings: () => frame(FrameType.ping, 0, 0, Buffer.alloc(8)),
       settings: () => frame(FrameType.settings),
       priorities: () => frame(FrameType.priority, 0, 1, Buffer.alloc(5)),
       'unknown frames': () => frame(99),
-      'empty data': (index) => (index === 0 ? open(1) : frame(FrameType.data, 0, 1)),
+      'empty data': (index) => (index === 0 ? opening(0) : frame(FrameType.data, 0, 1)),
       'resets (CVE-2023-44487)': (index) =>
-        Buffer.concat([open(2 * index + 1), frame(FrameType.resetStream, 0, 2 * index + 1, Buffer.alloc(4))]),
+        Buffer.concat([opening(index), frame(FrameType.resetStream, 0, 2 * index + 1, Buffer.alloc(4))]),
       'continuations (CVE-2024-27983)': (index) =>
         index === 0 ? frame(FrameType.headers, 0, 1, REQUEST) : frame(FrameType.continuation, 0, 1),
       'data of streams that are over': (index) =>
         index === 0
           ? frame(FrameType.headers, FrameFlag.endHeaders | FrameFlag.endStream, 1, REQUEST)
           : frame(FrameType.data, 0, 1, Buffer.alloc(1)),
+      // Resets that the client does not send and has us send (CVE-2025-8671).
+      'malformed requests': (index) => opening(index, 0, OK),
+      'requests that announce what does not come': (index) =>
+        opening(index, FrameFlag.endStream, Buffer.concat([REQUEST, encodeFields([['content-length', '1']])])),
+      'bodies that are longer than announced': (index) =>
+        Buffer.concat([
+          opening(index, 0, Buffer.concat([REQUEST, encodeFields([['content-length', '1']])])),
+          frame(FrameType.data, 0, 2 * index + 1, Buffer.alloc(2)),
+        ]),
+      'windows that grow by nothing': (index) =>
+        Buffer.concat([opening(index), frame(FrameType.windowUpdate, 0, 2 * index + 1, word(0))]),
+      'windows beyond their limit': (index) =>
+        Buffer.concat([opening(index), frame(FrameType.windowUpdate, 0, 2 * index + 1, word(2 ** 31 - 1))]),
+      'second heads': (index) => Buffer.concat([opening(index), opening(index)]),
     }
     for (const [what, part] of Object.entries(floods)) {
       const bytes = Array.from({ length: 100 }, (_, index) => part(index))
@@ -168,6 +216,36 @@ describe('HTTP/2 server', { timeout: 40_000 }, () => {
     }
   })
 
+  test('requests that end in good order are none that are given up, however early they are answered', async () => {
+    const early = (stream: Http2Stream) => {
+      stream.head(OK, true)
+      return undefined
+    }
+    using client = direct(early, { resetsPerSecondMax: 5 })
+    client.socket.readOn()
+    client.say(...Array.from({ length: 50 }, (_, index) => opening(index)))
+    await eventually(() => client.got(FrameType.resetStream).length === 50, { what: 'all are over' })
+    assert.ok(client.got(FrameType.resetStream).every(({ payload }) => payload.readUInt32BE() === ErrorCode.none))
+    assert.ok(client.socket.writable)
+  })
+
+  test('who has more requests under way than it may is refused the rest, and at fault once it knows how many', async () => {
+    using client = direct(() => ({ data: () => {}, closed: () => {} }), { streamsMax: 5, resetsPerSecondMax: 10 })
+    client.socket.readOn()
+    client.say(...Array.from({ length: 35 }, (_, index) => opening(index)))
+    await eventually(() => client.got(FrameType.resetStream).length === 30, { what: 'the rest are refused' })
+    const codes = client.got(FrameType.resetStream).map(({ payload }) => payload.readUInt32BE())
+    assert.ok(codes.every((code) => code === ErrorCode.refusedStream))
+    assert.ok(client.socket.writable)
+    client.say(frame(FrameType.settings, FrameFlag.ack))
+    client.say(...Array.from({ length: 10 }, (_, index) => opening(35 + index)))
+    await eventually(() => client.got(FrameType.resetStream).length === 40, { what: 'so are some more' })
+    assert.ok(client.socket.writable)
+    client.say(opening(45))
+    await eventually(() => client.got(FrameType.goAway).length === 1, { what: 'it is told' })
+    assert.equal(client.got(FrameType.goAway)[0]?.payload.readUInt32BE(4), ErrorCode.enhanceYourCalm)
+  })
+
   test('who does not take its answers holds no more of them than it may', async () => {
     await using server = await serve({ heldBytesMax: 200_000 })
     const bodies = Array.from({ length: 20 }, (_, index) => [
@@ -180,24 +258,17 @@ describe('HTTP/2 server', { timeout: 40_000 }, () => {
   })
 
   test('answers that wait for the client to read count as those that wait for its windows', async () => {
-    const [socket, buffers] = [new SlowReader(), new CountedBuffers()]
     let answered = 0
-    const events = {
-      request: (stream: Http2Stream) => {
-        stream.head(encodeFields([[':status', '200']]))
-        stream.data([Buffer.alloc(2000)], encodeFields([]))
-        answered += 1
-        return undefined
-      },
-      closed: () => {},
+    const answer = (stream: Http2Stream) => {
+      stream.head(OK)
+      stream.data([Buffer.alloc(2000)], encodeFields([]))
+      answered += 1
+      return undefined
     }
-    new Http2ServerConnection(socket, { limits: { ...LIMITS, heldBytesMax: 20_000 }, events, buffers })
-    socket.push(Buffer.concat([CLIENT_PREFACE, frame(FrameType.settings)]))
-    const ask = (id: number) => frame(FrameType.headers, FrameFlag.endHeaders | FrameFlag.endStream, id, REQUEST)
-    socket.push(Buffer.concat(Array.from({ length: 30 }, (_, index) => ask(2 * index + 1))))
-    await eventually(() => !socket.writable, { what: 'it failed' })
+    using client = direct(answer, { heldBytesMax: 20_000 })
+    client.say(...Array.from({ length: 30 }, (_, index) => opening(index, FrameFlag.endStream)))
+    await eventually(() => !client.socket.writable, { what: 'it failed' })
     assert.ok(answered <= 10, `${answered} were answered`)
-    socket.destroy()
   })
 
   test('from who does not read, nothing more is read', async () => {
@@ -217,32 +288,21 @@ describe('HTTP/2 server', { timeout: 40_000 }, () => {
   })
 
   test('who does not read holds few buffers, however many small things are said to it', async () => {
-    const [socket, buffers] = [new SlowReader(), new CountedBuffers()]
-    const limits = { ...LIMITS, idleFramesPerSecondMax: 1e9 }
-    const events = { request: () => undefined, closed: () => {} }
-    new Http2ServerConnection(socket, { limits, events, buffers })
-    socket.push(Buffer.concat([CLIENT_PREFACE, frame(FrameType.settings)]))
+    using client = direct(() => undefined, { idleFramesPerSecondMax: 1e9 })
     for (let index = 0; index < 5000; index++) {
-      socket.push(frame(FrameType.ping, 0, 0, Buffer.alloc(8)))
+      client.say(frame(FrameType.ping, 0, 0, Buffer.alloc(8)))
       await new Promise(setImmediate)
     }
-    assert.ok(buffers.most <= 3, `${buffers.most} buffers were held`)
-    const waited = once(socket, 'drain', { signal: AbortSignal.timeout(WAIT_MS) })
-    socket.readOn()
-    await waited
-    await eventually(() => buffers.held === 0, { what: 'all are given back' })
-    socket.destroy()
+    assert.ok(client.buffers.most <= 3, `${client.buffers.most} buffers were held`)
+    client.socket.readOn()
+    await eventually(() => client.buffers.held === 0, { what: 'all are given back' })
+    assert.equal(client.got(FrameType.ping).length, 5000)
   })
 
   test('who is told of its fault and does not read that is cut off all the same', async () => {
-    const [socket, buffers] = [new SlowReader(), new CountedBuffers()]
-    const ended: (string | undefined)[] = []
-    const events = {
-      request: () => undefined,
-      closed: (_: Http2ServerConnection, reason: string | undefined) => ended.push(reason),
-    }
-    const connection = new Http2ServerConnection(socket, { limits: LIMITS, events, buffers })
-    socket.push(Buffer.concat([CLIENT_PREFACE, frame(FrameType.settings), frame(FrameType.pushPromise, 0, 1)]))
+    using client = direct(() => undefined)
+    const { connection, socket, ended } = client
+    client.say(frame(FrameType.pushPromise, 0, 1))
     await eventually(() => !socket.writable, { what: 'it failed' })
     connection.nextSecond()
     connection.nextSecond()
@@ -250,7 +310,7 @@ describe('HTTP/2 server', { timeout: 40_000 }, () => {
     connection.nextSecond()
     assert.equal(socket.destroyed, true)
     await eventually(() => ended.length === 1, { what: 'it is told' })
-    assert.deepEqual([ended, buffers.held], [['a client pushes'], 0])
+    assert.deepEqual([ended, client.buffers.held], [['a client pushes'], 0])
   })
 
   test('a client that gives no sign of life is cut off, one that does is not', async () => {

@@ -30,7 +30,7 @@ export interface Http2Limits {
   readonly connectionWindowBytes: number
   /** Answers that wait for the client: for its windows, or for it to read. */
   readonly heldBytesMax: number
-  /** Requests that the client gives up. */
+  /** Requests that the client gives up, or has us give up by a fault of its own. */
   readonly resetsPerSecondMax: number
   /** Frames that ask for nothing but attention. */
   readonly idleFramesPerSecondMax: number
@@ -133,6 +133,8 @@ export class Http2ServerConnection {
   #endedCount = 0
   #preface = CLIENT_PREFACE
   #hasSettings = false
+  /** The client knows our limits. */
+  #isAcknowledged = false
   #lastStreamId = 0
   /** Streams above are not answered any more: the client was told so. */
   #lastAnsweredId = INTEGER_31_MAX
@@ -312,10 +314,9 @@ export class Http2ServerConnection {
     }
     stream.receiveWindow -= bytes
     stream.heldBytes += bytes
-    if (stream.isAsked) this.reset(stream, ErrorCode.streamClosed)
-    else if (stream.receiveWindow < 0) this.reset(stream, ErrorCode.flowControl)
-    else this.#body(stream, body, (flags & FrameFlag.endStream) !== 0)
-    return true
+    if (stream.isAsked) return this.#giveUp(stream, ErrorCode.streamClosed)
+    if (stream.receiveWindow < 0) return this.#giveUp(stream, ErrorCode.flowControl)
+    return this.#body(stream, body, (flags & FrameFlag.endStream) !== 0)
   }
 
   #dataOfNone(id: number): boolean {
@@ -325,15 +326,13 @@ export class Http2ServerConnection {
     return this.#idle()
   }
 
-  #body(stream: Http2Stream, body: Buffer, isLast: boolean): void {
+  #body(stream: Http2Stream, body: Buffer, isLast: boolean): boolean {
     if (stream.missingBytes !== undefined) stream.missingBytes -= body.length
     const missingBytes = stream.missingBytes ?? 0
-    if (missingBytes < 0 || (isLast && missingBytes > 0)) {
-      this.reset(stream, ErrorCode.protocol)
-      return
-    }
+    if (missingBytes < 0 || (isLast && missingBytes > 0)) return this.#giveUp(stream, ErrorCode.protocol)
     stream.isAsked = isLast
     stream.listener?.data(body, isLast)
+    return true
   }
 
   #headers(id: number, flags: number, payload: Buffer): boolean {
@@ -372,11 +371,9 @@ export class Http2ServerConnection {
     const isTooMuch = decoded.isTooLarge || decoded.fields.length > this.#limits.headerFieldsMax
     const known = this.#streams.get(id)
     if (known) {
+      if (known.isAsked) return this.#giveUp(known, ErrorCode.streamClosed)
       const mayFollow = isLast && !isTooMuch && areTrailers(decoded.fields)
-      if (known.isAsked) this.reset(known, ErrorCode.streamClosed)
-      else if (!mayFollow) this.reset(known, ErrorCode.protocol)
-      else this.#body(known, EMPTY, true)
-      return true
+      return mayFollow ? this.#body(known, EMPTY, true) : this.#giveUp(known, ErrorCode.protocol)
     }
     if (id <= this.#lastStreamId) return this.#fieldsOfNone(id)
     this.#lastStreamId = id
@@ -409,16 +406,27 @@ export class Http2ServerConnection {
   #refuse(id: number, code: number): boolean {
     this.#sendReset(id, code)
     this.#remember(id, true)
-    return true
+    // Until it knows how many it may have at once, a client that has more is not at fault: it is only work.
+    return code === ErrorCode.refusedStream && !this.#isAcknowledged ? this.#idle() : this.#countReset()
+  }
+
+  /** Ends a stream for a fault of the client's. */
+  #giveUp(stream: Http2Stream, code: number): boolean {
+    this.reset(stream, code)
+    return this.#countReset()
+  }
+
+  /** Whoever ends the stream, the client or we for its fault: its place is free for the next, and what it has set going goes on. */
+  #countReset(): boolean {
+    this.#resets += 1
+    if (this.#resets <= this.#limits.resetsPerSecondMax) return true
+    return this.#fail(ErrorCode.enhanceYourCalm, 'too many requests that are given up')
   }
 
   #resetStream(id: number, payload: Buffer): boolean {
     if (id === 0 || id > this.#lastStreamId) return this.#fail(ErrorCode.protocol, 'a reset of no stream')
     if (payload.length !== 4) return this.#fail(ErrorCode.frameSize, 'RST_STREAM has four bytes')
-    this.#resets += 1
-    if (this.#resets > this.#limits.resetsPerSecondMax) {
-      return this.#fail(ErrorCode.enhanceYourCalm, 'too many requests that are given up')
-    }
+    if (!this.#countReset()) return false
     const stream = this.#streams.get(id)
     if (stream) this.#close(stream, false)
     return true
@@ -438,9 +446,9 @@ export class Http2ServerConnection {
     const stream = this.#streams.get(id)
     if (!stream) return true
     stream.sendWindow += bytes
-    if (bytes === 0) this.reset(stream, ErrorCode.protocol)
-    else if (stream.sendWindow > INTEGER_31_MAX) this.reset(stream, ErrorCode.flowControl)
-    else this.#sendWaiting(stream)
+    if (bytes === 0) return this.#giveUp(stream, ErrorCode.protocol)
+    if (stream.sendWindow > INTEGER_31_MAX) return this.#giveUp(stream, ErrorCode.flowControl)
+    this.#sendWaiting(stream)
     return true
   }
 
@@ -450,7 +458,10 @@ export class Http2ServerConnection {
     if (payload.length % 6 !== 0 || (isAck && payload.length > 0)) {
       return this.#fail(ErrorCode.frameSize, 'settings have six bytes each')
     }
-    if (isAck) return true
+    if (isAck) {
+      this.#isAcknowledged = true
+      return true
+    }
     this.#hasSettings = true
     for (let at = 0; at < payload.length; at += 6) {
       if (!this.#setting(payload.readUInt16BE(at), payload.readUInt32BE(at + 2))) return false

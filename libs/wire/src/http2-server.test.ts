@@ -333,6 +333,22 @@ describe('HTTP/2 server', { timeout: 40_000 }, () => {
     session.destroy()
   })
 
+  test('a client that has only just connected when signs of life are asked for has until the next time', async () => {
+    using client = direct(() => undefined)
+    client.socket.readOn()
+    // Nothing of what it says has been read yet.
+    client.connection.checkLife()
+    client.say(
+      frame(FrameType.ping, FrameFlag.ack, 0, Buffer.alloc(8)),
+      frame(FrameType.ping, 0, 0, Buffer.alloc(8, 1)),
+    )
+    await eventually(() => client.got(FrameType.ping).length === 2, { what: 'it was asked, and answered' })
+    client.connection.checkLife()
+    assert.equal(client.socket.destroyed, false)
+    client.connection.checkLife()
+    assert.equal(client.socket.destroyed, true)
+  })
+
   test('at the end the client is told, what it asked before is answered, and what it asks after is not', async () => {
     await using server = await serve()
     using client = await raw(server.port, frame(FrameType.headers, FrameFlag.endHeaders, 1, REQUEST))

@@ -192,9 +192,12 @@ export class Http2ServerConnection {
     if (this.#secondsFailed > FAREWELL_SECONDS) this.#socket.destroy()
   }
 
-  /** Asks whether the client lives; whoever has not answered the last such question by then is cut off. */
+  /**
+   * Asks whether the client lives; whoever has not answered the last such question by then is cut off. So is who never said a word, but not
+   * who has only just connected: that one is asked as well.
+   */
   checkLife(): void {
-    if (this.#pingIsOut || !this.#hasSettings) this.destroy('the client does not answer')
+    if (this.#pingIsOut) this.destroy('the client does not answer')
     else this.#ping()
   }
 

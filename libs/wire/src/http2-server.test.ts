@@ -9,6 +9,7 @@ import fc from 'fast-check'
 import {
   CLIENT_PREFACE,
   ErrorCode,
+  FRAME_BYTES,
   FRAME_HEADER_BYTES,
   FrameFlag,
   FrameReader,
@@ -244,6 +245,25 @@ describe('HTTP/2 server', { timeout: 40_000 }, () => {
     client.say(opening(45))
     await eventually(() => client.got(FrameType.goAway).length === 1, { what: 'it is told' })
     assert.equal(client.got(FrameType.goAway)[0]?.payload.readUInt32BE(4), ErrorCode.enhanceYourCalm)
+  })
+
+  test('fields that do not fit into a frame are an error of whoever sends them, and harm nobody', async () => {
+    const block = (bytes: number) => {
+      const overhead = encodeFields([['x', 'y'.repeat(16_000)]]).length - 16_000
+      return encodeFields([['x', 'y'.repeat(bytes - overhead)]])
+    }
+    const answer = (stream: Http2Stream) => {
+      assert.throws(() => stream.head(block(FRAME_BYTES)), RangeError)
+      stream.head(block(FRAME_BYTES - 1))
+      assert.throws(() => stream.data([], block(FRAME_BYTES)), RangeError)
+      stream.data([], block(FRAME_BYTES - 1))
+      return undefined
+    }
+    using client = direct(answer)
+    client.socket.readOn()
+    client.say(opening(0, FrameFlag.endStream), opening(1, FrameFlag.endStream))
+    await eventually(() => client.got(FrameType.headers).length === 4, { what: 'both are answered' })
+    assert.ok(client.got(FrameType.headers).every(({ payload }) => payload.length <= FRAME_BYTES))
   })
 
   test('who does not take its answers holds no more of them than it may', async () => {

@@ -62,6 +62,13 @@ const FAREWELL_SECONDS = 2
 /** The ping whose answer says that the client has read that the end is near. */
 const LAST_PING = 1
 
+/** Nothing here writes CONTINUATION: a block of fields is one frame, of a size that every client takes, also where NO_TABLE precedes it. */
+function fitting(block: Buffer): void {
+  if (block.length + NO_TABLE.length > FRAME_BYTES) {
+    throw new RangeError(`the fields of an answer take ${block.length} bytes, which is more than fits into one frame`)
+  }
+}
+
 /** One request and its answer. */
 export class Http2Stream {
   readonly id: number
@@ -89,16 +96,18 @@ export class Http2Stream {
     this.receiveWindow = windows.receive
   }
 
-  /** The head of the answer, as `encodeFields` writes it; with `isLast` it is all of it. */
+  /** The head of the answer, as `encodeFields` writes it; with `isLast` it is all of it. RangeError: it does not fit into one frame. */
   head(block: Buffer, isLast = false): void {
     if (this.isAnswered) return
+    fitting(block)
     this.isAnswered = isLast
     this.connection.sendHead(this, block, isLast)
   }
 
-  /** A part of the body. With trailers it is the last, and they end the answer. */
+  /** A part of the body. With trailers it is the last, and they end the answer; RangeError where they do not fit into one frame. */
   data(parts: readonly Uint8Array[], trailers?: Buffer): void {
     if (this.isAnswered) return
+    if (trailers) fitting(trailers)
     this.isAnswered = trailers !== undefined
     this.connection.sendData(this, parts, trailers)
   }

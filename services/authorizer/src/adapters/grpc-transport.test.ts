@@ -14,8 +14,8 @@ import { eventually } from '@tollward/testkit'
 import { pino } from 'pino'
 import { Registry } from 'prom-client'
 import { authorizerMetrics } from '../metrics.ts'
-import type { Method } from './grpc-calls.ts'
-import type { Failure } from './grpc-messages.ts'
+import type { Method, OpenCall } from './grpc-calls.ts'
+import { type Failure, Status } from './grpc-messages.ts'
 import { startGrpcTransport } from './grpc-transport.ts'
 
 const GRPC = { ':method': 'POST', 'content-type': 'application/grpc', te: 'trailers' } as const
@@ -162,6 +162,30 @@ describe('gRPC transport', { timeout: 60_000 }, () => {
     for (const path of ['/t.T/Throws', '/t.T/Rejects', '/t.T/NeverOpens', '/t.T/Stumbles']) {
       const { trailers } = await ask(it.session, path, frame('a'))
       assert.deepEqual([trailers['grpc-status'], trailers['grpc-message']], ['13', 'The method failed.'])
+    }
+  })
+
+  test('a failure whose text is long is told as far as it fits, in whatever script', async () => {
+    const texts = ['x', 'é', '€', '𝄞', '\ud800', '%', '\n'].map((letter) => letter.repeat(20_000))
+    const failing = (hasBegun: boolean) => ({
+      path: `/t.T/Fails${hasBegun ? 'Late' : ''}`,
+      open: (call: OpenCall) => ({
+        message: (bytes: Uint8Array) => {
+          if (hasBegun) call.write(Buffer.from('first'))
+          call.end({ code: Status.unavailable, message: texts[bytes[0] ?? 0] ?? '' })
+        },
+        end: () => {},
+        closed: () => {},
+      }),
+    })
+    await using it = await serving([failing(false), failing(true)])
+    for (const path of ['/t.T/Fails', '/t.T/FailsLate']) {
+      for (const [index, text] of texts.entries()) {
+        const answer = await ask(it.session, path, frame(Buffer.of(index)), { 'grpc-timeout': '3S' })
+        assert.equal(statusOf(answer), Status.unavailable, `${path} ${text.slice(0, 1)}`)
+        const told = decodeURIComponent(String(answer.trailers['grpc-message']))
+        assert.ok(told.length >= 1000 && text.toWellFormed().startsWith(told), told.slice(0, 20))
+      }
     }
   })
 

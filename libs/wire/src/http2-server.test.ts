@@ -18,7 +18,13 @@ import {
   writeFrameHeader,
 } from './frames.ts'
 import { encodeFields } from './hpack.ts'
-import { type Http2Events, type Http2Limits, Http2ServerConnection, type Http2Stream } from './http2-server.ts'
+import {
+  type Http2Events,
+  type Http2Fault,
+  type Http2Limits,
+  Http2ServerConnection,
+  type Http2Stream,
+} from './http2-server.ts'
 import { CountedBuffers, SlowReader } from './test-reader.ts'
 import { LIMITS, serve } from './test-server.ts'
 
@@ -79,8 +85,8 @@ async function raw(port: number, ...first: Buffer[]) {
 /** A connection to a server's end of it, without any network between, and who answers on it. */
 function direct(request: Http2Events['request'], limits: Partial<Http2Limits> = {}) {
   const [socket, buffers] = [new SlowReader(), new CountedBuffers()]
-  const ended: (string | undefined)[] = []
-  const events: Http2Events = { request, closed: (_, reason) => ended.push(reason) }
+  const ended: (Http2Fault | undefined)[] = []
+  const events: Http2Events = { request, closed: (_, fault) => ended.push(fault) }
   const connection = new Http2ServerConnection(socket, { limits: { ...LIMITS, ...limits }, events, buffers })
   socket.push(Buffer.concat([CLIENT_PREFACE, frame(FrameType.settings)]))
   return {
@@ -330,7 +336,7 @@ describe('HTTP/2 server', { timeout: 40_000 }, () => {
     connection.nextSecond()
     assert.equal(socket.destroyed, true)
     await eventually(() => ended.length === 1, { what: 'it is told' })
-    assert.deepEqual([ended, client.buffers.held], [['a client pushes'], 0])
+    assert.deepEqual([ended, client.buffers.held], [[{ by: 'client', reason: 'a client pushes' }], 0])
   })
 
   test('a client that gives no sign of life is cut off, one that does is not', async () => {
@@ -367,6 +373,8 @@ describe('HTTP/2 server', { timeout: 40_000 }, () => {
     assert.equal(client.socket.destroyed, false)
     client.connection.checkLife()
     assert.equal(client.socket.destroyed, true)
+    await eventually(() => client.ended.length > 0, { what: 'it is told' })
+    assert.equal(client.ended[0]?.by, 'network')
   })
 
   test('at the end the client is told, what it asked before is answered, and what it asks after is not', async () => {

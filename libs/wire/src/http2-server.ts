@@ -40,8 +40,14 @@ export interface Http2Limits {
 export interface Http2Events {
   /** A request's head has come. The listener hears of the rest; undefined: whoever heard has ended the stream. */
   request(stream: Http2Stream, head: Http2Request): Http2Listener | undefined
-  /** Nothing comes or goes any more; `reason` where the client or the network was at fault. */
-  closed(connection: Http2ServerConnection, reason: string | undefined): void
+  /** Nothing comes or goes any more; without fault, both sides wanted it so or this one cut it off by `destroy`. */
+  closed(connection: Http2ServerConnection, fault: Http2Fault | undefined): void
+}
+
+/** Why a connection was cut off: its client broke the protocol or a limit, or the network broke, or says nothing any more. */
+export interface Http2Fault {
+  readonly by: 'client' | 'network'
+  readonly reason: string
 }
 
 /** What whoever answers a request hears of it. */
@@ -162,7 +168,7 @@ export class Http2ServerConnection {
   #hasSentHead = false
   #pingIsOut = false
   #drained: (() => void) | undefined
-  #reason: string | undefined
+  #fault: Http2Fault | undefined
   /** It is over for a fault of the client's, which has yet to take that. */
   #isFailed = false
   #secondsFailed = 0
@@ -183,7 +189,7 @@ export class Http2ServerConnection {
     socket.on('data', (chunk: Buffer) => this.#read(chunk))
     socket.on('drain', () => this.#resume())
     socket.on('error', (error) => {
-      this.#reason ??= error.message
+      this.#fault ??= { by: 'network', reason: error.message }
     })
     socket.on('close', () => this.#closed())
   }
@@ -198,7 +204,7 @@ export class Http2ServerConnection {
     this.#idleFrames = 0
     if (this.#isFailed) this.#secondsFailed += 1
     // Who was told what was wrong, and does not take it.
-    if (this.#secondsFailed > FAREWELL_SECONDS) this.#socket.destroy()
+    if (this.#secondsFailed > FAREWELL_SECONDS) this.destroy()
   }
 
   /**
@@ -206,8 +212,12 @@ export class Http2ServerConnection {
    * who has only just connected: that one is asked as well.
    */
   checkLife(): void {
-    if (this.#pingIsOut) this.destroy('the client does not answer')
-    else this.#ping()
+    if (!this.#pingIsOut) {
+      this.#ping()
+      return
+    }
+    this.#fault ??= { by: 'network', reason: 'the client does not answer' }
+    this.destroy()
   }
 
   /**
@@ -233,8 +243,8 @@ export class Http2ServerConnection {
     this.#endIfFinished()
   }
 
-  destroy(reason: string): void {
-    this.#reason ??= reason
+  /** Ends it at once, whatever is under way. */
+  destroy(): void {
     this.#socket.destroy()
   }
 
@@ -731,7 +741,7 @@ export class Http2ServerConnection {
   #fail(code: number, reason: string): false {
     if (this.#isFailed) return false
     this.#isFailed = true
-    this.#reason ??= reason
+    this.#fault ??= { by: 'client', reason }
     this.#goAway(this.#lastStreamId, code)
     this.#output.end(() => this.#socket.destroy())
     this.#resume()
@@ -742,6 +752,6 @@ export class Http2ServerConnection {
     this.#isClosed = true
     this.#drained?.()
     for (const stream of this.#streams.values()) this.#close(stream, false)
-    this.#events.closed(this, this.#reason)
+    this.#events.closed(this, this.#fault)
   }
 }

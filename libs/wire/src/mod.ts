@@ -3,6 +3,7 @@ export { encodeFields, type Field } from './hpack.ts'
 export type { Http2Request } from './http2-fields.ts'
 export {
   type Http2Events,
+  type Http2Fault,
   type Http2Limits,
   type Http2Listener,
   Http2ServerConnection,

@@ -31,7 +31,6 @@ const HEAD: Field[] = [
 /** A server that answers each whole request with its body, and says what it has seen. */
 export async function serve(limits: Partial<Http2Limits> = {}) {
   const seen: Seen[] = []
-  const reasons: (string | undefined)[] = []
   const connections = new Set<Http2ServerConnection>()
   const sockets = new Set<Socket>()
   const buffers = new OutputBuffers()
@@ -51,9 +50,8 @@ export async function serve(limits: Partial<Http2Limits> = {}) {
         closed: () => {},
       }
     },
-    closed: (connection: Http2ServerConnection, reason: string | undefined) => {
+    closed: (connection: Http2ServerConnection) => {
       connections.delete(connection)
-      reasons.push(reason)
     },
   }
   const server = createServer({ noDelay: true }, (socket) => {
@@ -65,13 +63,12 @@ export async function serve(limits: Partial<Http2Limits> = {}) {
   return {
     port: (server.address() as AddressInfo).port,
     seen,
-    reasons,
     connections,
     isPaused: () => [...sockets].some((socket) => socket.isPaused()),
     /** Of all that clients have not read. */
     waitingBytes: () => [...sockets].reduce((sum, socket) => sum + socket.writableLength, 0),
     [Symbol.asyncDispose]: async () => {
-      for (const connection of connections) connection.destroy('over')
+      for (const connection of connections) connection.destroy()
       server.close()
       await once(server, 'close')
     },

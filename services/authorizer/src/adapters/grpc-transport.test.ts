@@ -43,13 +43,15 @@ async function serving(more: readonly Method[] = []) {
   ]
   const at = { host: '127.0.0.1', port: 0, tls: undefined }
   const failed = (failure: Failure) => failures.push(failure)
-  const { tlsReloads } = authorizerMetrics(new Registry())
+  const { connectionFaults: faults, tlsReloads } = authorizerMetrics(new Registry())
   const server = resources.use(
-    await startGrpcTransport({ at, methods, failed, tlsReloads, log: pino({ level: 'silent' }) }),
+    await startGrpcTransport({ at, methods, failed, faults, tlsReloads, log: pino({ level: 'silent' }) }),
   )
   const session = resources.adopt(connect(`http://127.0.0.1:${server.port}`), (open) => open.destroy())
   const owned = resources.move()
-  return { server, session, failures, held, [Symbol.asyncDispose]: () => owned.disposeAsync() }
+  /** Of connections, by whose it was. */
+  const faultsOf = async () => (await faults.get()).values.map(({ labels, value }) => [labels.fault, value])
+  return { server, session, failures, faultsOf, held, [Symbol.asyncDispose]: () => owned.disposeAsync() }
 }
 
 function throwing(): never {
@@ -263,6 +265,34 @@ describe('gRPC transport', { timeout: 60_000 }, () => {
     socket.resume()
     await once(socket, 'close')
     assert.equal(statusOf(await ask(it.session, '/t.T/Echo', frame('a'))), 0)
+  })
+
+  test('connections that are cut off are counted by whose fault it was, and those that end well are not', async () => {
+    await using it = await serving()
+    const connected = async (...said: Buffer[]) => {
+      const socket = connectTcp(it.server.port, '127.0.0.1').on('error', () => {})
+      await once(socket, 'connect')
+      socket.write(
+        Buffer.concat([Buffer.from('PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n'), Buffer.alloc(9).fill(4, 3, 4), ...said]),
+      )
+      await once(socket, 'data')
+      return socket
+    }
+    const good = await connected()
+    good.end()
+    await once(good, 'close')
+    assert.deepEqual(await it.faultsOf(), [])
+    const pushing = await connected(Buffer.from([0, 0, 0, 5, 0, 0, 0, 0, 1]))
+    await once(pushing, 'close')
+    await eventually(async () => (await it.faultsOf()).length > 0, { what: 'the client is counted' })
+    assert.deepEqual(await it.faultsOf(), [['client', 1]])
+    const broken = await connected()
+    broken.resetAndDestroy()
+    await eventually(async () => (await it.faultsOf()).length > 1, { what: 'the network is counted' })
+    assert.deepEqual(await it.faultsOf(), [
+      ['client', 1],
+      ['network', 1],
+    ])
   })
 
   test('at the end calls under way are answered, new ones told to go elsewhere, and nobody is waited for too long', async () => {

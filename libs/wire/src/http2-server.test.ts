@@ -18,13 +18,8 @@ import {
   writeFrameHeader,
 } from './frames.ts'
 import { encodeFields } from './hpack.ts'
-import {
-  type Http2Events,
-  type Http2Fault,
-  type Http2Limits,
-  Http2ServerConnection,
-  type Http2Stream,
-} from './http2-server.ts'
+import { type Http2Events, type Http2Fault, type Http2Limits, Http2ServerConnection } from './http2-server.ts'
+import type { Http2Stream } from './http2-stream.ts'
 import { CountedBuffers, SlowReader } from './test-reader.ts'
 import { LIMITS, serve } from './test-server.ts'
 

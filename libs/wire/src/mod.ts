@@ -5,8 +5,7 @@ export {
   type Http2Events,
   type Http2Fault,
   type Http2Limits,
-  type Http2Listener,
   Http2ServerConnection,
-  type Http2Stream,
 } from './http2-server.ts'
+export type { Http2Listener, Http2Stream } from './http2-stream.ts'
 export { OutputBuffers } from './output.ts'

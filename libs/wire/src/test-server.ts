@@ -3,7 +3,8 @@ import { type AddressInfo, createServer, type Socket } from 'node:net'
 import type { Field } from './hpack.ts'
 import { encodeFields } from './hpack.ts'
 import type { Http2Request } from './http2-fields.ts'
-import { type Http2Limits, Http2ServerConnection, type Http2Stream } from './http2-server.ts'
+import { type Http2Limits, Http2ServerConnection } from './http2-server.ts'
+import type { Http2Stream } from './http2-stream.ts'
 import { OutputBuffers } from './output.ts'
 
 export const LIMITS: Http2Limits = {

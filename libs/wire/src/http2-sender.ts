@@ -71,9 +71,10 @@ export class Http2Sender {
     let bytes = 0
     for (const part of parts) bytes += part.length
     const room = Math.min(stream.sendWindow, this.window, this.frameBytesMax)
-    if (stream.waiting.length > 0 || bytes > room) this.#hold(stream, Buffer.concat(parts), trailers)
+    // Trailers need no window, and wait only behind what does.
+    if (stream.waiting.length > 0 || (bytes > 0 && bytes > room)) this.#hold(stream, Buffer.concat(parts), trailers)
     else {
-      this.#sendFrame(stream, parts, bytes)
+      if (bytes > 0) this.#sendFrame(stream, parts, bytes)
       this.#finishAnswer(stream, trailers)
     }
     if (this.#heldBytes + this.#output.waitingBytes > this.#heldBytesMax) this.#overflowed()
@@ -81,7 +82,7 @@ export class Http2Sender {
   }
 
   #hold(stream: Http2Stream, bytes: Buffer, trailers: Buffer | undefined): void {
-    stream.waiting.push(bytes)
+    if (bytes.length > 0) stream.waiting.push(bytes)
     stream.trailers = trailers
     this.#heldBytes += bytes.length
     this.sendWaiting(stream)

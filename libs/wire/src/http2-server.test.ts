@@ -147,6 +147,35 @@ describe('HTTP/2 server', { timeout: 40_000 }, () => {
     }
   })
 
+  test('an answer that ends without more data ends also where data waited for windows, and where they are below nothing', async () => {
+    const answer = (stream: Http2Stream) => {
+      stream.head(OK)
+      stream.data([Buffer.from('part')])
+      stream.data([], encodeFields([['x-end', 'yes']]))
+      return undefined
+    }
+    using waiting = direct(answer)
+    waiting.socket.readOn()
+    waiting.say(setting(Setting.initialWindowSize, 2), opening(0, FrameFlag.endStream))
+    await eventually(() => waiting.got(FrameType.data).length === 1, { what: 'the first bytes came' })
+    waiting.say(setting(Setting.initialWindowSize, 10))
+    await eventually(() => waiting.got(FrameType.headers).length === 2, { what: 'the end came' })
+    assert.equal(Buffer.concat(waiting.got(FrameType.data).map(({ payload }) => payload)).toString(), 'part')
+
+    const open: Http2Stream[] = []
+    using owing = direct((stream) => {
+      stream.head(OK)
+      stream.data([Buffer.from('part')])
+      open.push(stream)
+      return undefined
+    })
+    owing.socket.readOn()
+    owing.say(opening(0, FrameFlag.endStream), setting(Setting.initialWindowSize, 1))
+    await eventually(() => owing.got(FrameType.settings).length === 3, { what: 'the window is below nothing' })
+    open[0]?.data([], encodeFields([['x-end', 'yes']]))
+    await eventually(() => owing.got(FrameType.headers).length === 2, { what: 'the end came' })
+  })
+
   test('many requests on one connection are each answered with their own', async () => {
     await using server = await serve({ connectionWindowBytes: 200_000 })
     const session = connect(`http://127.0.0.1:${server.port}`)

@@ -18,6 +18,7 @@ import {
   writeFrameHeader,
 } from './frames.ts'
 import { encodeFields } from './hpack.ts'
+import type { Http2Request } from './http2-fields.ts'
 import { type Http2Events, type Http2Fault, type Http2Limits, Http2ServerConnection } from './http2-server.ts'
 import type { Http2Stream } from './http2-stream.ts'
 import { CountedBuffers, SlowReader } from './test-reader.ts'
@@ -294,6 +295,67 @@ describe('HTTP/2 server', { timeout: 40_000 }, () => {
     client.say(opening(0, FrameFlag.endStream), opening(1, FrameFlag.endStream))
     await eventually(() => client.got(FrameType.headers).length === 4, { what: 'both are answered' })
     assert.ok(client.got(FrameType.headers).every(({ payload }) => payload.length <= FRAME_BYTES))
+  })
+
+  test('who sends a stream more than its window has loses the stream, and no other', async () => {
+    const ends: number[] = []
+    const keeping = (stream: Http2Stream) => ({
+      data: (_: Buffer, isLast: boolean) => void (isLast && stream.head(OK, true)),
+      closed: () => void ends.push(stream.id),
+    })
+    using client = direct(keeping, { streamWindowBytes: 40_000 })
+    client.socket.readOn()
+    const part = (index: number, flags = 0) => frame(FrameType.data, flags, 2 * index + 1, Buffer.alloc(16_000))
+    client.say(opening(0), opening(1), part(0), part(0), part(1), part(0))
+    await eventually(() => ends.length > 0, { what: 'the stream is over' })
+    const resets = client.got(FrameType.resetStream).map(({ id, payload }) => [id, payload.readUInt32BE()])
+    assert.deepEqual([ends, resets], [[1], [[1, ErrorCode.flowControl]]])
+    client.say(part(1, FrameFlag.endStream))
+    await eventually(() => ends.length > 1, { what: 'the other is answered' })
+    assert.deepEqual(
+      client.got(FrameType.headers).map(({ id }) => id),
+      [3],
+    )
+  })
+
+  test('who sends a connection more than its window has loses the connection', async () => {
+    let bytes = 0
+    const data = (chunk: Buffer) => {
+      bytes += chunk.length
+    }
+    const keeping = () => ({ data, closed: () => {} })
+    using client = direct(keeping, { streamWindowBytes: 100_000, connectionWindowBytes: 70_000 })
+    client.socket.readOn()
+    const parts = [0, 1, 0, 1, 0].map((index) => frame(FrameType.data, 0, 2 * index + 1, Buffer.alloc(16_000)))
+    client.say(opening(0), opening(1), ...parts)
+    await eventually(() => client.ended.length > 0, { what: 'the connection is over' })
+    assert.equal(client.got(FrameType.goAway)[0]?.payload.readUInt32BE(4), ErrorCode.flowControl)
+    assert.equal(bytes, 64_000)
+  })
+
+  test('heads of more fields, or larger ones, than may be are refused, and those after them are read', async () => {
+    const heads: Http2Request[] = []
+    const answer = (stream: Http2Stream, head: Http2Request) => {
+      heads.push(head)
+      stream.head(OK, true)
+      return undefined
+    }
+    using client = direct(answer, { headerFieldsMax: 10, headerBytesMax: 1000 })
+    client.socket.readOn()
+    const headOf = (count: number, bytes: number) =>
+      Buffer.concat([REQUEST, encodeFields(Array.from({ length: count }, () => ['x', 'y'.repeat(bytes)] as const))])
+    const blocks = [headOf(8, 1), headOf(1, 1000), headOf(7, 1), headOf(1, 700)]
+    client.say(...blocks.map((block, index) => opening(index, FrameFlag.endStream, block)))
+    await eventually(() => client.got(FrameType.headers).length === 2, { what: 'those that may be are answered' })
+    const refused = client.got(FrameType.resetStream).map(({ id, payload }) => [id, payload.readUInt32BE()])
+    assert.deepEqual(refused, [
+      [1, ErrorCode.enhanceYourCalm],
+      [3, ErrorCode.enhanceYourCalm],
+    ])
+    assert.deepEqual(
+      heads.map(({ fields }) => fields.length),
+      [10, 4],
+    )
   })
 
   test('who does not take its answers holds no more of them than it may', async () => {

@@ -53,8 +53,11 @@ const ANSWER_HEAD: readonly Field[] = [
 ]
 const ANSWER = encodeFields(ANSWER_HEAD)
 const OK_TRAILERS = encodeFields([['grpc-status', String(Status.ok)]])
-/** Of a failure's text: a head has to fit into a frame, and nobody reads so much. */
-const FAILURE_TEXT_MAX = 2000
+/**
+ * Of a failure's text, in UTF-16 code units: nobody reads more. With its status it has to fit into one frame, and a unit is at most three bytes
+ * of UTF-8, each of which takes three octets percent-encoded.
+ */
+const FAILURE_TEXT_MAX = 1000
 
 export const NOT_ONE_MESSAGE: Failure = { code: Status.unimplemented, message: 'Send exactly one message.' }
 const METHOD_FAILED: Failure = { code: Status.internal, message: 'The method failed.' }

@@ -22,6 +22,8 @@ export interface GrpcTransportOptions {
   readonly methods: readonly Method[]
   /** Hears of every call that does not end with OK. */
   readonly failed: (failure: Failure) => void
+  /** Counts connections that were cut off, by whose fault. */
+  readonly faults: Counter<'fault'>
   /** Counts what became of changed certificates. */
   readonly tlsReloads: Counter<'result'>
   readonly log: Logger
@@ -135,7 +137,7 @@ function newServer(at: GrpcAddress, connected: (socket: Socket) => void, log: Lo
 }
 
 function answering(
-  { methods, failed, log }: GrpcTransportOptions,
+  { methods, failed, faults, log }: GrpcTransportOptions,
   calls: Set<Call>,
   connections: Set<Http2ServerConnection>,
 ): Http2Events {
@@ -150,9 +152,11 @@ function answering(
     },
   }
   return {
-    closed: (connection, reason) => {
+    closed: (connection, fault) => {
       connections.delete(connection)
-      if (reason !== undefined) log.debug({ reason }, 'gRPC connection failed')
+      if (!fault) return
+      faults.inc({ fault: fault.by })
+      log.debug(fault, 'gRPC connection failed')
     },
     request: (stream, head) => {
       const { contentType, timeout } = grpcFields(head)
@@ -213,7 +217,7 @@ async function drain(server: Server, connections: ReadonlySet<Http2ServerConnect
   await Promise.race([Promise.all(noticed), setTimeoutPromise(NOTICE_MS)])
   for (const connection of connections) connection.finish()
   const timer = setTimeout(() => {
-    for (const connection of connections) connection.destroy('the server ends')
+    for (const connection of connections) connection.destroy()
   }, DRAIN_MS - NOTICE_MS)
   await promise
   clearTimeout(timer)

@@ -11,6 +11,7 @@ import { NO_TABLE } from './hpack.ts'
 import type { Http2Limits } from './http2-server.ts'
 import type { Http2Stream } from './http2-stream.ts'
 import type { Output } from './output.ts'
+import type { StreamTable } from './stream-table.ts'
 
 const EMPTY = Buffer.alloc(0)
 
@@ -89,8 +90,8 @@ export class Http2Sender {
   }
 
   /** Windows have grown: what waited goes as far as it may now. */
-  sendAllWaiting(streams: Iterable<Http2Stream>): void {
-    if (this.#heldBytes > 0) for (const stream of streams) this.sendWaiting(stream)
+  sendAllWaiting(streams: StreamTable<Http2Stream>): void {
+    if (this.#heldBytes > 0) for (const stream of streams.values()) this.sendWaiting(stream)
   }
 
   /** The same, where only a stream's own window has. */

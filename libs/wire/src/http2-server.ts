@@ -122,6 +122,11 @@ export class Http2ServerConnection {
     socket.on('close', () => this.#closed())
   }
 
+  /** Those who answer what is under way. */
+  listeners(): Http2Listener[] {
+    return this.#streams.values().flatMap(({ listener }) => listener ?? [])
+  }
+
   /** Forgets the counts of the second before. To be called once a second. */
   nextSecond(): void {
     this.#resets = 0
@@ -383,7 +388,7 @@ export class Http2ServerConnection {
       if (bytes === 0) return this.#fail(ErrorCode.protocol, 'a window grows by nothing')
       this.#sender.window += bytes
       if (this.#sender.window > INTEGER_31_MAX) return this.#fail(ErrorCode.flowControl, 'a window beyond its limit')
-      this.#sender.sendAllWaiting(this.#streams.values())
+      this.#sender.sendAllWaiting(this.#streams)
       return true
     }
     const stream = this.#streams.get(id)
@@ -410,7 +415,7 @@ export class Http2ServerConnection {
       if (!this.#setting(payload.readUInt16BE(at), payload.readUInt32BE(at + 2))) return false
     }
     this.#sender.acknowledge()
-    this.#sender.sendAllWaiting(this.#streams.values())
+    this.#sender.sendAllWaiting(this.#streams)
     return true
   }
 

@@ -37,8 +37,6 @@ export type Method = UnaryMethod | StreamMethod
 
 /** What calls share. */
 export interface CallOptions {
-  /** Those that are not closed. */
-  readonly calls: Set<Call>
   readonly messageBytesMax: number
   /** A unary call, from its headers to its end. */
   readonly unaryMsMax: number
@@ -84,7 +82,6 @@ export class Call implements Http2Listener {
     const asked = timeout === undefined ? Number.POSITIVE_INFINITY : timeoutMs(timeout)
     const most = 'handle' in method ? options.unaryMsMax : Number.POSITIVE_INFINITY
     this.deadlineMs = nowMs + Math.min(asked ?? 0, most)
-    options.calls.add(this)
     if (asked === undefined) {
       this.end({ code: Status.internal, message: 'grpc-timeout is at most 8 digits and one of H, M, S, m, u, n.' })
     } else if ('open' in method) this.#open(method)
@@ -106,7 +103,6 @@ export class Call implements Http2Listener {
 
   /** The stream is closed, in whatever way. */
   closed(): void {
-    this.#options.calls.delete(this)
     if (!this.#ended) this.#options.failed({ code: Status.cancelled, message: 'The client gave up.' })
     this.#ended = true
     this.#listener?.closed()

@@ -83,9 +83,8 @@ const NOTICE_MS = 200
 export async function startGrpcTransport(options: GrpcTransportOptions): Promise<ListeningServer> {
   const { at, tlsReloads, log } = options
   const connections = new Set<Http2ServerConnection>()
-  const calls = new Set<Call>()
   const buffers = new OutputBuffers()
-  const events = answering(options, calls, connections)
+  const events = answering(options, connections)
   const connected = (socket: Socket) =>
     connections.add(new Http2ServerConnection(socket, { limits: LIMITS, events, buffers }))
   const server = newServer(at, connected, log)
@@ -100,7 +99,7 @@ export async function startGrpcTransport(options: GrpcTransportOptions): Promise
     const timer = setInterval(look, intervalMs)
     resources.defer(() => clearInterval(timer))
   }
-  every(DEADLINE_TICK_MS, () => expireCalls(calls, performance.now()))
+  every(DEADLINE_TICK_MS, () => expireCalls(connections, performance.now()))
   every(SECOND_MS, () => {
     for (const connection of connections) connection.nextSecond()
   })
@@ -138,12 +137,10 @@ function newServer(at: GrpcAddress, connected: (socket: Socket) => void, log: Lo
 
 function answering(
   { methods, failed, faults, log }: GrpcTransportOptions,
-  calls: Set<Call>,
   connections: Set<Http2ServerConnection>,
 ): Http2Events {
   const byPath = new Map(methods.map((method) => [method.path, method]))
   const options: CallOptions = {
-    calls,
     messageBytesMax: MESSAGE_BYTES_MAX,
     unaryMsMax: UNARY_MS_MAX,
     failed: (failure, thrown) => {
@@ -192,8 +189,10 @@ function refuseHttp(stream: Http2Stream, status: number): undefined {
   stream.head(encodeFields([[':status', String(status)]]), true)
 }
 
-function expireCalls(calls: ReadonlySet<Call>, nowMs: number): void {
-  for (const call of calls) if (call.deadlineMs <= nowMs) call.expire()
+function expireCalls(connections: Iterable<Http2ServerConnection>, nowMs: number): void {
+  for (const connection of connections) {
+    for (const call of connection.listeners()) if (call instanceof Call && call.deadlineMs <= nowMs) call.expire()
+  }
 }
 
 function bindPort(server: Server, host: string, port: number): Promise<void> {

@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict'
+import { execFileSync } from 'node:child_process'
 import { mkdirSync, mkdtempDisposableSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { getPriority, tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -31,4 +32,20 @@ test('a thread that ends while it is looked at is passed over, and any other fai
   assert.equal(calmHelperThreads(tasks.path), 0)
   mkdirSync(thread(2 ** 30 + 2))
   assert.throws(() => calmHelperThreads(tasks.path), { code: 'EISDIR' })
+})
+
+test('a collection of young objects waits for no helper', () => {
+  // V8 says what each thread did, and how many collections there were.
+  const program = `
+import { setFlagsFromString } from 'node:v8'
+import { calmHelperThreads } from '${import.meta.resolve('./helper-threads.ts')}'
+calmHelperThreads()
+for (const flag of ['--trace-parallel-scavenge', '--trace-gc']) setFlagsFromString(flag)
+const kept = []
+for (let index = 0; index < 300_000; index++) kept.push({ text: 'message ' + index, list: [index] })
+`
+  const said = execFileSync(process.execPath, ['--input-type=module', '--eval', program], { encoding: 'utf8' })
+  const times = (pattern: RegExp) => said.match(pattern)?.length ?? 0
+  assert.ok(times(/ms: Scavenge /g) > 0)
+  assert.equal(times(/scavenge\[0x/g), times(/ms: Scavenge /g), said)
 })

@@ -1,6 +1,7 @@
 import { readdirSync, readFileSync } from 'node:fs'
 import { constants, setPriority } from 'node:os'
 import { join } from 'node:path'
+import { setFlagsFromString } from 'node:v8'
 
 /** V8's threads, most of whose work is collecting garbage. */
 const HELPER = 'V8Worker'
@@ -12,10 +13,11 @@ const GONE: readonly unknown[] = [-constants.errno.ENOENT, -constants.errno.ESRC
 /**
  * Has the threads that collect garbage yield to the one that answers. Where a service has a core for itself, four of them would
  * take turns with it for a tenth of a second each time that the heap is marked, and every request in between would be late; where there
- * are idle cores, nothing changes. Returns how many there are: none where this system does not tell threads apart. `tasks` is where it does
- * (proc(5)).
+ * are idle cores, nothing changes. Collections of young objects, during which the main thread would wait for helpers that nobody lets run, it
+ * does alone. Returns how many helpers there are: none where this system does not tell threads apart. `tasks` is where it does (proc(5)).
  */
 export function calmHelperThreads(tasks = '/proc/self/task'): number {
+  setFlagsFromString('--no-parallel-scavenge')
   return threads(tasks).filter((thread) => calm(tasks, thread)).length
 }
 

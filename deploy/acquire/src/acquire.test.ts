@@ -1,11 +1,12 @@
 import assert from 'node:assert/strict'
-import { mkdtemp, readdir, rm, writeFile } from 'node:fs/promises'
+import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, test } from 'node:test'
 import { acquireBitcoind, bitcoindVersion } from './bitcoind.ts'
 import { debianMirrors } from './debian-unstable.ts'
 import { envoyVersion } from './envoy.ts'
+import { buildWithGo } from './go-module.ts'
 import { acquireNatsServer, isOlder, NATS_SERVER_MIN, natsServerVersion } from './nats-server.ts'
 import { acquireCaddy, acquireHaproxy, acquireNginx } from './proxies.ts'
 import { ensureSystemPackages } from './system-packages.ts'
@@ -98,6 +99,27 @@ test('callers at the same time get one private copy, whole, and a failed build l
   const place = join(wanted.folder, 'tool')
   for (const tool of tools) assert.deepEqual([tool.command, tool.args], [join(place, 'program'), [place]])
   assert.deepEqual((await readdir(wanted.folder)).sort(), ['tool'])
+})
+
+test('of what Go fetches to build a program nothing stays but the program', async () => {
+  const place = join(folder, 'with-go')
+  await mkdir(place)
+  const go = join(folder, 'go')
+  // Takes what Go does: a cache of modules and one of builds, and where a program is to go.
+  const script = `#!/bin/sh
+set -e
+[ "$GOFLAGS" = -modcacherw ] && [ "$1" = install ]
+mkdir -p "$GOPATH/pkg/mod/a" "$GOCACHE/b"
+echo "$CGO_ENABLED $2" > "$GOBIN/program"
+`
+  await writeFile(go, script, { mode: 0o755 })
+  const progress: string[] = []
+  const args = ['install', 'module.example/program']
+  const env = { GOBIN: place }
+  await buildWithGo((line) => progress.push(line), { go, args, name: 'program', folder: place, cwd: place, env })
+  assert.deepEqual(await readdir(place), ['program'])
+  assert.equal(await readFile(join(place, 'program'), 'utf8'), '0 module.example/program\n')
+  assert.deepEqual(progress, ['building program with Go'])
 })
 
 test('a system package that is installed is not missing', { skip }, async () => {

@@ -19,18 +19,25 @@ export async function buildGoProgram(
   { folder, name }: { folder: string; name: string },
 ): Promise<void> {
   const go = await usableGo(options)
-  const modules = join(folder, 'go')
-  const source = join(modules, 'source')
-  await mkdir(source, { recursive: true })
+  const source = join(folder, 'source')
+  await mkdir(source)
   const wanted = Object.entries(program.versions).map(([module, version]) => `require ${module} ${version}\n`)
   await writeFile(join(source, 'go.mod'), `module tollward.dev/${name}\n\ngo 1.19\n\n${wanted.join('')}`)
-  // A writable module cache, so that it can be removed again; it is not needed once the program is built.
-  const env = {
-    ...{ GOPATH: modules, GOCACHE: join(modules, 'cache'), GOFLAGS: '-modcacherw -mod=mod' },
-    ...{ GOTOOLCHAIN: 'local', CGO_ENABLED: '0' },
-  }
-  const build = ['build', '-o', join(folder, name), program.package]
-  await reported(progress, `building ${name} with Go`, () => run(go, build, source, env))
+  const args = ['build', '-mod=mod', '-o', join(folder, name), program.package]
+  await buildWithGo(progress, { go, args, name, folder, cwd: source, env: { GOTOOLCHAIN: 'local' } })
+  await rm(source, { recursive: true })
+}
+
+/** Runs Go for a program that is to be in `folder`, in which nothing stays of the modules that it fetches. */
+export async function buildWithGo(
+  progress: Acquisition['progress'],
+  build: { go: string; args: string[]; name: string; folder: string; cwd: string; env: Record<string, string> },
+): Promise<void> {
+  const { go, args, name, folder, cwd, env } = build
+  const modules = join(folder, 'go')
+  // A writable module cache, so that it can be removed again.
+  const cache = { GOPATH: modules, GOCACHE: join(modules, 'cache'), GOFLAGS: '-modcacherw', CGO_ENABLED: '0' }
+  await reported(progress, `building ${name} with Go`, () => run(go, args, cwd, { ...cache, ...env }))
   await rm(modules, { recursive: true })
 }
 

@@ -1,6 +1,7 @@
-import { mkdir, rm } from 'node:fs/promises'
+import { mkdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { unpackFromUnstable } from './debian-unstable.ts'
+import { buildWithGo } from './go-module.ts'
 import {
   AcquireError,
   type AcquireOptions,
@@ -9,7 +10,6 @@ import {
   findOnPath,
   firstOf,
   privateCopy,
-  reported,
   run,
   type Tool,
 } from './tool.ts'
@@ -58,11 +58,8 @@ async function fromGo({ progress }: Acquisition, folder: string): Promise<Tool |
   if (go === undefined) return undefined
   const bin = join(folder, 'bin')
   await mkdir(bin)
-  // A writable module cache, so that it can be removed again; it is not needed once the program is built.
-  const modules = join(folder, 'go')
-  const env = { GOPATH: modules, GOBIN: bin, GOFLAGS: '-modcacherw', GOCACHE: join(modules, 'cache'), CGO_ENABLED: '0' }
-  await reported(progress, 'building nats-server with Go', () => run(go, ['install', GO_MODULE], folder, env))
-  await rm(modules, { recursive: true })
+  const args = ['install', GO_MODULE]
+  await buildWithGo(progress, { go, args, name: 'nats-server', folder, cwd: folder, env: { GOBIN: bin } })
   return await privately(folder, 'bin/nats-server', 'built by the Go toolchain')
 }
 

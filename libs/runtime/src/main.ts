@@ -6,6 +6,7 @@ import { baseConfig, readConfig } from './config.ts'
 import { type Health, startHealthServer } from './health.ts'
 import { calmHelperThreads } from './helper-threads.ts'
 import { createLog } from './log.ts'
+import { keepNewObjectsYoung } from './young-objects.ts'
 
 /** A service that does not close within this time is ended. */
 const SHUTDOWN_MAX_MS = 10_000
@@ -40,6 +41,7 @@ export async function runMain<Schema extends z.ZodObject<typeof baseConfig>>(ser
   const base = z.object(baseConfig).parse(config) as z.output<z.ZodObject<typeof baseConfig>>
   const log = createLog(name, base.logLevel)
   const registry = new Registry()
+  keepNewObjectsYoung()
   calmHelperThreads()
   collectDefaultMetrics({ register: registry })
   const abort = new AbortController()

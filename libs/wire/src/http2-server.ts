@@ -3,19 +3,19 @@ import {
   CLIENT_PREFACE,
   ErrorCode,
   FRAME_BYTES,
-  FRAME_HEADER_BYTES,
   FrameFlag,
   FrameReader,
   FrameType,
   INTEGER_31_MAX,
   Setting,
   unpadded,
-  WINDOW_BYTES,
-  writeFrameHeader,
 } from './frames.ts'
-import { HpackDecoder, NO_TABLE } from './hpack.ts'
+import { HpackDecoder } from './hpack.ts'
 import { areTrailers, type Http2Request, requestHead } from './http2-fields.ts'
+import { Http2Sender } from './http2-sender.ts'
+import { type Http2Listener, Http2Stream } from './http2-stream.ts'
 import { Output, type OutputBuffers } from './output.ts'
+import { StreamTable } from './stream-table.ts'
 
 /** What one connection may cost. */
 export interface Http2Limits {
@@ -28,9 +28,9 @@ export interface Http2Limits {
   readonly streamWindowBytes: number
   /** The same for all requests of the connection together. */
   readonly connectionWindowBytes: number
-  /** Answers that wait for the client's windows. */
+  /** Answers that wait for the client: for its windows, or for it to read. */
   readonly heldBytesMax: number
-  /** Requests that the client gives up. */
+  /** Requests that the client gives up, or has us give up by a fault of its own. */
   readonly resetsPerSecondMax: number
   /** Frames that ask for nothing but attention. */
   readonly idleFramesPerSecondMax: number
@@ -40,16 +40,14 @@ export interface Http2Limits {
 export interface Http2Events {
   /** A request's head has come. The listener hears of the rest; undefined: whoever heard has ended the stream. */
   request(stream: Http2Stream, head: Http2Request): Http2Listener | undefined
-  /** Nothing comes or goes any more; `reason` where the client or the network was at fault. */
-  closed(connection: Http2ServerConnection, reason: string | undefined): void
+  /** Nothing comes or goes any more; without fault, both sides wanted it so or this one cut it off by `destroy`. */
+  closed(connection: Http2ServerConnection, fault: Http2Fault | undefined): void
 }
 
-/** What whoever answers a request hears of it. */
-export interface Http2Listener {
-  /** A part of the body, which is only lent. `isLast`: there is no more of it. */
-  data(chunk: Buffer, isLast: boolean): void
-  /** The stream is over, in whatever way. */
-  closed(): void
+/** Why a connection was cut off: its client broke the protocol or a limit, or the network broke, or says nothing any more. */
+export interface Http2Fault {
+  readonly by: 'client' | 'network'
+  readonly reason: string
 }
 
 /** While more waits to be read by the client, nothing more is read from it. */
@@ -57,60 +55,10 @@ const WAITING_BYTES_MAX = 1024 * 1024
 /** Streams that ended last, of which frames may still be on their way. */
 const ENDED_STREAMS_KEPT = 1024
 const EMPTY = Buffer.alloc(0)
+/** Whoever was told that it failed may take so long to read that. */
+const FAREWELL_SECONDS = 2
 /** The ping whose answer says that the client has read that the end is near. */
 const LAST_PING = 1
-
-/** One request and its answer. */
-export class Http2Stream {
-  readonly id: number
-  readonly connection: Http2ServerConnection
-  // What follows is the connection's own.
-  listener: Http2Listener | undefined
-  /** Bytes of the body that the head announced and that did not come yet; undefined: it did not say. */
-  missingBytes: number | undefined
-  sendWindow: number
-  receiveWindow: number
-  /** Bytes of the body that its listener holds. */
-  heldBytes = 0
-  /** The client has said everything. */
-  isAsked = false
-  /** So is the answer said, or waits only for windows. */
-  isAnswered = false
-  /** Of the answer, what waits for windows, and the trailers after it. */
-  waiting: Buffer[] = []
-  trailers: Buffer | undefined
-
-  constructor(connection: Http2ServerConnection, id: number, windows: { send: number; receive: number }) {
-    this.connection = connection
-    this.id = id
-    this.sendWindow = windows.send
-    this.receiveWindow = windows.receive
-  }
-
-  /** The head of the answer, as `encodeFields` writes it; with `isLast` it is all of it. */
-  head(block: Buffer, isLast = false): void {
-    if (this.isAnswered) return
-    this.isAnswered = isLast
-    this.connection.sendHead(this, block, isLast)
-  }
-
-  /** A part of the body. With trailers it is the last, and they end the answer. */
-  data(parts: readonly Uint8Array[], trailers?: Buffer): void {
-    if (this.isAnswered) return
-    this.isAnswered = trailers !== undefined
-    this.connection.sendData(this, parts, trailers)
-  }
-
-  /** The listener is done with so many bytes of what it was given: as many more may come. */
-  release(bytes: number): void {
-    this.connection.release(this, bytes)
-  }
-
-  /** Ends the stream at once, with a code of ErrorCode. */
-  reset(code: number): void {
-    this.connection.reset(this, code)
-  }
-}
 
 /**
  * The server's side of one HTTP/2 connection (RFC 9113), from its preface on, over a socket that it reads and in the end closes. No push, no
@@ -121,35 +69,33 @@ export class Http2ServerConnection {
   readonly #socket: Duplex
   readonly #limits: Http2Limits
   readonly #events: Http2Events
-  readonly #output: Output
+  readonly #sender: Http2Sender
   readonly #frames: FrameReader
   readonly #decoder: HpackDecoder
-  readonly #streams = new Map<number, Http2Stream>()
+  readonly #streams = new StreamTable<Http2Stream>()
   /** Those that ended last, and in #resetByUs whether the client could not know. */
   readonly #ended = new Uint32Array(ENDED_STREAMS_KEPT)
   readonly #resetByUs = new Uint8Array(ENDED_STREAMS_KEPT)
   #endedCount = 0
   #preface = CLIENT_PREFACE
   #hasSettings = false
+  /** The client knows our limits. */
+  #isAcknowledged = false
   #lastStreamId = 0
   /** Streams above are not answered any more: the client was told so. */
   #lastAnsweredId = INTEGER_31_MAX
   #block: { stream: number; flags: number; parts: Buffer[]; bytes: number } | undefined
-  #sendWindow = WINDOW_BYTES
-  #initialSendWindow = WINDOW_BYTES
-  #frameBytesMax = FRAME_BYTES
   #receiveWindow: number
   /** Taken, and not told to the client yet. */
   #released = 0
-  #heldAnswerBytes = 0
   #resets = 0
   #idleFrames = 0
-  #isReading = false
-  #isFlushing = false
-  #hasSentHead = false
   #pingIsOut = false
   #drained: (() => void) | undefined
-  #reason: string | undefined
+  #fault: Http2Fault | undefined
+  /** It is over for a fault of the client's, which has yet to take that. */
+  #isFailed = false
+  #secondsFailed = 0
   #isClosed = false
 
   constructor(
@@ -159,33 +105,48 @@ export class Http2ServerConnection {
     this.#socket = socket
     this.#limits = limits
     this.#events = events
-    this.#output = new Output(socket, buffers)
+    this.#sender = new Http2Sender(new Output(socket, buffers), {
+      heldBytesMax: limits.heldBytesMax,
+      answered: (stream) => this.#closeIfOver(stream),
+      overflowed: () => this.#fail(ErrorCode.enhanceYourCalm, 'the client does not take its answers'),
+    })
     this.#receiveWindow = limits.connectionWindowBytes
     this.#frames = new FrameReader(FRAME_BYTES, (type, flags, id, payload) => this.#frame(type, flags, id, payload))
     this.#decoder = new HpackDecoder({ listBytesMax: limits.headerBytesMax })
-    this.#sendSettings()
+    this.#sender.settings(limits)
     socket.on('data', (chunk: Buffer) => this.#read(chunk))
     socket.on('drain', () => this.#resume())
     socket.on('error', (error) => {
-      this.#reason ??= error.message
+      this.#fault ??= { by: 'network', reason: error.message }
     })
     socket.on('close', () => this.#closed())
   }
 
-  get streams(): Iterable<Http2Stream> {
-    return this.#streams.values()
+  /** Those who answer what is under way. */
+  listeners(): Http2Listener[] {
+    return this.#streams.values().flatMap(({ listener }) => listener ?? [])
   }
 
   /** Forgets the counts of the second before. To be called once a second. */
   nextSecond(): void {
     this.#resets = 0
     this.#idleFrames = 0
+    if (this.#isFailed) this.#secondsFailed += 1
+    // Who was told what was wrong, and does not take it.
+    if (this.#secondsFailed > FAREWELL_SECONDS) this.destroy()
   }
 
-  /** Asks whether the client lives; whoever has not answered the last such question by then is cut off. */
+  /**
+   * Asks whether the client lives; whoever has not answered the last such question by then is cut off. So is who never said a word, but not
+   * who has only just connected: that one is asked as well.
+   */
   checkLife(): void {
-    if (this.#pingIsOut || !this.#hasSettings) this.destroy('the client does not answer')
-    else this.#ping()
+    if (!this.#pingIsOut) {
+      this.#ping()
+      return
+    }
+    this.#fault ??= { by: 'network', reason: 'the client does not answer' }
+    this.destroy()
   }
 
   /**
@@ -194,10 +155,10 @@ export class Http2ServerConnection {
   drain(): Promise<void> {
     const { promise, resolve } = Promise.withResolvers<void>()
     if (this.#isClosed || !this.#hasSettings) {
-      this.#socket.end()
+      this.#sender.end()
       return Promise.resolve()
     }
-    this.#goAway(INTEGER_31_MAX, ErrorCode.none)
+    this.#sender.goAway(INTEGER_31_MAX, ErrorCode.none)
     this.#ping(LAST_PING)
     this.#drained = resolve
     return promise
@@ -207,26 +168,26 @@ export class Http2ServerConnection {
   finish(): void {
     if (this.#isClosed || this.#lastAnsweredId !== INTEGER_31_MAX) return
     this.#lastAnsweredId = this.#lastStreamId
-    if (this.#hasSettings) this.#goAway(this.#lastStreamId, ErrorCode.none)
+    if (this.#hasSettings) this.#sender.goAway(this.#lastStreamId, ErrorCode.none)
     this.#endIfFinished()
   }
 
-  destroy(reason: string): void {
-    this.#reason ??= reason
+  /** Ends it at once, whatever is under way. */
+  destroy(): void {
     this.#socket.destroy()
   }
 
   // ---------------------------------------------------------------- what comes
 
   #read(chunk: Buffer): void {
+    // What still comes is taken and not looked at: closing over it would take our last words from the client (TCP resets).
+    if (this.#isFailed) return
     const bytes = this.#preface.length > 0 ? this.#readPreface(chunk) : chunk
     if (!bytes) return
-    this.#isReading = true
-    const fault = this.#frames.push(bytes)
-    this.#isReading = false
-    if (fault === 'too-large') this.#fail(ErrorCode.frameSize, 'a frame is too large')
-    this.#output.flush()
-    if (this.#output.waitingBytes > WAITING_BYTES_MAX) this.#socket.pause()
+    this.#sender.hold()
+    if (this.#frames.push(bytes) === 'too-large') this.#fail(ErrorCode.frameSize, 'a frame is too large')
+    this.#sender.flush()
+    if (this.#socket.writable && this.#sender.waitingBytes > WAITING_BYTES_MAX) this.#socket.pause()
   }
 
   #resume(): void {
@@ -237,7 +198,6 @@ export class Http2ServerConnection {
     const compared = Math.min(chunk.length, this.#preface.length)
     if (!chunk.subarray(0, compared).equals(this.#preface.subarray(0, compared))) {
       this.#fail(ErrorCode.protocol, 'no HTTP/2')
-      this.#output.flush()
       return undefined
     }
     this.#preface = this.#preface.subarray(compared)
@@ -246,7 +206,7 @@ export class Http2ServerConnection {
 
   /** False: the connection is at its end. */
   #frame(type: number, flags: number, id: number, payload: Buffer): boolean {
-    if (this.#reason !== undefined) return false
+    if (this.#isFailed) return false
     if (!this.#hasSettings && type !== FrameType.settings) return this.#fail(ErrorCode.protocol, 'no settings first')
     const isContinued = this.#block !== undefined
     if (isContinued && (type !== FrameType.continuation || id !== this.#block?.stream)) {
@@ -303,28 +263,25 @@ export class Http2ServerConnection {
     }
     stream.receiveWindow -= bytes
     stream.heldBytes += bytes
-    if (stream.isAsked) this.reset(stream, ErrorCode.streamClosed)
-    else if (stream.receiveWindow < 0) this.reset(stream, ErrorCode.flowControl)
-    else this.#body(stream, body, (flags & FrameFlag.endStream) !== 0)
-    return true
+    if (stream.isAsked) return this.#giveUp(stream, ErrorCode.streamClosed)
+    if (stream.receiveWindow < 0) return this.#giveUp(stream, ErrorCode.flowControl)
+    return this.#body(stream, body, (flags & FrameFlag.endStream) !== 0)
   }
 
   #dataOfNone(id: number): boolean {
     if (id > this.#lastStreamId) return this.#fail(ErrorCode.protocol, 'data on an idle stream')
     if (id > this.#lastAnsweredId || this.#wasEnded(id) === 'by-us') return true
-    this.#sendReset(id, ErrorCode.streamClosed)
+    this.#sender.reset(id, ErrorCode.streamClosed)
     return this.#idle()
   }
 
-  #body(stream: Http2Stream, body: Buffer, isLast: boolean): void {
+  #body(stream: Http2Stream, body: Buffer, isLast: boolean): boolean {
     if (stream.missingBytes !== undefined) stream.missingBytes -= body.length
     const missingBytes = stream.missingBytes ?? 0
-    if (missingBytes < 0 || (isLast && missingBytes > 0)) {
-      this.reset(stream, ErrorCode.protocol)
-      return
-    }
+    if (missingBytes < 0 || (isLast && missingBytes > 0)) return this.#giveUp(stream, ErrorCode.protocol)
     stream.isAsked = isLast
     stream.listener?.data(body, isLast)
+    return true
   }
 
   #headers(id: number, flags: number, payload: Buffer): boolean {
@@ -363,11 +320,9 @@ export class Http2ServerConnection {
     const isTooMuch = decoded.isTooLarge || decoded.fields.length > this.#limits.headerFieldsMax
     const known = this.#streams.get(id)
     if (known) {
+      if (known.isAsked) return this.#giveUp(known, ErrorCode.streamClosed)
       const mayFollow = isLast && !isTooMuch && areTrailers(decoded.fields)
-      if (known.isAsked) this.reset(known, ErrorCode.streamClosed)
-      else if (!mayFollow) this.reset(known, ErrorCode.protocol)
-      else this.#body(known, EMPTY, true)
-      return true
+      return mayFollow ? this.#body(known, EMPTY, true) : this.#giveUp(known, ErrorCode.protocol)
     }
     if (id <= this.#lastStreamId) return this.#fieldsOfNone(id)
     this.#lastStreamId = id
@@ -381,11 +336,10 @@ export class Http2ServerConnection {
   }
 
   #open(id: number, head: Http2Request, isLast: boolean): void {
-    const windows = { send: this.#initialSendWindow, receive: this.#limits.streamWindowBytes }
-    const stream = new Http2Stream(this, id, windows)
+    const stream = new Http2Stream(this, this.#sender, id, this.#limits.streamWindowBytes)
     stream.missingBytes = head.contentLength
     stream.isAsked = isLast
-    this.#streams.set(id, stream)
+    this.#streams.add(stream)
     stream.listener = this.#events.request(stream, head)
     if (isLast) stream.listener?.data(EMPTY, true)
   }
@@ -398,18 +352,29 @@ export class Http2ServerConnection {
   }
 
   #refuse(id: number, code: number): boolean {
-    this.#sendReset(id, code)
+    this.#sender.reset(id, code)
     this.#remember(id, true)
-    return true
+    // Until it knows how many it may have at once, a client that has more is not at fault: it is only work.
+    return code === ErrorCode.refusedStream && !this.#isAcknowledged ? this.#idle() : this.#countReset()
+  }
+
+  /** Ends a stream for a fault of the client's. */
+  #giveUp(stream: Http2Stream, code: number): boolean {
+    this.reset(stream, code)
+    return this.#countReset()
+  }
+
+  /** Whoever ends the stream, the client or we for its fault: its place is free for the next, and what it has set going goes on. */
+  #countReset(): boolean {
+    this.#resets += 1
+    if (this.#resets <= this.#limits.resetsPerSecondMax) return true
+    return this.#fail(ErrorCode.enhanceYourCalm, 'too many requests that are given up')
   }
 
   #resetStream(id: number, payload: Buffer): boolean {
     if (id === 0 || id > this.#lastStreamId) return this.#fail(ErrorCode.protocol, 'a reset of no stream')
     if (payload.length !== 4) return this.#fail(ErrorCode.frameSize, 'RST_STREAM has four bytes')
-    this.#resets += 1
-    if (this.#resets > this.#limits.resetsPerSecondMax) {
-      return this.#fail(ErrorCode.enhanceYourCalm, 'too many requests that are given up')
-    }
+    if (!this.#countReset()) return false
     const stream = this.#streams.get(id)
     if (stream) this.#close(stream, false)
     return true
@@ -421,17 +386,17 @@ export class Http2ServerConnection {
     const bytes = payload.readUInt32BE(0) & INTEGER_31_MAX
     if (id === 0) {
       if (bytes === 0) return this.#fail(ErrorCode.protocol, 'a window grows by nothing')
-      this.#sendWindow += bytes
-      if (this.#sendWindow > INTEGER_31_MAX) return this.#fail(ErrorCode.flowControl, 'a window beyond its limit')
-      this.#sendAllWaiting()
+      this.#sender.window += bytes
+      if (this.#sender.window > INTEGER_31_MAX) return this.#fail(ErrorCode.flowControl, 'a window beyond its limit')
+      this.#sender.sendAllWaiting(this.#streams)
       return true
     }
     const stream = this.#streams.get(id)
     if (!stream) return true
     stream.sendWindow += bytes
-    if (bytes === 0) this.reset(stream, ErrorCode.protocol)
-    else if (stream.sendWindow > INTEGER_31_MAX) this.reset(stream, ErrorCode.flowControl)
-    else this.#sendWaiting(stream)
+    if (bytes === 0) return this.#giveUp(stream, ErrorCode.protocol)
+    if (stream.sendWindow > INTEGER_31_MAX) return this.#giveUp(stream, ErrorCode.flowControl)
+    this.#sender.sendWaiting(stream)
     return true
   }
 
@@ -441,15 +406,16 @@ export class Http2ServerConnection {
     if (payload.length % 6 !== 0 || (isAck && payload.length > 0)) {
       return this.#fail(ErrorCode.frameSize, 'settings have six bytes each')
     }
-    if (isAck) return true
+    if (isAck) {
+      this.#isAcknowledged = true
+      return true
+    }
     this.#hasSettings = true
     for (let at = 0; at < payload.length; at += 6) {
       if (!this.#setting(payload.readUInt16BE(at), payload.readUInt32BE(at + 2))) return false
     }
-    this.#output.add(FRAME_HEADER_BYTES, (to, at) => {
-      writeFrameHeader(to, at, { length: 0, type: FrameType.settings, flags: FrameFlag.ack })
-    })
-    this.#sendAllWaiting()
+    this.#sender.acknowledge()
+    this.#sender.sendAllWaiting(this.#streams)
     return true
   }
 
@@ -458,12 +424,12 @@ export class Http2ServerConnection {
     if (name === Setting.maxFrameSize) {
       if (value < FRAME_BYTES || value >= 2 ** 24)
         return this.#fail(ErrorCode.protocol, 'max_frame_size is beyond limits')
-      this.#frameBytesMax = value
+      this.#sender.frameBytesMax = value
     }
     if (name !== Setting.initialWindowSize) return true
     if (value > INTEGER_31_MAX) return this.#fail(ErrorCode.flowControl, 'initial_window_size is beyond its limit')
-    const difference = value - this.#initialSendWindow
-    this.#initialSendWindow = value
+    const difference = value - this.#sender.initialWindow
+    this.#sender.initialWindow = value
     for (const stream of this.#streams.values()) {
       stream.sendWindow += difference
       if (stream.sendWindow > INTEGER_31_MAX) return this.#fail(ErrorCode.flowControl, 'a window beyond its limit')
@@ -484,92 +450,16 @@ export class Http2ServerConnection {
     if (flags & FrameFlag.ack) {
       this.#pingIsOut = false
       if (payload[0] === LAST_PING) this.#drained?.()
-    } else this.#sendControl(FrameType.ping, payload, FrameFlag.ack)
+    } else this.#sender.pong(payload)
     return true
   }
 
-  // ---------------------------------------------------------------- what goes
-
-  /** For Http2Stream. */
-  sendHead(stream: Http2Stream, block: Buffer, isLast: boolean): void {
-    const first = this.#hasSentHead ? EMPTY : NO_TABLE
-    this.#hasSentHead = true
-    const length = first.length + block.length
-    const flags = FrameFlag.endHeaders | (isLast ? FrameFlag.endStream : 0)
-    this.#output.add(FRAME_HEADER_BYTES + length, (to, at) => {
-      writeFrameHeader(to, at, { length, type: FrameType.headers, flags, streamId: stream.id })
-      to.set(first, at + FRAME_HEADER_BYTES)
-      to.set(block, at + FRAME_HEADER_BYTES + first.length)
-    })
-    if (isLast) this.#closeIfOver(stream)
-    this.#flushSoon()
+  #ping(mark = 0): void {
+    this.#pingIsOut = true
+    this.#sender.ping(mark)
   }
 
-  /** For Http2Stream. */
-  sendData(stream: Http2Stream, parts: readonly Uint8Array[], trailers: Buffer | undefined): void {
-    let bytes = 0
-    for (const part of parts) bytes += part.length
-    const room = Math.min(stream.sendWindow, this.#sendWindow, this.#frameBytesMax)
-    if (stream.waiting.length > 0 || bytes > room) this.#hold(stream, Buffer.concat(parts), trailers)
-    else {
-      this.#sendFrame(stream, parts, bytes)
-      this.#finishAnswer(stream, trailers)
-    }
-    this.#flushSoon()
-  }
-
-  #hold(stream: Http2Stream, bytes: Buffer, trailers: Buffer | undefined): void {
-    stream.waiting.push(bytes)
-    stream.trailers = trailers
-    this.#heldAnswerBytes += bytes.length
-    this.#sendWaiting(stream)
-    if (this.#heldAnswerBytes > this.#limits.heldBytesMax) {
-      this.#fail(ErrorCode.enhanceYourCalm, 'the client does not take its answers')
-    }
-  }
-
-  #sendAllWaiting(): void {
-    if (this.#heldAnswerBytes > 0) for (const stream of this.#streams.values()) this.#sendWaiting(stream)
-  }
-
-  #sendWaiting(stream: Http2Stream): void {
-    if (stream.waiting.length === 0) return
-    for (;;) {
-      const next = stream.waiting[0]
-      if (!next) break
-      const bytes = Math.min(next.length, stream.sendWindow, this.#sendWindow, this.#frameBytesMax)
-      if (bytes <= 0) return
-      this.#heldAnswerBytes -= bytes
-      this.#sendFrame(stream, [next.subarray(0, bytes)], bytes)
-      if (bytes < next.length) stream.waiting[0] = next.subarray(bytes)
-      else stream.waiting.shift()
-    }
-    this.#finishAnswer(stream, stream.trailers)
-  }
-
-  #sendFrame(stream: Http2Stream, parts: readonly Uint8Array[], bytes: number): void {
-    stream.sendWindow -= bytes
-    this.#sendWindow -= bytes
-    this.#output.add(FRAME_HEADER_BYTES + bytes, (to, from) => {
-      writeFrameHeader(to, from, { length: bytes, type: FrameType.data, streamId: stream.id })
-      let at = from + FRAME_HEADER_BYTES
-      for (const part of parts) {
-        to.set(part, at)
-        at += part.length
-      }
-    })
-  }
-
-  #finishAnswer(stream: Http2Stream, trailers: Buffer | undefined): void {
-    if (!trailers) return
-    const flags = FrameFlag.endHeaders | FrameFlag.endStream
-    this.#output.add(FRAME_HEADER_BYTES + trailers.length, (to, at) => {
-      const { length } = trailers
-      writeFrameHeader(to, at, { length, type: FrameType.headers, flags, streamId: stream.id })
-      to.set(trailers, at + FRAME_HEADER_BYTES)
-    })
-    this.#closeIfOver(stream)
-  }
+  // ---------------------------------------------------------------- windows of what comes
 
   /** For Http2Stream. */
   release(stream: Http2Stream, bytes: number): void {
@@ -580,73 +470,15 @@ export class Http2ServerConnection {
     const due = this.#limits.streamWindowBytes - stream.receiveWindow - stream.heldBytes
     if (due < this.#limits.streamWindowBytes / 2) return
     stream.receiveWindow += due
-    this.#sendWindowUpdate(stream.id, due)
+    this.#sender.windowUpdate(stream.id, due)
   }
 
   #takeBack(bytes: number): void {
     this.#released += bytes
     if (this.#released < this.#limits.connectionWindowBytes / 2) return
     this.#receiveWindow += this.#released
-    this.#sendWindowUpdate(0, this.#released)
+    this.#sender.windowUpdate(0, this.#released)
     this.#released = 0
-  }
-
-  #sendWindowUpdate(streamId: number, bytes: number): void {
-    const payload = Buffer.alloc(4)
-    payload.writeUInt32BE(bytes)
-    this.#sendControl(FrameType.windowUpdate, payload, 0, streamId)
-  }
-
-  #sendSettings(): void {
-    const { streamsMax, streamWindowBytes, headerBytesMax, connectionWindowBytes } = this.#limits
-    const settings = [
-      [Setting.maxConcurrentStreams, streamsMax],
-      [Setting.initialWindowSize, streamWindowBytes],
-      [Setting.maxHeaderListSize, headerBytesMax],
-    ] as const
-    const payload = Buffer.alloc(settings.length * 6)
-    for (const [index, [name, value]] of settings.entries()) {
-      payload.writeUInt16BE(name, index * 6)
-      payload.writeUInt32BE(value, index * 6 + 2)
-    }
-    this.#sendControl(FrameType.settings, payload)
-    this.#sendWindowUpdate(0, connectionWindowBytes - WINDOW_BYTES)
-  }
-
-  #ping(mark = 0): void {
-    this.#pingIsOut = true
-    this.#sendControl(FrameType.ping, Buffer.alloc(8, mark))
-  }
-
-  #goAway(lastStreamId: number, code: number): void {
-    const payload = Buffer.alloc(8)
-    payload.writeUInt32BE(lastStreamId)
-    payload.writeUInt32BE(code, 4)
-    this.#sendControl(FrameType.goAway, payload)
-  }
-
-  #sendReset(id: number, code: number): void {
-    const payload = Buffer.alloc(4)
-    payload.writeUInt32BE(code)
-    this.#sendControl(FrameType.resetStream, payload, 0, id)
-  }
-
-  #sendControl(type: number, payload: Buffer, flags = 0, streamId = 0): void {
-    this.#output.add(FRAME_HEADER_BYTES + payload.length, (to, at) => {
-      writeFrameHeader(to, at, { length: payload.length, type, flags, streamId })
-      to.set(payload, at + FRAME_HEADER_BYTES)
-    })
-    this.#flushSoon()
-  }
-
-  /** What is written while a chunk is read, or in one turn of the event loop, goes out together. */
-  #flushSoon(): void {
-    if (this.#isReading || this.#isFlushing) return
-    this.#isFlushing = true
-    queueMicrotask(() => {
-      this.#isFlushing = false
-      this.#output.flush()
-    })
   }
 
   // ---------------------------------------------------------------- how it ends
@@ -654,7 +486,7 @@ export class Http2ServerConnection {
   /** For Http2Stream. */
   reset(stream: Http2Stream, code: number): void {
     if (this.#streams.get(stream.id) !== stream) return
-    this.#sendReset(stream.id, code)
+    this.#sender.reset(stream.id, code)
     this.#close(stream, true)
   }
 
@@ -668,8 +500,7 @@ export class Http2ServerConnection {
   #close(stream: Http2Stream, byUs: boolean): void {
     if (!this.#streams.delete(stream.id)) return
     this.#remember(stream.id, byUs)
-    for (const bytes of stream.waiting) this.#heldAnswerBytes -= bytes.length
-    stream.waiting = []
+    this.#sender.drop(stream)
     stream.isAsked = true
     stream.isAnswered = true
     this.#takeBack(stream.heldBytes)
@@ -691,17 +522,18 @@ export class Http2ServerConnection {
 
   #endIfFinished(): void {
     if (this.#lastAnsweredId === INTEGER_31_MAX || this.#streams.size > 0) return
-    this.#output.flush()
-    this.#socket.end()
+    this.#sender.end()
+    this.#resume()
   }
 
   /** Tells the client what was wrong, and ends the connection (section 5.4.1). Always false: nothing more is read. */
   #fail(code: number, reason: string): false {
-    if (this.#reason !== undefined) return false
-    this.#reason = reason
-    this.#goAway(this.#lastStreamId, code)
-    this.#output.flush()
-    this.#socket.end(() => this.#socket.destroy())
+    if (this.#isFailed) return false
+    this.#isFailed = true
+    this.#fault ??= { by: 'client', reason }
+    this.#sender.goAway(this.#lastStreamId, code)
+    this.#sender.end(() => this.#socket.destroy())
+    this.#resume()
     return false
   }
 
@@ -709,6 +541,6 @@ export class Http2ServerConnection {
     this.#isClosed = true
     this.#drained?.()
     for (const stream of this.#streams.values()) this.#close(stream, false)
-    this.#events.closed(this, this.#reason)
+    this.#events.closed(this, this.#fault)
   }
 }

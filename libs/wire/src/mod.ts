@@ -14,9 +14,9 @@ export { HttpObserver, type ObservedDirection } from './http.ts'
 export type { Http2Request } from './http2-fields.ts'
 export {
   type Http2Events,
+  type Http2Fault,
   type Http2Limits,
-  type Http2Listener,
   Http2ServerConnection,
-  type Http2Stream,
 } from './http2-server.ts'
+export type { Http2Listener, Http2Stream } from './http2-stream.ts'
 export { OutputBuffers } from './output.ts'

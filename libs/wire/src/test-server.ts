@@ -3,10 +3,11 @@ import { type AddressInfo, createServer, type Socket } from 'node:net'
 import type { Field } from './hpack.ts'
 import { encodeFields } from './hpack.ts'
 import type { Http2Request } from './http2-fields.ts'
-import { type Http2Limits, Http2ServerConnection, type Http2Stream } from './http2-server.ts'
+import { type Http2Limits, Http2ServerConnection } from './http2-server.ts'
+import type { Http2Stream } from './http2-stream.ts'
 import { OutputBuffers } from './output.ts'
 
-const LIMITS: Http2Limits = {
+export const LIMITS: Http2Limits = {
   streamsMax: 100,
   headerFieldsMax: 64,
   headerBytesMax: 16 * 1024,
@@ -31,7 +32,6 @@ const HEAD: Field[] = [
 /** A server that answers each whole request with its body, and says what it has seen. */
 export async function serve(limits: Partial<Http2Limits> = {}) {
   const seen: Seen[] = []
-  const reasons: (string | undefined)[] = []
   const connections = new Set<Http2ServerConnection>()
   const sockets = new Set<Socket>()
   const buffers = new OutputBuffers()
@@ -51,9 +51,8 @@ export async function serve(limits: Partial<Http2Limits> = {}) {
         closed: () => {},
       }
     },
-    closed: (connection: Http2ServerConnection, reason: string | undefined) => {
+    closed: (connection: Http2ServerConnection) => {
       connections.delete(connection)
-      reasons.push(reason)
     },
   }
   const server = createServer({ noDelay: true }, (socket) => {
@@ -65,13 +64,12 @@ export async function serve(limits: Partial<Http2Limits> = {}) {
   return {
     port: (server.address() as AddressInfo).port,
     seen,
-    reasons,
     connections,
     isPaused: () => [...sockets].some((socket) => socket.isPaused()),
     /** Of all that clients have not read. */
     waitingBytes: () => [...sockets].reduce((sum, socket) => sum + socket.writableLength, 0),
     [Symbol.asyncDispose]: async () => {
-      for (const connection of connections) connection.destroy('over')
+      for (const connection of connections) connection.destroy()
       server.close()
       await once(server, 'close')
     },

@@ -7,6 +7,7 @@ export interface AuthorizerMetrics {
   readonly unapplied: Counter<'part'>
   readonly rateLimits: Counter<'outcome'>
   readonly failedCalls: Counter<'code'>
+  readonly connectionFaults: Counter<'fault'>
   readonly tlsReloads: Counter<'result'>
 }
 
@@ -42,6 +43,12 @@ export function authorizerMetrics(registry: Registry): AuthorizerMetrics {
       name: 'tollward_authorizer_grpc_failed_total',
       help: 'gRPC calls that did not end with OK, by status code: given up by the client (1), too late (4), or not to be read.',
       labelNames: ['code'],
+      registers,
+    }),
+    connectionFaults: new Counter({
+      name: 'tollward_authorizer_grpc_connection_faults_total',
+      help: 'gRPC connections that were cut off, by whose fault: a client that broke the protocol or a limit, or a network that broke or fell silent.',
+      labelNames: ['fault'],
       registers,
     }),
     tlsReloads: new Counter({

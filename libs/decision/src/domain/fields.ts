@@ -102,7 +102,8 @@ export function joinedHas(value: string, isAsWanted: (text: string) => boolean):
 /** A proxy may have joined two fields with a comma; other schemes than ours have commas of their own (RFC 9110, 11.4). */
 const SECOND_CREDENTIAL = /^\s*(?:bearer|dpop)\b.*,|,\s*(?:bearer|dpop)\b/i
 
-const B64TOKEN = /^[A-Za-z0-9._~+/-]+=*$/
+/** As both RFCs have it, with the spaces that may precede it. */
+const B64TOKEN = /^ *([A-Za-z0-9._~+/-]+=*) *$/
 
 const NO_CREDENTIAL = { token: undefined, scheme: 'bearer' } as const
 
@@ -111,9 +112,8 @@ function readCredential(authorization: string): Pick<Fields, 'token' | 'scheme'>
   const space = authorization.indexOf(' ')
   const scheme = (space < 0 ? authorization : authorization.slice(0, space)).toLowerCase()
   if (scheme !== 'bearer' && scheme !== 'dpop') return NO_CREDENTIAL
-  const rest = space < 0 ? '' : authorization.slice(space + 1)
-  // b64token, as both RFCs have it. Anything else can't be one of our tokens, and is not worth asking anybody about.
-  const token = B64TOKEN.test(rest) ? rest : /^ *([A-Za-z0-9._~+/-]+=*) *$/.exec(rest)?.[1]
+  // Anything else can't be one of our tokens, and is not worth asking anybody about.
+  const token = space < 0 ? undefined : B64TOKEN.exec(authorization.slice(space))?.[1]
   return { token: token ?? '', scheme }
 }
 

@@ -175,4 +175,29 @@ describe('canonical host', () => {
   for (const host of refused) {
     test(`refuses ${JSON.stringify(host.slice(0, 40))}`, () => assert.equal(canonicalHost(host), undefined))
   }
+
+  test('a port changes nothing, whether or not a host is already as names are compared', () => {
+    const piece = fc.oneof(
+      fc.constantFrom(
+        'a',
+        'b-c',
+        '_',
+        '.',
+        '..',
+        '0',
+        'A',
+        '-',
+        '@',
+        ' ',
+        '[',
+        ']',
+        '\n',
+        'x'.repeat(63),
+        'x'.repeat(125),
+      ),
+      fc.string({ maxLength: 2 }).filter((text) => !text.includes(':')),
+    )
+    const host = fc.array(piece, { maxLength: 6 }).map((pieces) => pieces.join(''))
+    fc.assert(fc.property(host, (name) => assert.equal(canonicalHost(name), canonicalHost(`${name}:80`))))
+  })
 })

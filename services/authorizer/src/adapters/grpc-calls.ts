@@ -37,8 +37,6 @@ export type Method = UnaryMethod | StreamMethod
 
 /** What calls share. */
 export interface CallOptions {
-  /** Those that are not closed. */
-  readonly calls: Set<Call>
   readonly messageBytesMax: number
   /** A unary call, from its headers to its end. */
   readonly unaryMsMax: number
@@ -53,8 +51,11 @@ const ANSWER_HEAD: readonly Field[] = [
 ]
 const ANSWER = encodeFields(ANSWER_HEAD)
 const OK_TRAILERS = encodeFields([['grpc-status', String(Status.ok)]])
-/** Of a failure's text: a head has to fit into a frame, and nobody reads so much. */
-const FAILURE_TEXT_MAX = 2000
+/**
+ * Of a failure's text, in UTF-16 code units: nobody reads more. With its status it has to fit into one frame, and a unit is at most three bytes
+ * of UTF-8, each of which takes three octets percent-encoded.
+ */
+const FAILURE_TEXT_MAX = 1000
 
 export const NOT_ONE_MESSAGE: Failure = { code: Status.unimplemented, message: 'Send exactly one message.' }
 const METHOD_FAILED: Failure = { code: Status.internal, message: 'The method failed.' }
@@ -81,7 +82,6 @@ export class Call implements Http2Listener {
     const asked = timeout === undefined ? Number.POSITIVE_INFINITY : timeoutMs(timeout)
     const most = 'handle' in method ? options.unaryMsMax : Number.POSITIVE_INFINITY
     this.deadlineMs = nowMs + Math.min(asked ?? 0, most)
-    options.calls.add(this)
     if (asked === undefined) {
       this.end({ code: Status.internal, message: 'grpc-timeout is at most 8 digits and one of H, M, S, m, u, n.' })
     } else if ('open' in method) this.#open(method)
@@ -103,7 +103,6 @@ export class Call implements Http2Listener {
 
   /** The stream is closed, in whatever way. */
   closed(): void {
-    this.#options.calls.delete(this)
     if (!this.#ended) this.#options.failed({ code: Status.cancelled, message: 'The client gave up.' })
     this.#ended = true
     this.#listener?.closed()

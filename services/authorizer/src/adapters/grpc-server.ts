@@ -45,7 +45,8 @@ export async function startGrpcServer(options: GrpcServerOptions): Promise<Liste
     ...libraryMethods((server) => new ReflectionService(reflectionPackage(services)).addToServer(server)),
   ]
   const failed = ({ code }: { code: number }) => metrics.failedCalls.inc({ code: String(code) })
-  const server = resources.use(await startGrpcTransport({ at, methods, failed, tlsReloads: metrics.tlsReloads, log }))
+  const { connectionFaults: faults, tlsReloads } = metrics
+  const server = resources.use(await startGrpcTransport({ at, methods, failed, faults, tlsReloads, log }))
   const owned = resources.move()
   return { port: server.port, [Symbol.asyncDispose]: () => owned.disposeAsync() }
 }

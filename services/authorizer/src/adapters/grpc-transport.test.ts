@@ -14,8 +14,8 @@ import { eventually } from '@tollward/testkit'
 import { pino } from 'pino'
 import { Registry } from 'prom-client'
 import { authorizerMetrics } from '../metrics.ts'
-import type { Method } from './grpc-calls.ts'
-import type { Failure } from './grpc-messages.ts'
+import type { Method, OpenCall } from './grpc-calls.ts'
+import { type Failure, Status } from './grpc-messages.ts'
 import { startGrpcTransport } from './grpc-transport.ts'
 
 const GRPC = { ':method': 'POST', 'content-type': 'application/grpc', te: 'trailers' } as const
@@ -43,13 +43,15 @@ async function serving(more: readonly Method[] = []) {
   ]
   const at = { host: '127.0.0.1', port: 0, tls: undefined }
   const failed = (failure: Failure) => failures.push(failure)
-  const { tlsReloads } = authorizerMetrics(new Registry())
+  const { connectionFaults: faults, tlsReloads } = authorizerMetrics(new Registry())
   const server = resources.use(
-    await startGrpcTransport({ at, methods, failed, tlsReloads, log: pino({ level: 'silent' }) }),
+    await startGrpcTransport({ at, methods, failed, faults, tlsReloads, log: pino({ level: 'silent' }) }),
   )
   const session = resources.adopt(connect(`http://127.0.0.1:${server.port}`), (open) => open.destroy())
   const owned = resources.move()
-  return { server, session, failures, held, [Symbol.asyncDispose]: () => owned.disposeAsync() }
+  /** Of connections, by whose it was. */
+  const faultsOf = async () => (await faults.get()).values.map(({ labels, value }) => [labels.fault, value])
+  return { server, session, failures, faultsOf, held, [Symbol.asyncDispose]: () => owned.disposeAsync() }
 }
 
 function throwing(): never {
@@ -165,6 +167,30 @@ describe('gRPC transport', { timeout: 60_000 }, () => {
     }
   })
 
+  test('a failure whose text is long is told as far as it fits, in whatever script', async () => {
+    const texts = ['x', 'é', '€', '𝄞', '\ud800', '%', '\n'].map((letter) => letter.repeat(20_000))
+    const failing = (hasBegun: boolean) => ({
+      path: `/t.T/Fails${hasBegun ? 'Late' : ''}`,
+      open: (call: OpenCall) => ({
+        message: (bytes: Uint8Array) => {
+          if (hasBegun) call.write(Buffer.from('first'))
+          call.end({ code: Status.unavailable, message: texts[bytes[0] ?? 0] ?? '' })
+        },
+        end: () => {},
+        closed: () => {},
+      }),
+    })
+    await using it = await serving([failing(false), failing(true)])
+    for (const path of ['/t.T/Fails', '/t.T/FailsLate']) {
+      for (const [index, text] of texts.entries()) {
+        const answer = await ask(it.session, path, frame(Buffer.of(index)), { 'grpc-timeout': '3S' })
+        assert.equal(statusOf(answer), Status.unavailable, `${path} ${text.slice(0, 1)}`)
+        const told = decodeURIComponent(String(answer.trailers['grpc-message']))
+        assert.ok(told.length >= 1000 && text.toWellFormed().startsWith(told), told.slice(0, 20))
+      }
+    }
+  })
+
   test('grpc-timeout ends a call that is asked or answered too slowly, and one that is none is refused', async () => {
     await using it = await serving()
     const beganMs = performance.now()
@@ -239,6 +265,34 @@ describe('gRPC transport', { timeout: 60_000 }, () => {
     socket.resume()
     await once(socket, 'close')
     assert.equal(statusOf(await ask(it.session, '/t.T/Echo', frame('a'))), 0)
+  })
+
+  test('connections that are cut off are counted by whose fault it was, and those that end well are not', async () => {
+    await using it = await serving()
+    const connected = async (...said: Buffer[]) => {
+      const socket = connectTcp(it.server.port, '127.0.0.1').on('error', () => {})
+      await once(socket, 'connect')
+      socket.write(
+        Buffer.concat([Buffer.from('PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n'), Buffer.alloc(9).fill(4, 3, 4), ...said]),
+      )
+      await once(socket, 'data')
+      return socket
+    }
+    const good = await connected()
+    good.end()
+    await once(good, 'close')
+    assert.deepEqual(await it.faultsOf(), [])
+    const pushing = await connected(Buffer.from([0, 0, 0, 5, 0, 0, 0, 0, 1]))
+    await once(pushing, 'close')
+    await eventually(async () => (await it.faultsOf()).length > 0, { what: 'the client is counted' })
+    assert.deepEqual(await it.faultsOf(), [['client', 1]])
+    const broken = await connected()
+    broken.resetAndDestroy()
+    await eventually(async () => (await it.faultsOf()).length > 1, { what: 'the network is counted' })
+    assert.deepEqual(await it.faultsOf(), [
+      ['client', 1],
+      ['network', 1],
+    ])
   })
 
   test('at the end calls under way are answered, new ones told to go elsewhere, and nobody is waited for too long', async () => {

@@ -22,6 +22,8 @@ export interface GrpcTransportOptions {
   readonly methods: readonly Method[]
   /** Hears of every call that does not end with OK. */
   readonly failed: (failure: Failure) => void
+  /** Counts connections that were cut off, by whose fault. */
+  readonly faults: Counter<'fault'>
   /** Counts what became of changed certificates. */
   readonly tlsReloads: Counter<'result'>
   readonly log: Logger
@@ -81,9 +83,8 @@ const NOTICE_MS = 200
 export async function startGrpcTransport(options: GrpcTransportOptions): Promise<ListeningServer> {
   const { at, tlsReloads, log } = options
   const connections = new Set<Http2ServerConnection>()
-  const calls = new Set<Call>()
   const buffers = new OutputBuffers()
-  const events = answering(options, calls, connections)
+  const events = answering(options, connections)
   const connected = (socket: Socket) =>
     connections.add(new Http2ServerConnection(socket, { limits: LIMITS, events, buffers }))
   const server = newServer(at, connected, log)
@@ -98,7 +99,7 @@ export async function startGrpcTransport(options: GrpcTransportOptions): Promise
     const timer = setInterval(look, intervalMs)
     resources.defer(() => clearInterval(timer))
   }
-  every(DEADLINE_TICK_MS, () => expireCalls(calls, performance.now()))
+  every(DEADLINE_TICK_MS, () => expireCalls(connections, performance.now()))
   every(SECOND_MS, () => {
     for (const connection of connections) connection.nextSecond()
   })
@@ -135,13 +136,11 @@ function newServer(at: GrpcAddress, connected: (socket: Socket) => void, log: Lo
 }
 
 function answering(
-  { methods, failed, log }: GrpcTransportOptions,
-  calls: Set<Call>,
+  { methods, failed, faults, log }: GrpcTransportOptions,
   connections: Set<Http2ServerConnection>,
 ): Http2Events {
   const byPath = new Map(methods.map((method) => [method.path, method]))
   const options: CallOptions = {
-    calls,
     messageBytesMax: MESSAGE_BYTES_MAX,
     unaryMsMax: UNARY_MS_MAX,
     failed: (failure, thrown) => {
@@ -150,9 +149,11 @@ function answering(
     },
   }
   return {
-    closed: (connection, reason) => {
+    closed: (connection, fault) => {
       connections.delete(connection)
-      if (reason !== undefined) log.debug({ reason }, 'gRPC connection failed')
+      if (!fault) return
+      faults.inc({ fault: fault.by })
+      log.debug(fault, 'gRPC connection failed')
     },
     request: (stream, head) => {
       const { contentType, timeout } = grpcFields(head)
@@ -188,8 +189,10 @@ function refuseHttp(stream: Http2Stream, status: number): undefined {
   stream.head(encodeFields([[':status', String(status)]]), true)
 }
 
-function expireCalls(calls: ReadonlySet<Call>, nowMs: number): void {
-  for (const call of calls) if (call.deadlineMs <= nowMs) call.expire()
+function expireCalls(connections: Iterable<Http2ServerConnection>, nowMs: number): void {
+  for (const connection of connections) {
+    for (const call of connection.listeners()) if (call instanceof Call && call.deadlineMs <= nowMs) call.expire()
+  }
 }
 
 function bindPort(server: Server, host: string, port: number): Promise<void> {
@@ -213,7 +216,7 @@ async function drain(server: Server, connections: ReadonlySet<Http2ServerConnect
   await Promise.race([Promise.all(noticed), setTimeoutPromise(NOTICE_MS)])
   for (const connection of connections) connection.finish()
   const timer = setTimeout(() => {
-    for (const connection of connections) connection.destroy('the server ends')
+    for (const connection of connections) connection.destroy()
   }, DRAIN_MS - NOTICE_MS)
   await promise
   clearTimeout(timer)

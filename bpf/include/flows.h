@@ -38,7 +38,7 @@ struct {
 struct allowance {
 	__u64 window;
 	__u64 used;
-	__u64 dropped_ns; /* when this CPU dropped the last packet */
+	__u64 dropped_tick; /* in which this CPU dropped the last packet */
 };
 
 struct {
@@ -137,7 +137,7 @@ static __always_inline int is_beyond_allowance(__u64 now)
 
 	if (!allowance)
 		return 0;
-	allowance->dropped_ns = now;
+	allowance->dropped_tick = bpf_jiffies64();
 	if (allowance->window != now >> DROPPED_WINDOW_SHIFT) {
 		allowance->window = now >> DROPPED_WINDOW_SHIFT;
 		allowance->used = 0;

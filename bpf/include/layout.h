@@ -87,8 +87,8 @@ struct block {
 	__u64 expires_ns;   /* 0: never */
 	__u64 hits;	    /* packets that matched while the entry was live, dropped or audited */
 	__u64 first_hit_ns; /* first packet dropped by this entry; 0: none yet */
-	__u64 last_hit_ns;
-	__u32 rule_id; /* user space's own number for what put the entry here */
+	__u64 last_hit_ns;  /* to within a tick of the kernel */
+	__u32 rule_id;	    /* user space's own number for what put the entry here */
 	__u8 mode;
 	__u8 prefix_length;	  /* as in the key: the way back to the next wider prefix */
 	__u16 packets_per_second; /* rate-limit: of each source; as many may come at once */

@@ -151,27 +151,12 @@ static __noinline void spill(const struct spilled_flow *record)
 		count(COUNTER_FLOW_SPILL_LOST);
 }
 
-static __always_inline void account(const struct packet *packet, const struct observation *seen)
+/* Makes the entry of a flow that has none yet. A function of its own: its record would fill the caller's
+ * stack.
+ */
+static __noinline void begin_flow(void *flows, const struct packet *packet, const struct observation *seen)
 {
 	const struct flow_key *key = &packet->flow;
-	__u32 zero = 0;
-	struct flow *flow;
-	void *flows;
-	long error;
-
-	if (seen->dropped && is_beyond_allowance(seen->now)) {
-		count(COUNTER_DROPPED_BEYOND_FLOWS);
-		return;
-	}
-	flows = bpf_map_lookup_elem(&active_flows, &zero);
-	if (!flows)
-		return;
-	flow = bpf_map_lookup_elem(flows, key);
-	if (flow) {
-		add_to_flow(flow, packet, seen);
-		return;
-	}
-
 	struct spilled_flow first = {.key = *key,
 				     .flow = {
 					     .packets = seen->packets,
@@ -184,6 +169,9 @@ static __always_inline void account(const struct packet *packet, const struct ob
 					     .ifindex = seen->ifindex,
 					     .vlan = packet->vlan,
 				     }};
+	struct flow *flow;
+	long error;
+
 	if (!is_pure_syn(packet->tcp_flags))
 		tell_connection(&first.flow, find_connection(key, seen->now));
 	error = bpf_map_update_elem(flows, key, &first.flow, BPF_NOEXIST);
@@ -197,6 +185,26 @@ static __always_inline void account(const struct packet *packet, const struct ob
 	}
 	count(error == -E2BIG ? COUNTER_FLOW_MAP_FULL : COUNTER_FLOW_MAP_BUSY);
 	spill(&first);
+}
+
+static __always_inline void account(const struct packet *packet, const struct observation *seen)
+{
+	__u32 zero = 0;
+	struct flow *flow;
+	void *flows;
+
+	if (seen->dropped && is_beyond_allowance(seen->now)) {
+		count(COUNTER_DROPPED_BEYOND_FLOWS);
+		return;
+	}
+	flows = bpf_map_lookup_elem(&active_flows, &zero);
+	if (!flows)
+		return;
+	flow = bpf_map_lookup_elem(flows, &packet->flow);
+	if (flow)
+		add_to_flow(flow, packet, seen);
+	else
+		begin_flow(flows, packet, seen);
 }
 
 static __always_inline void tell_flow(void *flows, const struct flow_key *key,

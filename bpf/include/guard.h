@@ -14,6 +14,7 @@
 /* Prefixes that contain one address and are expired or only audit. Deeper nests are counted and pass. */
 #define CIDR_CHAIN_MAX 16
 #define EXACT_PREFIX   128
+#define IPV4_LENGTHS   32 /* 0 to 31 */
 #define NANOSECONDS    1000000000ULL
 
 enum match {
@@ -130,34 +131,60 @@ static __always_inline enum match match_block(struct block *block, struct packet
 	return match;
 }
 
-/* The trie gives the longest prefix; asking again with one bit less than it had gives the next wider one. */
-static __always_inline enum match match_cidr4(struct packet *packet, __u32 mode)
+static __always_inline __u32 ipv4_of(const struct address *address)
 {
-	struct cidr4_key key = {.prefix_length = 32};
+	__u32 found;
+
+	__builtin_memcpy(&found, address->bytes + 12, 4);
+	return bpf_ntohl(found);
+}
+
+/* Which prefix lengths to look for, of blocks that may cover the packet's source. */
+static __always_inline __u64 lengths_around(const struct packet *packet)
+{
+	__u32 place = ipv4_of(&packet->flow.source) >> 16;
+	const __u64 *lengths;
+
+	if (packet->ethernet_protocol != ETH_P_IP)
+		return BLOCK_LENGTH_EXACT;
+	lengths = bpf_map_lookup_elem(&block_lengths4, &place);
+	return lengths ? *lengths : 0;
+}
+
+/*
+ * From the longest prefix that is in use around the address to the shortest. A trie would be asked for the
+ * longest, and again: a hash asked for those few is faster, more so for an address that none covers.
+ */
+static __always_inline enum match match_cidr4(struct packet *packet, __u64 lengths, __u32 mode)
+{
+	__u32 address = ipv4_of(&packet->flow.source);
 	enum match found = MATCH_NONE;
 
-	__builtin_memcpy(key.address, packet->flow.source.bytes + 12, 4);
-	for (int i = 0; i < CIDR_CHAIN_MAX; i++) {
-		struct block *block = bpf_map_lookup_elem(&block_cidr4, &key);
+	lengths &= ~BLOCK_LENGTH_EXACT;
+	for (int i = 0; i < IPV4_LENGTHS && lengths != 0; i++) {
+		__u32 host_bits = lowest_bit(lengths);
+		struct cidr4_key key = {.prefix_length = 32 - host_bits};
+		__u32 prefix = bpf_htonl((__u64)address >> host_bits << host_bits);
+		struct block *block;
 		enum match match;
 
+		lengths &= lengths - 1;
+		__builtin_memcpy(key.address, &prefix, 4);
+		block = bpf_map_lookup_elem(&block_cidr4, &key);
 		if (!block)
-			return found;
+			continue;
 		if (is_exempt(packet))
 			return MATCH_EXEMPT;
-		match = match_block(block, packet, COUNTER_DROPPED_CIDR, block->prefix_length, mode);
+		match = match_block(block, packet, COUNTER_DROPPED_CIDR, key.prefix_length, mode);
 		if (match >= MATCH_DROP)
 			return match;
 		if (match == MATCH_AUDIT)
 			found = MATCH_AUDIT;
-		if (block->prefix_length == 0 || block->prefix_length > key.prefix_length)
-			return found;
-		key.prefix_length = block->prefix_length - 1;
 	}
-	count(COUNTER_CIDR_CHAIN_TOO_LONG);
 	return found;
 }
 
+/* The trie gives the longest prefix; asking again with one bit less than it had gives the next wider one. */
 static __always_inline enum match match_cidr6(struct packet *packet, __u32 mode)
 {
 	struct cidr6_key key = {.prefix_length = 128};
@@ -191,12 +218,15 @@ __noinline int match_blocks(__u32 mode)
 	__u32 direction = DIRECTION_INGRESS;
 	struct packet *packet = bpf_map_lookup_elem(&packets, &direction);
 	enum match match = MATCH_NONE;
-	struct block *block;
+	struct block *block = 0;
 	enum match cidr;
+	__u64 lengths;
 
 	if (!packet)
 		return COUNTER_PASSED;
-	block = bpf_map_lookup_elem(&block_exact, &packet->flow.source);
+	lengths = lengths_around(packet);
+	if (lengths & BLOCK_LENGTH_EXACT)
+		block = bpf_map_lookup_elem(&block_exact, &packet->flow.source);
 	if (block) {
 		if (is_exempt(packet))
 			return packet->exemption;
@@ -206,7 +236,8 @@ __noinline int match_blocks(__u32 mode)
 		return COUNTER_DROPPED_EXACT;
 	if (match == MATCH_OVER_RATE)
 		return COUNTER_DROPPED_RATE;
-	cidr = packet->ethernet_protocol == ETH_P_IP ? match_cidr4(packet, mode) : match_cidr6(packet, mode);
+	cidr = packet->ethernet_protocol == ETH_P_IP ? match_cidr4(packet, lengths, mode)
+						     : match_cidr6(packet, mode);
 	if (cidr == MATCH_EXEMPT)
 		return packet->exemption;
 	if (cidr == MATCH_DROP)

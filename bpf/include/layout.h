@@ -94,6 +94,12 @@ struct block {
 	__u16 packets_per_second; /* rate-limit: of each source; as many may come at once */
 };
 
+/*
+ * Key of the hash block_cidr4. Which prefix lengths to look for is in block_lengths4, by the first 16 bits of
+ * an IPv4 address: bit 32 - length for each block that lies in that /16 or covers it. /32 is an exact block.
+ */
+#define BLOCK_LENGTH_EXACT 1ULL
+
 struct cidr4_key {
 	__u32 prefix_length;
 	__u8 address[4];

@@ -10,6 +10,7 @@ export {
   removePins,
   xdpMode,
 } from './attach.ts'
+export { type BlockMap, type BlockMaps, blockMaps } from './block-maps.ts'
 export { hasKernelTracepoint } from './btf.ts'
 export {
   CALL_COUNTER,

@@ -4,7 +4,9 @@ import { type AddressRange, parseRange } from '@tollward/contracts'
 import { requires } from '@tollward/testkit'
 import {
   type Block,
+  type BlockMaps,
   type BpfObject,
+  blockMaps,
   blockTarget,
   COUNTER,
   type CounterName,
@@ -46,6 +48,7 @@ export const PINNED_MAPS = [
   'block_exact',
   'block_cidr4',
   'block_cidr6',
+  'block_lengths4',
   'counters',
   'first_hits',
   'flows_a',
@@ -75,9 +78,11 @@ export function compileSensor(): Promise<string> {
 export class TestSensor implements Disposable {
   readonly object: BpfObject
   readonly #rules: RuleTables
+  readonly #blocks: BlockMaps
 
   constructor(object: BpfObject) {
     this.object = object
+    this.#blocks = blockMaps({ map: (name) => object.map(name) })
     this.#rules = new RuleTables({
       rule_set: object.map('rule_set'),
       rule_match: object.map('rule_match'),
@@ -115,7 +120,12 @@ export class TestSensor implements Disposable {
   block(cidr: string, block: Partial<Block> = {}): void {
     const target = targetOf(cidr)
     const value = encodeBlock(target, { expiresNs: 0n, ruleId: 1, mode: 'drop', ...block })
-    this.object.map(target.map).update(target.key, value)
+    this.#blocks[target.map].update(target.key, value)
+  }
+
+  lift(cidr: string): void {
+    const target = targetOf(cidr)
+    assert(this.#blocks[target.map].delete(target.key), `${cidr} was blocked`)
   }
 
   blockOf(cidr: string): Block {

@@ -45,10 +45,10 @@ const round = () => {
 socket.bind(0, () => { console.log('sending'); round() })`
 /** A set without rules, but in the other half of the maps. */
 const RULE_SET_BEFORE = Buffer.from([1, ...new Array<number>(15).fill(0)])
-/** 198.18.9.0/24, and where it is said that there is such a length. */
+/** 203.0.113.0/24, and where it is said that there is such a length. */
 const OLD_RANGE = {
-  key: blockTarget({ address: Buffer.from('00000000000000000000ffffc6120900', 'hex'), prefixLength: 120 }).key,
-  place: Buffer.from([0x12, 0xc6, 0, 0]),
+  key: blockTarget({ address: Buffer.from('00000000000000000000ffffcb007100', 'hex'), prefixLength: 120 }).key,
+  place: Buffer.from([0x00, 0xcb, 0, 0]),
 }
 /** Enough that one unguarded millisecond would show. */
 const DROPS_BETWEEN = 5000n

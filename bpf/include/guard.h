@@ -35,9 +35,22 @@ static __always_inline int is_localhost(const struct address *address)
 	return half[1] == bpf_cpu_to_be64(1) || half[1] == bpf_cpu_to_be64(0x0000ffff7f000001ULL);
 }
 
+/* Nearly all addresses are told from the few guarded ones by one word, for a tenth of what a look-up costs.
+ */
+static __always_inline int may_be_guarded(const struct address *address)
+{
+	const __u64 *half = (const __u64 *)address->bytes;
+	__u64 hash = ((half[0] ^ half[1]) * GUARDED_FILTER_FACTOR) >> GUARDED_FILTER_SHIFT;
+	__u32 zero = 0;
+	const struct guarded_filter *filter = bpf_map_lookup_elem(&guarded_filter, &zero);
+
+	return filter && (filter->bits[(hash >> 6) & 7] >> (hash & 63)) & 1;
+}
+
 static __always_inline int is_guarded_address(const struct address *address)
 {
-	return is_localhost(address) || bpf_map_lookup_elem(&guarded, address) != 0;
+	return is_localhost(address) ||
+	       (may_be_guarded(address) && bpf_map_lookup_elem(&guarded, address) != 0);
 }
 
 static __always_inline int is_management_port(__u16 port, const struct config *config)

@@ -76,6 +76,17 @@ struct config {
 	__u32 zero;
 };
 
+/*
+ * The only element of the map "guarded_filter". Of each guarded address the bit is set that its hash says:
+ * the two halves of the address, as little-endian numbers, xor, times 2^64 / phi, the upper 9 bits.
+ */
+#define GUARDED_FILTER_FACTOR 0x9e3779b97f4a7c15ULL
+#define GUARDED_FILTER_SHIFT  55
+
+struct guarded_filter {
+	__u64 bits[8];
+};
+
 enum block_mode {
 	BLOCK_DROP = 0,
 	BLOCK_AUDIT = 1,
@@ -304,6 +315,7 @@ CHECK_SIZE(struct config, 112);
 CHECK_OFFSET(struct config, management_ports, 16);
 CHECK_OFFSET(struct config, syn_source, 48);
 CHECK_OFFSET(struct config, syn_mode, 96);
+CHECK_SIZE(struct guarded_filter, 64);
 CHECK_SIZE(struct block, 40);
 CHECK_OFFSET(struct block, rule_id, 32);
 CHECK_OFFSET(struct block, prefix_length, 37);

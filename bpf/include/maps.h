@@ -53,6 +53,13 @@ struct {
 } guarded SEC(".maps");
 
 struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct guarded_filter);
+} guarded_filter SEC(".maps");
+
+struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, BLOCKED_ADDRESSES_MAX);
 	__type(key, struct address);

@@ -141,10 +141,23 @@ describe('the guard', { skip: needsKernel }, () => {
 
   test('an address whose guard is exact passes though its range is blocked, and the rest of the range drops', () => {
     for (const cidr of ['127.0.0.0/8', '127.0.0.1', '::1', '::/64', '10.5.0.0/16']) sensor.block(cidr)
-    sensor.object.map('guarded').update(address('10.5.0.9'), Buffer.from([1, 0, 0, 0]))
+    sensor.guard('10.5.0.9')
     for (const source of ['127.0.0.1', '::1', '10.5.0.9']) assert.equal(sensor.judge(frameFrom(source)), 'pass', source)
     for (const source of ['127.0.0.66', '127.0.0.2', '::2', '10.5.0.8'])
       assert.equal(sensor.judge(frameFrom(source)), 'drop', source)
+  })
+
+  test('as many addresses as a node has can be guarded, and each is until it is guarded no more', async () => {
+    using other = await loadSensor()
+    const own = Array.from({ length: 300 }, (_, index) =>
+      index % 3 === 0 ? `2001:db8:5:${index.toString(16)}::${index}` : `10.5.${index % 7}.${index % 256}`,
+    )
+    const dropped = () => own.filter((source) => other.judge(frameFrom(source)) === 'drop')
+    for (const cidr of ['10.5.0.0/16', '2001:db8:5::/48']) other.block(cidr)
+    other.guard(...own)
+    assert.deepEqual(dropped(), [])
+    other.guard(...own.slice(0, 100))
+    assert.deepEqual(dropped(), own.slice(100))
   })
 
   test('a blocked source still reaches the management ports, by TCP and UDP, and no other', () => {

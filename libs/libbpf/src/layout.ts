@@ -22,6 +22,8 @@ export const CONFIG = {
   pidnsInum: 104,
 } as const
 export const RATE = { bytes: 16, intervalNs: 0, toleranceNs: 8 } as const
+/** The only value of `guarded_filter`: 512 bits. */
+export const GUARDED_FILTER = { bytes: 64, bits: 0 } as const
 export const BLOCK = {
   bytes: 40,
   expiresNs: 0,

@@ -17,6 +17,7 @@ import {
   encodeBlock,
   encodeConfig,
   type GuardConfig,
+  guardAddresses,
   loadObject,
   type RuleCount,
   RuleTables,
@@ -24,6 +25,7 @@ import {
   testRun,
 } from './mod.ts'
 import { pidNamespaceInum } from './pid-namespace.ts'
+import { address } from './test-packets.ts'
 
 const BPF_DIRECTORY = join(import.meta.dirname, '../../../bpf')
 const XDP_DROP = 1
@@ -45,6 +47,7 @@ export const PINNED_MAPS = [
   'guard_events',
   'config',
   'guarded',
+  'guarded_filter',
   'block_exact',
   'block_cidr4',
   'block_cidr6',
@@ -121,6 +124,11 @@ export class TestSensor implements Disposable {
     const target = targetOf(cidr)
     const value = encodeBlock(target, { expiresNs: 0n, ruleId: 1, mode: 'drop', ...block })
     this.#blocks[target.map].update(target.key, value)
+  }
+
+  /** Guards these addresses, and no longer others. */
+  guard(...addresses: readonly string[]): void {
+    assert.equal(guardAddresses({ map: (name) => this.object.map(name) }, addresses.map(address)), 0)
   }
 
   lift(cidr: string): void {

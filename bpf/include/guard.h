@@ -11,7 +11,7 @@
 
 #include "rules.h"
 
-/* Prefixes that contain one address and are expired or only audit. Deeper nests are counted and pass. */
+/* IPv6 prefixes that contain one address and are expired or only audit. Deeper nests are counted and pass. */
 #define CIDR_CHAIN_MAX 16
 #define EXACT_PREFIX   128
 #define IPV4_LENGTHS   32 /* 0 to 31 */

@@ -80,7 +80,7 @@ int xdp_guard(struct xdp_md *context)
 	settings = bpf_map_lookup_elem(&config, &zero);
 	if (!packet || !settings)
 		return XDP_PASS;
-	packet->now = bpf_ktime_get_boot_ns();
+	know_time_roughly(packet);
 	packet->ifindex = context->ingress_ifindex;
 	verdict = read_packet(packet, data, end, end - data);
 	if (verdict != COUNTER_PASSED)
@@ -90,8 +90,10 @@ int xdp_guard(struct xdp_md *context)
 
 	verdict = judge(packet, settings);
 	count(verdict);
-	seen.now = packet->now;
 	seen.dropped = is_dropped(verdict);
+	if (!seen.dropped)
+		know_time(packet);
+	seen.now = packet->now;
 	seen.packets = 1;
 	seen.bytes = packet->ip_bytes;
 	seen.flags = packet_flags(packet, verdict == COUNTER_AUDITED);
@@ -116,7 +118,7 @@ int guard_egress(struct __sk_buff *skb)
 		bpf_skb_pull_data(skb, skb->len < EGRESS_HEADER_BYTES ? skb->len : EGRESS_HEADER_BYTES);
 	if (skb->vlan_present)
 		packet->vlan = skb->vlan_tci & VLAN_ID_MASK;
-	packet->now = bpf_ktime_get_boot_ns();
+	know_time(packet);
 	packet->ifindex = skb->ifindex;
 	verdict = read_packet(packet, (void *)(long)skb->data, (void *)(long)skb->data_end, skb->len);
 	if (verdict != COUNTER_PASSED) {

@@ -14,9 +14,9 @@
 /* 44 + 8 bytes and the table's own, two generations. A flood fills it; the totals go on. */
 #define KERNEL_DROPS_MAX 4096
 /* Linux 6.18 has some 120 reasons. Reasons of subsystems, which begin at 1 << 16, share the last slot. */
-#define GUARDS_OWN_NS	(1000 * 1000)
-#define DROP_TOTALS	256
-#define TRANSPORT_BYTES 4
+#define GUARDS_OWN_TICKS 1
+#define DROP_TOTALS	 256
+#define TRANSPORT_BYTES	 4
 
 enum skb_drop_reason {
 	SKB_NOT_DROPPED_YET = 0,
@@ -151,7 +151,7 @@ static __always_inline int is_guards_own(const struct kernel_drop *drop)
 	__u32 zero = 0;
 	const struct allowance *allowance = bpf_map_lookup_elem(&dropped_allowance, &zero);
 
-	if (!allowance || bpf_ktime_get_boot_ns() - allowance->dropped_ns > GUARDS_OWN_NS)
+	if (!allowance || bpf_jiffies64() - allowance->dropped_tick > GUARDS_OWN_TICKS)
 		return 0;
 	return has_addresses_of(drop, FLOW_INGRESS) || has_addresses_of(drop, FLOW_EGRESS);
 }

@@ -11,18 +11,18 @@
 
 #include "rules.h"
 
-/* Prefixes that contain one address and are expired or only audit. Deeper nests are counted and pass. */
+/* IPv6 prefixes that contain one address and are expired or only audit. Deeper nests are counted and pass. */
 #define CIDR_CHAIN_MAX 16
 #define EXACT_PREFIX   128
+#define IPV4_LENGTHS   32 /* 0 to 31 */
 #define NANOSECONDS    1000000000ULL
-
-#define NANOSECONDS 1000000000ULL
 
 enum match {
 	MATCH_NONE,
 	MATCH_AUDIT,
 	MATCH_DROP,
 	MATCH_OVER_RATE,
+	MATCH_EXEMPT,
 };
 
 /* Built in, so that not even an empty map takes the node from itself. */
@@ -35,9 +35,22 @@ static __always_inline int is_localhost(const struct address *address)
 	return half[1] == bpf_cpu_to_be64(1) || half[1] == bpf_cpu_to_be64(0x0000ffff7f000001ULL);
 }
 
+/* Nearly all addresses are told from the few guarded ones by one word, for a tenth of what a look-up costs.
+ */
+static __always_inline int may_be_guarded(const struct address *address)
+{
+	const __u64 *half = (const __u64 *)address->bytes;
+	__u64 hash = ((half[0] ^ half[1]) * GUARDED_FILTER_FACTOR) >> GUARDED_FILTER_SHIFT;
+	__u32 zero = 0;
+	const struct guarded_filter *filter = bpf_map_lookup_elem(&guarded_filter, &zero);
+
+	return filter && (filter->bits[(hash >> 6) & 7] >> (hash & 63)) & 1;
+}
+
 static __always_inline int is_guarded_address(const struct address *address)
 {
-	return is_localhost(address) || bpf_map_lookup_elem(&guarded, address) != 0;
+	return is_localhost(address) ||
+	       (may_be_guarded(address) && bpf_map_lookup_elem(&guarded, address) != 0);
 }
 
 static __always_inline int is_management_port(__u16 port, const struct config *config)
@@ -48,6 +61,31 @@ static __always_inline int is_management_port(__u16 port, const struct config *c
 		if (config->management_ports[i] == port)
 			return 1;
 	return 0;
+}
+
+/* Whether the arriving packet passes whatever is blocked, and why. A function of its own: verified once. */
+__noinline int find_exemption(__u32 direction)
+{
+	__u32 zero = 0;
+	struct packet *packet = bpf_map_lookup_elem(&packets, &direction);
+	struct config *settings = bpf_map_lookup_elem(&config, &zero);
+
+	if (!packet || !settings)
+		return 0;
+	packet->is_exemption_known = 1;
+	if (is_guarded_address(&packet->flow.source))
+		packet->exemption = COUNTER_GUARDED_ADDRESS;
+	else if (packet->has_ports && is_management_port(packet->flow.destination_port, settings))
+		packet->exemption = COUNTER_MANAGEMENT_PORT;
+	return 0;
+}
+
+/* Most packets are refused by nothing: this is asked only of those that something would refuse. */
+static __always_inline int is_exempt(const struct packet *packet)
+{
+	if (!packet->is_exemption_known)
+		find_exemption(DIRECTION_INGRESS);
+	return packet->exemption != 0;
 }
 
 static __noinline void report_first_hit(const struct first_hit *record)
@@ -68,18 +106,19 @@ static __always_inline int is_block_over_rate(const struct block *block)
 }
 
 /* verdict is the counter of packets that such a block drops. */
-static __always_inline enum match match_block(struct block *block, const struct packet *packet, __u32 verdict,
+static __always_inline enum match match_block(struct block *block, struct packet *packet, __u32 verdict,
 					      __u32 prefix_length, __u32 mode)
 {
 	enum match match = MATCH_DROP;
-	__u64 now = packet->now;
 
-	if (block->expires_ns != 0 && block->expires_ns <= now) {
+	if (block->expires_ns != 0 && block->expires_ns <= packet->now) {
 		count(COUNTER_EXPIRED_SEEN);
 		return MATCH_NONE;
 	}
 	__sync_fetch_and_add(&block->hits, 1);
-	block->last_hit_ns = now;
+	if (block->first_hit_ns == 0)
+		know_time(packet);
+	block->last_hit_ns = packet->now;
 	if (block->mode == BLOCK_RATE_LIMIT) {
 		if (!is_block_over_rate(block))
 			return MATCH_NONE;
@@ -90,9 +129,10 @@ static __always_inline enum match match_block(struct block *block, const struct 
 		report(DIRECTION_INGRESS, EVENT_BLOCK, COUNTER_AUDITED, block->rule_id, prefix_length);
 		return MATCH_AUDIT;
 	}
-	if (block->first_hit_ns == 0 && __sync_val_compare_and_swap(&block->first_hit_ns, 0, now) == 0) {
+	if (block->first_hit_ns == 0 &&
+	    __sync_val_compare_and_swap(&block->first_hit_ns, 0, packet->now) == 0) {
 		struct first_hit record = {
-			.at_ns = now,
+			.at_ns = packet->now,
 			.source = packet->flow.source,
 			.rule_id = block->rule_id,
 			.prefix_length = prefix_length,
@@ -104,33 +144,61 @@ static __always_inline enum match match_block(struct block *block, const struct 
 	return match;
 }
 
-/* The trie gives the longest prefix; asking again with one bit less than it had gives the next wider one. */
-static __always_inline enum match match_cidr4(const struct packet *packet, __u32 mode)
+static __always_inline __u32 ipv4_of(const struct address *address)
 {
-	struct cidr4_key key = {.prefix_length = 32};
+	__u32 found;
+
+	__builtin_memcpy(&found, address->bytes + 12, 4);
+	return bpf_ntohl(found);
+}
+
+/* Which prefix lengths to look for, of blocks that may cover the packet's source. */
+static __always_inline __u64 lengths_around(const struct packet *packet)
+{
+	__u32 place = ipv4_of(&packet->flow.source) >> 16;
+	const __u64 *lengths;
+
+	if (packet->ethernet_protocol != ETH_P_IP)
+		return BLOCK_LENGTH_EXACT;
+	lengths = bpf_map_lookup_elem(&block_lengths4, &place);
+	return lengths ? *lengths : 0;
+}
+
+/*
+ * From the longest prefix that is in use around the address to the shortest. A trie would be asked for the
+ * longest, and again: a hash asked for those few is faster, more so for an address that none covers.
+ */
+static __always_inline enum match match_cidr4(struct packet *packet, __u64 lengths, __u32 mode)
+{
+	__u32 address = ipv4_of(&packet->flow.source);
 	enum match found = MATCH_NONE;
 
-	__builtin_memcpy(key.address, packet->flow.source.bytes + 12, 4);
-	for (int i = 0; i < CIDR_CHAIN_MAX; i++) {
-		struct block *block = bpf_map_lookup_elem(&block_cidr4, &key);
+	lengths &= ~BLOCK_LENGTH_EXACT;
+	for (int i = 0; i < IPV4_LENGTHS && lengths != 0; i++) {
+		__u32 host_bits = lowest_bit(lengths);
+		struct cidr4_key key = {.prefix_length = 32 - host_bits};
+		__u32 prefix = bpf_htonl((__u64)address >> host_bits << host_bits);
+		struct block *block;
 		enum match match;
 
+		lengths &= lengths - 1;
+		__builtin_memcpy(key.address, &prefix, 4);
+		block = bpf_map_lookup_elem(&block_cidr4, &key);
 		if (!block)
-			return found;
-		match = match_block(block, packet, COUNTER_DROPPED_CIDR, block->prefix_length, mode);
+			continue;
+		if (is_exempt(packet))
+			return MATCH_EXEMPT;
+		match = match_block(block, packet, COUNTER_DROPPED_CIDR, key.prefix_length, mode);
 		if (match >= MATCH_DROP)
 			return match;
 		if (match == MATCH_AUDIT)
 			found = MATCH_AUDIT;
-		if (block->prefix_length == 0 || block->prefix_length > key.prefix_length)
-			return found;
-		key.prefix_length = block->prefix_length - 1;
 	}
-	count(COUNTER_CIDR_CHAIN_TOO_LONG);
 	return found;
 }
 
-static __always_inline enum match match_cidr6(const struct packet *packet, __u32 mode)
+/* The trie gives the longest prefix; asking again with one bit less than it had gives the next wider one. */
+static __always_inline enum match match_cidr6(struct packet *packet, __u32 mode)
 {
 	struct cidr6_key key = {.prefix_length = 128};
 	enum match found = MATCH_NONE;
@@ -142,6 +210,8 @@ static __always_inline enum match match_cidr6(const struct packet *packet, __u32
 
 		if (!block)
 			return found;
+		if (is_exempt(packet))
+			return MATCH_EXEMPT;
 		match = match_block(block, packet, COUNTER_DROPPED_CIDR, block->prefix_length, mode);
 		if (match >= MATCH_DROP)
 			return match;
@@ -159,21 +229,30 @@ static __always_inline enum match match_cidr6(const struct packet *packet, __u32
 __noinline int match_blocks(__u32 mode)
 {
 	__u32 direction = DIRECTION_INGRESS;
-	const struct packet *packet = bpf_map_lookup_elem(&packets, &direction);
+	struct packet *packet = bpf_map_lookup_elem(&packets, &direction);
 	enum match match = MATCH_NONE;
-	struct block *block;
+	struct block *block = 0;
 	enum match cidr;
+	__u64 lengths;
 
 	if (!packet)
 		return COUNTER_PASSED;
-	block = bpf_map_lookup_elem(&block_exact, &packet->flow.source);
-	if (block)
+	lengths = lengths_around(packet);
+	if (lengths & BLOCK_LENGTH_EXACT)
+		block = bpf_map_lookup_elem(&block_exact, &packet->flow.source);
+	if (block) {
+		if (is_exempt(packet))
+			return packet->exemption;
 		match = match_block(block, packet, COUNTER_DROPPED_EXACT, EXACT_PREFIX, mode);
+	}
 	if (match == MATCH_DROP)
 		return COUNTER_DROPPED_EXACT;
 	if (match == MATCH_OVER_RATE)
 		return COUNTER_DROPPED_RATE;
-	cidr = packet->ethernet_protocol == ETH_P_IP ? match_cidr4(packet, mode) : match_cidr6(packet, mode);
+	cidr = packet->ethernet_protocol == ETH_P_IP ? match_cidr4(packet, lengths, mode)
+						     : match_cidr6(packet, mode);
+	if (cidr == MATCH_EXEMPT)
+		return packet->exemption;
 	if (cidr == MATCH_DROP)
 		return COUNTER_DROPPED_CIDR;
 	if (cidr == MATCH_OVER_RATE)
@@ -181,21 +260,27 @@ __noinline int match_blocks(__u32 mode)
 	return match == MATCH_AUDIT || cidr == MATCH_AUDIT ? COUNTER_AUDITED : COUNTER_PASSED;
 }
 
-/* Whether the source or the port has used up its budget of SYNs. The port is asked only for what its source
- * may send. */
-static __always_inline int is_syn_over(const struct packet *packet, const struct config *settings)
+/* Whether there is a budget that the packet would draw from. */
+static __always_inline int is_budgeted_syn(const struct packet *packet, const struct config *settings)
+{
+	return packet->flow.protocol == IPPROTO_TCP && packet->has_ports && is_pure_syn(packet->tcp_flags) &&
+	       (settings->syn_source.interval_ns != 0 || settings->syn_port.interval_ns != 0);
+}
+
+/* Whether the source or the port of such a packet has used up its budget of SYNs. The port is asked only for
+ * what its source may send. */
+static __always_inline int is_syn_over(struct packet *packet, const struct config *settings)
 {
 	__u32 port = packet->flow.destination_port;
 	__u64 *empty_ns;
 
-	if (packet->flow.protocol != IPPROTO_TCP || !packet->has_ports || !is_pure_syn(packet->tcp_flags))
-		return 0;
 	if (settings->syn_source.interval_ns != 0 &&
 	    is_peer_over(DIRECTION_INGRESS, BUCKET_SYN_SOURCE, 0, settings->syn_source.interval_ns,
 			 settings->syn_source.tolerance_ns))
 		return 1;
 	if (settings->syn_port.interval_ns == 0)
 		return 0;
+	know_time(packet);
 	empty_ns = bpf_map_lookup_elem(&syn_ports, &port);
 	return empty_ns && is_over(empty_ns, &settings->syn_port, 1, packet->now);
 }
@@ -208,23 +293,24 @@ static __always_inline enum counter judge_by_policy(__u32 verdict, __u32 id, __u
 	return verdict;
 }
 
-/* How many rules there are for packets of this direction. Only where there are any, fragments are followed.
- */
-static __always_inline __u32 prepare_for_rules(struct packet *packet)
+/* How many rules there are for packets of this direction. */
+static __always_inline __u32 count_rules(__u32 direction)
 {
 	__u32 zero = 0;
-	struct rule_set *set = bpf_map_lookup_elem(&rule_set, &zero);
-	__u32 rules;
+	const struct rule_set *set = bpf_map_lookup_elem(&rule_set, &zero);
 
 	if (!set)
 		return 0;
-	rules = packet->flow.direction == DIRECTION_INGRESS ? set->ingress_rules : set->egress_rules;
-	if (rules == 0)
-		return 0;
+	return direction == DIRECTION_INGRESS ? set->ingress_rules : set->egress_rules;
+}
+
+/* Only where there are rules, fragments are followed, and the time must be exact. */
+static __always_inline void prepare_for_rules(struct packet *packet)
+{
+	know_time(packet);
 	know_transport(packet);
 	if (packet->is_fragment || packet->is_first_fragment)
 		follow_fragments(packet);
-	return rules;
 }
 
 /* Rules let the rest of a datagram pass whose first fragment was granted a management port; blocks do not. */
@@ -246,13 +332,14 @@ static __always_inline enum counter judge(struct packet *packet, const struct co
 
 	if (mode == MODE_OFF)
 		return COUNTER_OFF;
-	if (is_guarded_address(&packet->flow.source))
+	if (is_localhost(&packet->flow.source))
 		return COUNTER_GUARDED_ADDRESS;
-	rules = prepare_for_rules(packet);
-	if (packet->has_ports && is_management_port(packet->flow.destination_port, settings))
-		return COUNTER_MANAGEMENT_PORT;
-
+	rules = count_rules(DIRECTION_INGRESS);
 	anomalies = packet->anomalies & settings->drop_anomalies;
+	if (rules != 0)
+		prepare_for_rules(packet);
+	if ((rules != 0 || anomalies != 0) && is_exempt(packet))
+		return packet->exemption;
 	if (anomalies)
 		return judge_by_policy(COUNTER_DROPPED_ANOMALY, anomalies, mode);
 
@@ -268,9 +355,13 @@ static __always_inline enum counter judge(struct packet *packet, const struct co
 	verdict = match_blocks(mode);
 	if (verdict != COUNTER_PASSED && verdict != COUNTER_AUDITED)
 		return verdict;
-	if (is_syn_over(packet, settings))
-		return judge_by_policy(COUNTER_DROPPED_SYN, 0,
-				       settings->syn_mode == BLOCK_AUDIT ? MODE_AUDIT : mode);
+	if (is_budgeted_syn(packet, settings)) {
+		if (is_exempt(packet))
+			return packet->exemption;
+		if (is_syn_over(packet, settings))
+			return judge_by_policy(COUNTER_DROPPED_SYN, 0,
+					       settings->syn_mode == BLOCK_AUDIT ? MODE_AUDIT : mode);
+	}
 	return by_rules == RULES_AUDITED ? COUNTER_AUDITED : verdict;
 }
 
@@ -282,8 +373,9 @@ static __always_inline enum counter judge_leaving(struct packet *packet, const s
 {
 	const struct flow_key *flow = &packet->flow;
 
-	if (settings->mode == MODE_OFF || prepare_for_rules(packet) == 0)
+	if (settings->mode == MODE_OFF || count_rules(DIRECTION_EGRESS) == 0)
 		return COUNTER_EGRESS_PASSED;
+	prepare_for_rules(packet);
 	if (is_guarded_address(&flow->destination))
 		return COUNTER_EGRESS_EXEMPT;
 	if (packet->has_ports && (is_management_port(flow->destination_port, settings) ||

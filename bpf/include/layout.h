@@ -76,6 +76,17 @@ struct config {
 	__u32 zero;
 };
 
+/*
+ * The only element of the map "guarded_filter". Of each guarded address the bit is set that its hash says:
+ * the two halves of the address, as little-endian numbers, xor, times 2^64 / phi, the upper 9 bits.
+ */
+#define GUARDED_FILTER_FACTOR 0x9e3779b97f4a7c15ULL
+#define GUARDED_FILTER_SHIFT  55
+
+struct guarded_filter {
+	__u64 bits[8];
+};
+
 enum block_mode {
 	BLOCK_DROP = 0,
 	BLOCK_AUDIT = 1,
@@ -87,12 +98,18 @@ struct block {
 	__u64 expires_ns;   /* 0: never */
 	__u64 hits;	    /* packets that matched while the entry was live, dropped or audited */
 	__u64 first_hit_ns; /* first packet dropped by this entry; 0: none yet */
-	__u64 last_hit_ns;
-	__u32 rule_id; /* user space's own number for what put the entry here */
+	__u64 last_hit_ns;  /* to within a tick of the kernel */
+	__u32 rule_id;	    /* user space's own number for what put the entry here */
 	__u8 mode;
 	__u8 prefix_length;	  /* as in the key: the way back to the next wider prefix */
 	__u16 packets_per_second; /* rate-limit: of each source; as many may come at once */
 };
+
+/*
+ * Key of the hash block_cidr4. Which prefix lengths to look for is in block_lengths4, by the first 16 bits of
+ * an IPv4 address: bit 32 - length for each block that lies in that /16 or covers it. /32 is an exact block.
+ */
+#define BLOCK_LENGTH_EXACT 1ULL
 
 struct cidr4_key {
 	__u32 prefix_length;
@@ -298,6 +315,7 @@ CHECK_SIZE(struct config, 112);
 CHECK_OFFSET(struct config, management_ports, 16);
 CHECK_OFFSET(struct config, syn_source, 48);
 CHECK_OFFSET(struct config, syn_mode, 96);
+CHECK_SIZE(struct guarded_filter, 64);
 CHECK_SIZE(struct block, 40);
 CHECK_OFFSET(struct block, rule_id, 32);
 CHECK_OFFSET(struct block, prefix_length, 37);

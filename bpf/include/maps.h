@@ -10,8 +10,10 @@
 /* About 110 bytes an entry, preallocated: 14 MiB. An exact address costs one hash lookup however many there
  * are. */
 #define BLOCKED_ADDRESSES_MAX 131072
-/* A trie lookup slows with its size (170 ns at 100,000 entries), so wide lists belong above, split by
- * address. */
+/* A look-up of IPv4 costs a hash lookup for each prefix length in use around the address. One of IPv6 is that
+ * of a trie, which slows with its size (170 ns at 100,000 entries): wide lists belong above, split by
+ * address.
+ */
 #define BLOCKED_CIDRS_MAX 65536
 /* Addresses of one node's interfaces. */
 #define GUARDED_ADDRESSES_MAX 1024
@@ -51,19 +53,34 @@ struct {
 } guarded SEC(".maps");
 
 struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct guarded_filter);
+} guarded_filter SEC(".maps");
+
+struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, BLOCKED_ADDRESSES_MAX);
 	__type(key, struct address);
 	__type(value, struct block);
 } block_exact SEC(".maps");
 
+/* Made when used, as a trie's are: about 100 bytes an entry, and 16 a bucket. */
 struct {
-	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, BLOCKED_CIDRS_MAX);
 	__type(key, struct cidr4_key);
 	__type(value, struct block);
 } block_cidr4 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1 << 16);
+	__type(key, __u32);
+	__type(value, __u64);
+} block_lengths4 SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);

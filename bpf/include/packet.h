@@ -49,7 +49,7 @@ struct packet {
 	__u32 fragment_id;
 	__u32 packets; /* on the wire */
 	__u32 ifindex;
-	__u64 now;
+	__u64 now; /* at most a tick ago, until know_time was asked */
 	__u16 ethernet_protocol;
 	__u8 tcp_flags;
 	__u8 has_ports;
@@ -60,6 +60,9 @@ struct packet {
 	__u8 protocol;
 	__u8 shows_ports;
 	__u8 is_transport_unknown;
+	__u8 is_now_exact;
+	__u8 is_exemption_known;
+	__u8 exemption; /* enum counter: why it passes whatever is blocked; 0: it does not */
 	__u16 source_port;
 	__u16 destination_port;
 	/* Volatile keeps these in memory: a range known to the verifier would differ for each way through the
@@ -69,6 +72,9 @@ struct packet {
 	volatile __u32 rule_verdict;
 	volatile __u64 rule_words;
 	volatile __u64 rule_bits;
+	/* Of this CPU, and kept from packet to packet: when it last looked at the clock. */
+	__u64 tick;
+	__u64 tick_ns;
 };
 
 /*
@@ -88,10 +94,33 @@ static __always_inline struct packet *new_packet(__u32 direction)
 
 	if (!packet)
 		return 0;
-	__builtin_memset(packet, 0, sizeof(*packet));
+	__builtin_memset(packet, 0, __builtin_offsetof(struct packet, tick));
 	packet->flow.direction = direction;
 	packet->packets = 1;
 	return packet;
+}
+
+/* Looks at the clock, once a packet at most. */
+static __always_inline void know_time(struct packet *packet)
+{
+	if (packet->is_now_exact)
+		return;
+	packet->is_now_exact = 1;
+	packet->tick = bpf_jiffies64();
+	packet->now = packet->tick_ns = bpf_ktime_get_boot_ns();
+}
+
+/*
+ * The time to within a tick of the kernel (1 to 10 ms), never ahead: what a block that drops needs. The clock
+ * costs a fifth of such a packet, so this looks at it once a tick. Ticks are counted while the machine runs;
+ * after it slept, the time is right within one.
+ */
+static __always_inline void know_time_roughly(struct packet *packet)
+{
+	if (packet->tick == bpf_jiffies64() && packet->tick_ns != 0)
+		packet->now = packet->tick_ns;
+	else
+		know_time(packet);
 }
 
 static __always_inline void map_ipv4(struct address *to, __be32 from)

@@ -56,6 +56,7 @@ __noinline int is_peer_over(__u32 direction, __u32 kind, __u32 id, __u64 interva
 
 	if (!packet)
 		return 0;
+	know_time(packet);
 	peer = direction == DIRECTION_INGRESS ? &packet->flow.source : &packet->flow.destination;
 	__builtin_memcpy(key.address.bytes, peer->bytes, 8);
 	if (packet->ethernet_protocol == ETH_P_IP)

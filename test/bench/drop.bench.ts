@@ -4,6 +4,8 @@ import process from 'node:process'
 import { ensureSystemPackages } from '@tollward/acquire'
 import {
   attachXdp,
+  type BlockMaps,
+  blockMaps,
   blockTarget,
   encodeBlock,
   interfaceIndex,
@@ -212,21 +214,27 @@ async function tollward({ namespace }: Cable, { addresses, ranges }: Blocked): P
   )
   await sensor.line(/"hook":"egress"/, SENSOR_READY_MS)
   const directory = readdirSync(pins).find((entry) => entry.startsWith(`v${LAYOUT_VERSION}_`)) ?? ''
-  block(join(pins, directory, 'block_exact'), addresses, 128)
-  block(join(pins, directory, 'block_cidr4'), ranges, 120)
+  using opened = new DisposableStack()
+  const maps = blockMaps({ map: (map) => opened.use(openPinnedMap(join(pins, directory, map))) })
+  block(maps, addresses, 128)
+  block(maps, ranges, 120)
   return stack.move()
 }
 
 /** All of one prefix length, in the 128-bit form. */
-function block(pin: string, addresses: readonly number[], prefixLength: number): void {
-  using map = openPinnedMap(pin)
+function block(maps: BlockMaps, addresses: readonly number[], prefixLength: number): void {
   const entries = addresses.map((address) => {
     const bytes = Buffer.from('00000000000000000000ffff00000000', 'hex')
     bytes.writeUInt32BE(address, 12)
     const target = blockTarget({ address: bytes, prefixLength })
-    return { key: target.key, value: encodeBlock(target, { expiresNs: 0n, ruleId: 1, mode: 'drop' }) }
+    return { target, value: encodeBlock(target, { expiresNs: 0n, ruleId: 1, mode: 'drop' }) }
   })
-  map.updateBatch(Buffer.concat(entries.map(({ key }) => key)), Buffer.concat(entries.map(({ value }) => value)))
+  const keys = entries.map(({ target }) => target.key)
+  maps[prefixLength === 128 ? 'block_exact' : 'block_cidr4'].updateBatch(
+    Buffer.concat(keys),
+    Buffer.concat(entries.map(({ value }) => value)),
+    'new',
+  )
 }
 
 async function nftables(

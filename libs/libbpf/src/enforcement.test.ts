@@ -4,6 +4,7 @@ import { join } from 'node:path'
 import { after, before, describe, test } from 'node:test'
 import { eventually, requires } from '@tollward/testkit'
 import { removePins } from './attach.ts'
+import { blockMaps } from './block-maps.ts'
 import { bootTimeNs } from './clock.ts'
 import { FlowDrain } from './flow-drain.ts'
 import type { FlowRecord } from './flow-layout.ts'
@@ -53,7 +54,8 @@ describe('the guard on a cable', { skip }, () => {
 
   function block(source: string, expiresNs: bigint): void {
     const target = blockTarget({ address: address(source), prefixLength: 128 })
-    using map = openPinnedMap(join(directory, target.map))
+    using opened = new DisposableStack()
+    const { [target.map]: map } = blockMaps({ map: (name) => opened.use(openPinnedMap(join(directory, name))) })
     map.update(target.key, encodeBlock(target, { expiresNs, ruleId: 7, mode: 'drop' }, map.lookup(target.key)))
   }
 

@@ -174,7 +174,7 @@ test('a flood that is dropped is in the flows only as far as its allowance, and 
   const sent = 400_000
   testRun(sensor.object.program('xdp_guard'), frameFrom('10.28.0.1'), sent)
   const [flow] = await collect(drain)
-  assert(flow && flow.packets >= 4096n && flow.packets < BigInt(sent) / 2n, `${flow?.packets} packets in the flow`)
+  assert(flow && flow.packets >= 1024n && flow.packets < BigInt(sent) / 2n, `${flow?.packets} packets in the flow`)
   assert.equal(flow.droppedPackets, flow.packets)
   const { droppedExact, droppedBeyondFlows } = sensor.counters()
   assert.equal(droppedExact, sent)

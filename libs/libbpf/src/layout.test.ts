@@ -8,6 +8,7 @@ import { compileSensor, needsKernel } from './test-sensor.ts'
 const STRUCTS = {
   config: layout.CONFIG,
   block: layout.BLOCK,
+  guarded_filter: layout.GUARDED_FILTER,
   cidr4_key: layout.CIDR4_KEY,
   cidr6_key: layout.CIDR6_KEY,
   flow_key: flowLayout.FLOW_KEY,

@@ -22,6 +22,8 @@ export const CONFIG = {
   pidnsInum: 104,
 } as const
 export const RATE = { bytes: 16, intervalNs: 0, toleranceNs: 8 } as const
+/** The only value of `guarded_filter`: 512 bits. */
+export const GUARDED_FILTER = { bytes: 64, bits: 0 } as const
 export const BLOCK = {
   bytes: 40,
   expiresNs: 0,
@@ -34,6 +36,8 @@ export const BLOCK = {
   packetsPerSecond: 38,
 } as const
 export const CIDR4_KEY = { bytes: 8, prefixLength: 0, address: 4 } as const
+/** Value of `block_lengths4`: bit 32 - length for each prefix length to look for. */
+export const BLOCK_LENGTHS4 = { bytes: 8 } as const
 export const CIDR6_KEY = { bytes: 20, prefixLength: 0, address: 4 } as const
 export const FIRST_HIT = { bytes: 32, atNs: 0, source: 8, ruleId: 24, prefixLength: 28 } as const
 export const RULE_SET = { bytes: 16, generation: 0, ingressRules: 4, egressRules: 8 } as const

@@ -4,6 +4,9 @@ import { BLOCK } from './layout.ts'
 import type { BpfMap } from './map.ts'
 import { BpfError } from './native.ts'
 
+/** Of <linux/bpf.h>. A trie's keys can be those of a hash: a length, and a prefix whose other bits are 0. */
+const [HASH, TRIE] = [1, 11]
+
 /** A run of bytes that both layouts have. */
 interface Piece {
   readonly from: number
@@ -26,7 +29,7 @@ export interface Migration {
  * the new layout. TypeError for maps whose keys differ, or whose values have no structure in common: these cannot be copied.
  */
 export function migrateEntries(from: BpfMap, to: BpfMap, keep: (value: Buffer) => boolean = () => true): Migration {
-  if (from.keyBytes !== to.keyBytes || from.type !== to.type)
+  if (from.keyBytes !== to.keyBytes || !(from.type === to.type || (from.type === TRIE && to.type === HASH)))
     throw new TypeError(`${to.name} has another kind of keys than before`)
   const pieces = piecesOf(from, to)
   let [copied, over, left] = [0, 0, 0]

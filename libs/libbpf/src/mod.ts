@@ -10,6 +10,7 @@ export {
   removePins,
   xdpMode,
 } from './attach.ts'
+export { type BlockMap, type BlockMaps, blockMaps } from './block-maps.ts'
 export { hasKernelTracepoint } from './btf.ts'
 export {
   CALL_COUNTER,
@@ -43,6 +44,7 @@ export {
   type KernelDropRecord,
   SPILLED_FLOW,
 } from './flow-layout.ts'
+export { guardAddresses } from './guarded.ts'
 export { countRuns, mapBytes, type ProgramStats, programStats } from './info.ts'
 export { iterate } from './iterate.ts'
 export { dropReasons } from './kernel-types.ts'

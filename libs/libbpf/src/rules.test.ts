@@ -3,7 +3,6 @@ import { after, before, describe, test } from 'node:test'
 import { eventually } from '@tollward/testkit'
 import { bootTimeNs } from './clock.ts'
 import {
-  address,
   authentication,
   ETHERTYPE,
   ethernet,
@@ -86,7 +85,7 @@ describe('rules in the kernel', { skip: needsKernel }, () => {
   })
 
   test('guarded addresses and management ports pass whatever rules say, and a lapsed rule says nothing', async () => {
-    sensor.object.map('guarded').update(address('10.4.4.4'), Buffer.from([1, 0, 0, 0]))
+    sensor.guard('10.4.4.4')
     await sensor.rules({ id: 6, action: 'drop' })
     for (const source of ['127.0.0.1', '::1', '10.4.4.4']) assert.equal(sensor.judge(frameFrom(source)), 'pass', source)
     assert.equal(sensor.judge(frameFrom(V4, { destinationPort: 22 })), 'pass')
@@ -314,7 +313,7 @@ describe('rules in the kernel', { skip: needsKernel }, () => {
     assert.equal(leaving(tcp({ destinationPort: 4222 })), 'pass')
     assert.equal(leaving(tcp({ sourcePort: 22, flags: TCP_FLAG.syn })), 'drop')
     assert.equal(leaving(http), 'drop')
-    sensor.object.map('guarded').update(address('192.0.2.77'), Buffer.from([1, 0, 0, 0]))
+    sensor.guard('192.0.2.77')
     assert.equal(leaving(http, '192.0.2.77'), 'pass')
     assert.equal(leaving(http, '127.0.0.1'), 'pass')
   })

@@ -114,11 +114,11 @@ test('many entries are set, read and removed in batches, in hash maps and in tri
 }, async () => {
   using object = loadObject(await compileSensor(), { maps: { block_exact: { maxEntries: 10_000 } } })
   const keyOf = (map: string, index: number) => {
-    const address = Buffer.from('00000000000000000000ffff0a000000', 'hex')
-    address.writeUInt32BE(0x0a00_0000 + 256 * index, 12)
-    return blockTarget({ address, prefixLength: map === 'block_exact' ? 128 : 120 }).key
+    const address = Buffer.from('20010db8000000000000000000000000', 'hex')
+    address.writeUInt32BE(256 * index, 4)
+    return blockTarget({ address, prefixLength: map === 'block_exact' ? 128 : 56 }).key
   }
-  for (const name of ['block_exact', 'block_cidr4'] as const) {
+  for (const name of ['block_exact', 'block_cidr6'] as const) {
     const map = object.map(name)
     const keys = Array.from({ length: 9000 }, (_, index) => keyOf(name, index))
     map.updateBatch(Buffer.concat(keys), Buffer.alloc(keys.length * map.valueBytes, 1))

@@ -6,7 +6,6 @@ import { addressOf, check, libbpf } from './native.ts'
 import { type BpfProgram, loadObject } from './object.ts'
 import { type Expected, type Lists, oracle } from './test-oracle.ts'
 import {
-  address,
   authentication,
   ETHERTYPE,
   ethernet,
@@ -43,7 +42,6 @@ const LEAVING_SHARE = 16
 const LEAVING_BYTES_MIN = 54
 const TEST_RUN_OPTS_BYTES = 80
 const INGRESS = 0
-const GUARDED_VALUE = Buffer.from([1, 0, 0, 0])
 
 const LISTS: Lists = {
   blocked: ['10.128.0.0/9', '172.16.0.0/12', '10.1.2.3', '2001:db8:8000::/33', '2001:db8::3', '::/120'],
@@ -98,7 +96,7 @@ async function load(): Promise<TestSensor> {
   const sensor = new TestSensor(loadObject(await compileSensor(), { maps }))
   sensor.configure({ managementPorts: LISTS.managementPorts })
   for (const range of LISTS.blocked) sensor.block(range)
-  for (const text of LISTS.guarded) sensor.object.map('guarded').update(address(text), GUARDED_VALUE)
+  sensor.guard(...LISTS.guarded)
   return sensor
 }
 

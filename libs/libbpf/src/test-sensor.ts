@@ -4,7 +4,9 @@ import { type AddressRange, parseRange } from '@tollward/contracts'
 import { requires } from '@tollward/testkit'
 import {
   type Block,
+  type BlockMaps,
   type BpfObject,
+  blockMaps,
   blockTarget,
   COUNTER,
   type CounterName,
@@ -15,6 +17,7 @@ import {
   encodeBlock,
   encodeConfig,
   type GuardConfig,
+  guardAddresses,
   loadObject,
   type RuleCount,
   RuleTables,
@@ -22,6 +25,7 @@ import {
   testRun,
 } from './mod.ts'
 import { pidNamespaceInum } from './pid-namespace.ts'
+import { address } from './test-packets.ts'
 
 const BPF_DIRECTORY = join(import.meta.dirname, '../../../bpf')
 const XDP_DROP = 1
@@ -43,9 +47,11 @@ export const PINNED_MAPS = [
   'guard_events',
   'config',
   'guarded',
+  'guarded_filter',
   'block_exact',
   'block_cidr4',
   'block_cidr6',
+  'block_lengths4',
   'counters',
   'first_hits',
   'flows_a',
@@ -75,9 +81,11 @@ export function compileSensor(): Promise<string> {
 export class TestSensor implements Disposable {
   readonly object: BpfObject
   readonly #rules: RuleTables
+  readonly #blocks: BlockMaps
 
   constructor(object: BpfObject) {
     this.object = object
+    this.#blocks = blockMaps({ map: (name) => object.map(name) })
     this.#rules = new RuleTables({
       rule_set: object.map('rule_set'),
       rule_match: object.map('rule_match'),
@@ -115,7 +123,17 @@ export class TestSensor implements Disposable {
   block(cidr: string, block: Partial<Block> = {}): void {
     const target = targetOf(cidr)
     const value = encodeBlock(target, { expiresNs: 0n, ruleId: 1, mode: 'drop', ...block })
-    this.object.map(target.map).update(target.key, value)
+    this.#blocks[target.map].update(target.key, value)
+  }
+
+  /** Guards these addresses, and no longer others. */
+  guard(...addresses: readonly string[]): void {
+    assert.equal(guardAddresses({ map: (name) => this.object.map(name) }, addresses.map(address)), 0)
+  }
+
+  lift(cidr: string): void {
+    const target = targetOf(cidr)
+    assert(this.#blocks[target.map].delete(target.key), `${cidr} was blocked`)
   }
 
   blockOf(cidr: string): Block {

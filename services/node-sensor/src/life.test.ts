@@ -9,7 +9,8 @@ import { parseAddress } from '@tollward/contracts'
 import {
   attachEgress,
   attachXdp,
-  type BpfMap,
+  type BlockMap,
+  blockMaps,
   blockTarget,
   bootTimeNs,
   compile,
@@ -44,6 +45,11 @@ const round = () => {
 socket.bind(0, () => { console.log('sending'); round() })`
 /** A set without rules, but in the other half of the maps. */
 const RULE_SET_BEFORE = Buffer.from([1, ...new Array<number>(15).fill(0)])
+/** 203.0.113.0/24, and where it is said that there is such a length. */
+const OLD_RANGE = {
+  key: blockTarget({ address: Buffer.from('00000000000000000000ffffcb007100', 'hex'), prefixLength: 120 }).key,
+  place: Buffer.from([0x00, 0xcb, 0, 0]),
+}
 /** Enough that one unguarded millisecond would show. */
 const DROPS_BETWEEN = 5000n
 
@@ -69,7 +75,7 @@ async function flood(from: NetworkNamespace, port: number) {
   return sender
 }
 
-/** The kernel programs as they might have been in another version: other numbers, another layout of a block. */
+/** The kernel programs as they might have been in another version: other numbers, another layout of a block, ranges in a trie. */
 async function otherLayout(directory: string): Promise<string> {
   await cp(BPF_DIRECTORY, directory, { recursive: true, filter: (path) => !path.endsWith('/build') })
   const header = join(directory, 'include/layout.h')
@@ -79,6 +85,13 @@ async function otherLayout(directory: string): Promise<string> {
     .replaceAll(/^CHECK_\w+\(struct block,.*\n/gm, '')
   assert.match(changed, /of_before/)
   await writeFile(header, changed)
+  const maps = join(directory, 'include/maps.h')
+  const withTrie = (await readFile(maps, 'utf8')).replace(
+    /_HASH(\);\n[^}]*NO_PREALLOC[^}]*\} block_cidr4)/,
+    '_LPM_TRIE$1',
+  )
+  assert.match(withTrie, /_LPM_TRIE\);\n[^}]*\} block_cidr4/)
+  await writeFile(maps, withTrie)
   return compile(directory, 'build/sensor.bpf.o')
 }
 
@@ -92,16 +105,18 @@ function leaveOldSensor(object: string, pins: string, hostDevice: string, blocke
   const settings = { mode: 'enforce', managementPorts: [], netnsInum: networkNamespaceInum() } as const
   loaded.map('config').update(Buffer.alloc(4), encodeConfig(settings))
   loaded.map('rule_set').update(Buffer.alloc(4), RULE_SET_BEFORE)
-  const map = loaded.map('block_exact')
-  map.update(keyOf(blocked), oldBlock(map, bootTimeNs() + 600_000_000_000n))
-  map.update(Buffer.alloc(16, 7), oldBlock(map, bootTimeNs() - 1n))
+  const maps = blockMaps({ map: (name) => loaded.map(name) })
+  const live = oldBlock(maps.block_exact, bootTimeNs() + 600_000_000_000n)
+  maps.block_exact.update(keyOf(blocked), live)
+  maps.block_exact.update(Buffer.alloc(16, 7), oldBlock(maps.block_exact, bootTimeNs() - 1n))
+  maps.block_cidr4.update(OLD_RANGE.key, live)
   const at = (hook: string) => join(directory, `interface_${ifindex}`, hook)
   attachXdp(loaded.program('xdp_guard'), { ifindex, pinPath: at('xdp') }).close()
   attachEgress(loaded.program('guard_egress'), { ifindex, pinPath: at('egress') }).close()
 }
 
 /** A member more than today, before all others. */
-function oldBlock(map: BpfMap, expiresNs: bigint): Buffer {
+function oldBlock(map: BlockMap, expiresNs: bigint): Buffer {
   const value = Buffer.alloc(map.valueBytes)
   value.writeBigUInt64LE(0xffff_ffff_ffff_ffffn, 0)
   value.writeBigUInt64LE(expiresNs, 8)
@@ -138,7 +153,9 @@ test('an upgrade to another layout lets no packet of a blocked source pass, thou
     env: await environment(pins.path, cable.hostDevice, `nats://127.0.0.1:${await freePort()}`),
   })
   await sensor.line(/"hook":"xdp","on":true,"how":"adopted"/)
-  await sensor.line(/"block_exact":\{"copied":1,"over":1,"left":0\}/)
+  await sensor.line(/"block_exact":\{"copied":1,"over":1,"left":0\},"block_cidr4":\{"copied":1,/)
+  using lengths = openPinnedMap(join(after, 'block_lengths4'))
+  assert.deepEqual(lengths.lookup(OLD_RANGE.place)?.readBigUInt64LE(), 1n << 8n, 'the range is looked for')
   using ruleSet = openPinnedMap(join(after, 'rule_set'))
   assert.deepEqual(ruleSet.lookup(Buffer.alloc(4)), RULE_SET_BEFORE, 'rules of the same layout go on too')
   const atUpgrade = hits(after, cable.address, 8)

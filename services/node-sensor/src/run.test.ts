@@ -113,7 +113,7 @@ describe('a node with a sensor', { skip }, () => {
     await sensor.line(/"hook":"tracepoint","program":"watch_handshake","on":true/)
     const table = JSON.parse(await sensor.line(/what this kernel offers/)) as { capabilities: Capability[] }
     const isOn = (name: string) => table.capabilities.find((capability) => capability.name === name)?.on
-    for (const name of ['kernel types (BTF)', 'batches of block_cidr4', 'tracepoint watch_handshake'])
+    for (const name of ['kernel types (BTF)', 'batches of block_cidr6', 'tracepoint watch_handshake'])
       assert.equal(isOn(name), true, name)
     for (const { hostDevice } of [attacker, neighbour]) assert.equal(isOn(`native XDP on ${hostDevice}`), true)
     assert(table.capabilities.every(({ why }) => why !== ''))

@@ -48,6 +48,7 @@ export async function run({ name, config, log, registry, health, signal }: Servi
     blocks: () => table.sizes(),
     calls: () => calls?.counts() ?? {},
   })
+  // Before the hooks: blocks that were copied are only looked for once the table has seen them.
   const table = new BlockTable({ kernel, guarded, metrics, log })
   const rules = resources.use(new KernelRules({ kernel, metrics, log }))
   takeLinks(pins)

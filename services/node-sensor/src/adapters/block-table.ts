@@ -1,8 +1,10 @@
 import { type AddressRange, formatRange, parseRangeKey } from '@tollward/contracts'
 import { AppError } from '@tollward/errors'
 import {
+  type BlockMap,
+  type BlockMaps,
   type BlockTarget,
-  type BpfMap,
+  blockMaps,
   blockTarget,
   bootTimeNs,
   decodeBlockHead,
@@ -48,7 +50,7 @@ interface BlockTableOptions {
 
 /** What is blocked: as the bucket wants it, and as the kernel's maps hold it. */
 export class BlockTable {
-  readonly #maps: Readonly<Record<MapName, BpfMap>>
+  readonly #maps: BlockMaps
   readonly #metrics: BlockTableOptions['metrics']
   readonly #log: Logger
   readonly #entries: Record<MapName, number> = { block_exact: 0, block_cidr4: 0, block_cidr6: 0 }
@@ -62,11 +64,7 @@ export class BlockTable {
   #named = 0
 
   constructor({ kernel, guarded, metrics, log }: BlockTableOptions) {
-    this.#maps = {
-      block_exact: kernel.map('block_exact'),
-      block_cidr4: kernel.map('block_cidr4'),
-      block_cidr6: kernel.map('block_cidr6'),
-    }
+    this.#maps = blockMaps({ map: (name) => kernel.map(name) })
     this.#metrics = metrics
     this.#log = log
     this.#setGuarded(guarded)
@@ -190,11 +188,11 @@ export class BlockTable {
         const previous = held.expiresNs > nowNs ? values.subarray(valueAt, valueAt + map.valueBytes) : undefined
         changed.add(position, target.key, encodeBlock(target, { expiresNs, ruleId, mode: 'drop' }, previous))
         if (!changed.isFull) continue
-        changed.write()
+        changed.write('held')
         changed.clear()
       }
     }
-    changed.write()
+    changed.write('held')
     this.#entries[name] -= map.deleteBatch(unwanted.subarray(0, unwantedBytes))
   }
 
@@ -222,7 +220,7 @@ export class BlockTable {
     const { positions } = batch
     const taken = positions.slice(0, room)
     try {
-      batch.write(taken.length)
+      batch.write('new', taken.length)
       this.#entries[name] += taken.length
       for (const position of taken) this.#wanted.mark(position, APPLIED)
     } catch (error) {
@@ -316,11 +314,11 @@ export class BlockTable {
 /** Entries of one map on their way to the kernel. */
 class Batch {
   readonly positions: number[] = []
-  readonly #map: BpfMap
+  readonly #map: BlockMap
   readonly #keys: Buffer
   readonly #values: Buffer
 
-  constructor(map: BpfMap) {
+  constructor(map: BlockMap) {
     this.#map = map
     this.#keys = Buffer.alloc(BATCH_ENTRIES * map.keyBytes)
     this.#values = Buffer.alloc(BATCH_ENTRIES * map.valueBytes)
@@ -337,10 +335,11 @@ class Batch {
   }
 
   /** Sets the first of them, or all. */
-  write(count = this.positions.length): void {
+  write(are: 'new' | 'held', count = this.positions.length): void {
     this.#map.updateBatch(
       this.#keys.subarray(0, count * this.#map.keyBytes),
       this.#values.subarray(0, count * this.#map.valueBytes),
+      are,
     )
   }
 

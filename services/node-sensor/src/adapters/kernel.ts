@@ -10,6 +10,7 @@ import {
   type CounterName,
   encodeConfig,
   type GuardConfig,
+  guardAddresses,
   hasKernelTypes,
   hasSameLayout,
   isErrno,
@@ -43,8 +44,6 @@ const SAME_LAYOUT_MAPS = ['counters', 'rule_counts', 'connections'] as const
 /** The first counters are verdicts, each arriving packet counts under one; see bpf/include/layout.h. */
 const VERDICTS_END = COUNTER.expiredSeen
 const ONLY_KEY = Buffer.alloc(4)
-/** Value of the map `guarded`: that there is an entry says all. */
-const GUARDED = Buffer.from([1, 0, 0, 0])
 
 /** Samples of what is dropped or alerted, of each rule, block or reason: enough to name a source, too few to be a burden. */
 const EVENTS: Rate = { packetsPerSecond: 10, burst: 20 }
@@ -112,12 +111,7 @@ export class Kernel implements Disposable {
 
   /** Makes the map of guarded addresses hold exactly these; returns how many it had no room for. */
   guard(addresses: readonly Uint8Array[]): number {
-    const map = this.map('guarded')
-    const wanted = new Set(addresses.map((address) => Buffer.from(address).toString('hex')))
-    for (const key of map.keys()) if (!wanted.has(key.toString('hex'))) map.delete(key)
-    const room = addresses.slice(0, map.maxEntries)
-    for (const address of room) map.update(address, GUARDED)
-    return addresses.length - room.length
+    return guardAddresses({ map: (name) => this.map(name) }, addresses)
   }
 
   /** A counter over all CPUs, since the maps were made. */

@@ -5,6 +5,7 @@
  * counted.
  *
  * tls_enter, tls_leave   uprobe and uretprobe, on functions of a TLS library; the cookie says which.
+ * go_call                uprobe, in crypto/tls of Go programs; likewise.
  * socket_sent            tp_btf/sock_send_length, in the process, after the kernel took the bytes
  * (Linux 6.3). socket_received        tp_btf/sock_recv_length, likewise. socket_read
  * tp_btf/tcp_rcv_space_adjust, for tokens only, where the two above are missing. socket_changed
@@ -21,6 +22,7 @@
 #include <bpf/bpf_tracing.h>
 #include "binding.h"
 #include "capture.h"
+#include "go.h"
 
 #define MSG_PEEK  0x02
 #define MSG_TRUNC 0x20
@@ -263,6 +265,48 @@ int tls_leave(struct pt_regs *regs)
 	return 0;
 }
 
+SEC("uprobe")
+int go_call(struct pt_regs *regs)
+{
+	__u64 cookie = bpf_get_attach_cookie(regs);
+	enum probe_kind kind = cookie & 0xff;
+	__u64 object = GO_ARGUMENT1(regs);
+	struct connection *connection;
+	struct used_socket used = {};
+	struct transfer transfer = {};
+	enum call_binding binding;
+
+	if (!active_settings())
+		return 0;
+	if (kind == PROBE_GO_CLOSE) {
+		enter_free(object);
+		return 0;
+	}
+	if (!find_go_transfer(regs, kind, &transfer))
+		return 0;
+	if (kind != PROBE_GO_WRITE &&
+	    bpf_probe_read_user(&object, sizeof(object),
+				(void *)(PT_REGS_SP(regs) + (cookie >> 16 & 0xffff)))) {
+		count_calls(CALL_UNREADABLE, 1);
+		return 0;
+	}
+	binding = socket_of_go(object, PT_REGS_IP(regs) + (__s32)(cookie >> 32), &used);
+	connection = tls_connection(object, SOURCE_GO);
+	if (connection && binding != BINDING_NONE && is_of_another(connection, &used)) {
+		enter_free(object);
+		connection = tls_connection(object, SOURCE_GO);
+	}
+	if (!connection)
+		return 0;
+	if (binding != BINDING_NONE)
+		tie(connection, &used, binding);
+	if (connection->is_unsampled)
+		return 0;
+	count_calls(CALL_BOUND_NONE - connection->binding, 1);
+	capture(connection, &transfer);
+	return 0;
+}
+
 static __always_inline int is_tcp(const struct sock *sk)
 {
 	__u16 family = sk->__sk_common.skc_family;
@@ -474,6 +518,9 @@ int BPF_PROG(socket_changed, struct sock *sk, int from, int to)
 		socket->side = from == BPF_TCP_SYN_SENT ? SIDE_CLIENT : SIDE_SERVER;
 		socket->is_whole = 1;
 		socket->is_new = 1;
+		/* Now it has one: that of a TLS connection cannot be given where it is tied by its
+		 * descriptor. */
+		bpf_get_socket_cookie(sk);
 	} else if (socket->id) {
 		capture_end(socket);
 		socket->id = 0;

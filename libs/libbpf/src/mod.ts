@@ -43,6 +43,7 @@ export {
   type KernelDropRecord,
   SPILLED_FLOW,
 } from './flow-layout.ts'
+export { goProbes, type Unsupported } from './go-probes.ts'
 export { countRuns, mapBytes, type ProgramStats, programStats } from './info.ts'
 export { iterate } from './iterate.ts'
 export { dropReasons } from './kernel-types.ts'

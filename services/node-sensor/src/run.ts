@@ -47,6 +47,7 @@ export async function run({ name, config, log, registry, health, signal }: Servi
     drops: () => drops.totals(),
     blocks: () => table.sizes(),
     calls: () => calls?.counts() ?? {},
+    callTargets: () => calls?.targetCounts() ?? {},
   })
   const table = new BlockTable({ kernel, guarded, metrics, log })
   const rules = resources.use(new KernelRules({ kernel, metrics, log }))

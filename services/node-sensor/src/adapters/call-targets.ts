@@ -6,6 +6,7 @@ import {
   type CallSource,
   type CodeMapping,
   ElfFile,
+  goProbes,
   isErrno,
   MappingWatch,
   scanMappings,
@@ -20,6 +21,8 @@ import type { CallKernel } from './call-kernel.ts'
 
 /** A node runs a few TLS libraries; each costs two links. */
 const TARGETS_MAX = 256
+/** Programs that cannot be probed, and that are told with the reason. */
+const UNSUPPORTED_MAX = 256
 /** Files that were looked at; beyond it they are looked at again. */
 const FILES_MAX = 65_536
 /** Between two looks at what was mapped. A process that lives shorter may be missed, but only with a library never seen before. */
@@ -40,6 +43,13 @@ export interface CallTarget {
   readonly source: CallSource
   /** Functions at which the probe costs much more than elsewhere. */
   readonly dear: readonly string[]
+}
+
+/** A program with TLS in it that cannot be probed. */
+export interface UnsupportedTarget {
+  readonly path: string
+  readonly source: CallSource
+  readonly why: string
 }
 
 interface Attached extends CallTarget {
@@ -66,6 +76,8 @@ export class CallTargets implements AsyncDisposable {
   readonly #options: CallTargetsOptions
   readonly #watch = new MappingWatch()
   readonly #attached = new Map<string, Attached>()
+  /** By identity. */
+  readonly #unsupported = new Map<string, UnsupportedTarget>()
   /** Identities of files that were looked at, with TLS or not. */
   readonly #seen = new Set<string>()
   readonly #stop = new AbortController()
@@ -79,6 +91,11 @@ export class CallTargets implements AsyncDisposable {
   /** What is probed now. */
   get targets(): readonly CallTarget[] {
     return [...this.#attached.values()]
+  }
+
+  /** What has TLS in it that cannot be read, and is in use. */
+  get unsupported(): readonly UnsupportedTarget[] {
+    return [...this.#unsupported.values()]
   }
 
   /** Files with a TLS library that could not be probed. */
@@ -121,6 +138,11 @@ export class CallTargets implements AsyncDisposable {
       else if (target.isUnused) await this.#detach(identity, target)
       else target.isUnused = true
     }
+    for (const identity of this.#unsupported.keys()) {
+      if (used.has(identity)) continue
+      this.#unsupported.delete(identity)
+      this.#seen.delete(identity)
+    }
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -146,8 +168,9 @@ export class CallTargets implements AsyncDisposable {
       // Its process is gone; the next one that maps the file may live longer.
       if (path === undefined) return void this.#seen.delete(identity)
       using elf = new ElfFile(path)
-      const probes = tlsProbes(elf)
-      if (probes) this.#attach(path, mapping, probes, isKept)
+      const probes = goProbes(elf) ?? tlsProbes(elf)
+      if (probes && 'unsupported' in probes) this.#leaveOut(path, mapping, probes.unsupported)
+      else if (probes) this.#attach(path, mapping, probes, isKept)
     } catch (error) {
       if (error instanceof TypeError) return
       if (isGone(error)) this.#seen.delete(identity)
@@ -164,24 +187,16 @@ export class CallTargets implements AsyncDisposable {
     const { how } = kernel
     if (how === 'none') return
     const told = pathFromHere(path) ?? mapping.path
-    const common = { path, how }
-    // Entries last: a call whose entry is not probed yet leaves nothing behind at its return.
-    const leave = attachUprobes(kernel.object.program('tls_leave'), {
-      ...common,
-      uprobes: probes.atReturn,
-      atReturn: true,
-    })
-    const attachments = [leave]
-    try {
-      const uprobes = probes.atEntry
-      attachments.push(attachUprobes(kernel.object.program('tls_enter'), { ...common, uprobes, atReturn: false }))
-    } catch (error) {
-      void leave.detach()
-      throw error
-    }
+    const attachments = attachAll(kernel, probes, { path, how })
     const { source, dear } = probes
     this.#attached.set(mapping.identity, { path: told, source, dear, attachments, isKept, isUnused: false })
     log.info({ path: told, pid: mapping.pid, source, ...(dear.length > 0 && { dear }) }, 'TLS library probed')
+  }
+
+  #leaveOut(path: string, { identity, path: mapped, pid }: CodeMapping, why: string): void {
+    const told = pathFromHere(path) ?? mapped
+    if (this.#unsupported.size < UNSUPPORTED_MAX) this.#unsupported.set(identity, { path: told, source: 'go', why })
+    this.#options.log.warn({ path: told, pid, why }, 'program not probed: its calls inside TLS are not seen')
   }
 
   #refuse({ path, pid }: CodeMapping, why: string): void {
@@ -194,6 +209,25 @@ export class CallTargets implements AsyncDisposable {
     this.#seen.delete(identity)
     await Promise.all(attachments.map(({ detach }) => detach()))
     this.#options.log.info({ path }, 'TLS library let go')
+  }
+}
+
+/** Entries last: a call whose entry is not probed yet leaves nothing behind at its return. */
+function attachAll(
+  { object }: CallKernel,
+  { source, atEntry, atReturn }: TlsProbes,
+  where: { readonly path: string; readonly how: 'multi' | 'single' },
+): UprobeAttachment[] {
+  const attachments: UprobeAttachment[] = []
+  try {
+    if (atReturn.length > 0)
+      attachments.push(attachUprobes(object.program('tls_leave'), { ...where, uprobes: atReturn, atReturn: true }))
+    const program = object.program(source === 'go' ? 'go_call' : 'tls_enter')
+    attachments.push(attachUprobes(program, { ...where, uprobes: atEntry, atReturn: false }))
+    return attachments
+  } catch (error) {
+    for (const { detach } of attachments) void detach()
+    throw error
   }
 }
 

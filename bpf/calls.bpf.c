@@ -170,17 +170,6 @@ static __always_inline void enter_set_fd(__u64 object, __u32 descriptor, enum ca
 		tie(connection, &used, BINDING_CERTAIN);
 }
 
-static __always_inline void enter_free(__u64 object)
-{
-	struct tls_key key = {.object = object, .pid = current_pid()};
-	struct connection *connection = bpf_map_lookup_elem(&tls_connections, &key);
-
-	if (!connection)
-		return;
-	capture_end(connection);
-	bpf_map_delete_elem(&tls_connections, &key);
-}
-
 SEC("uprobe")
 int tls_enter(struct pt_regs *regs)
 {
@@ -196,7 +185,7 @@ int tls_enter(struct pt_regs *regs)
 	else if (kind == PROBE_HANDSHAKE)
 		enter_handshake(object, source);
 	else if (kind == PROBE_FREE)
-		enter_free(object);
+		end_tls_connection(object);
 	else
 		enter_transfer(regs, kind, source);
 	return 0;
@@ -265,6 +254,22 @@ int tls_leave(struct pt_regs *regs)
 	return 0;
 }
 
+static __always_inline struct connection *connection_of_go(struct pt_regs *regs, __u64 object, __u64 cookie)
+{
+	struct tls_key key = {.object = object, .pid = current_pid()};
+	struct connection *known = bpf_map_lookup_elem(&tls_connections, &key);
+	struct go_binding found = {};
+
+	if (known && is_as_it_was(known, object))
+		return known;
+	find_socket_of_go(object, PT_REGS_IP(regs) + (__s32)(cookie >> 32), &found);
+	/* What is certain stays so when its socket was closed. */
+	if (found.how == BINDING_NONE && (cookie & 0xff) != PROBE_GO_WRITE &&
+	    !(known && known->binding == BINDING_CERTAIN))
+		take_token_of_goroutine(regs, current_thread(CREATE), &found);
+	return tie_go(object, &found);
+}
+
 SEC("uprobe")
 int go_call(struct pt_regs *regs)
 {
@@ -272,14 +277,12 @@ int go_call(struct pt_regs *regs)
 	enum probe_kind kind = cookie & 0xff;
 	__u64 object = GO_ARGUMENT1(regs);
 	struct connection *connection;
-	struct used_socket used = {};
 	struct transfer transfer = {};
-	enum call_binding binding;
 
 	if (!active_settings())
 		return 0;
 	if (kind == PROBE_GO_CLOSE) {
-		enter_free(object);
+		end_tls_connection(object);
 		return 0;
 	}
 	if (!find_go_transfer(regs, kind, &transfer))
@@ -290,17 +293,8 @@ int go_call(struct pt_regs *regs)
 		count_calls(CALL_UNREADABLE, 1);
 		return 0;
 	}
-	binding = socket_of_go(object, PT_REGS_IP(regs) + (__s32)(cookie >> 32), &used);
-	connection = tls_connection(object, SOURCE_GO);
-	if (connection && binding != BINDING_NONE && is_of_another(connection, &used)) {
-		enter_free(object);
-		connection = tls_connection(object, SOURCE_GO);
-	}
-	if (!connection)
-		return 0;
-	if (binding != BINDING_NONE)
-		tie(connection, &used, binding);
-	if (connection->is_unsampled)
+	connection = connection_of_go(regs, object, cookie);
+	if (!connection || connection->is_unsampled)
 		return 0;
 	count_calls(CALL_BOUND_NONE - connection->binding, 1);
 	capture(connection, &transfer);
@@ -436,6 +430,8 @@ static __always_inline void note_socket(struct thread *thread, const struct sock
 	struct used_socket used = {.socket = (__u64)sk, .cookie = cookie, .side = socket ? socket->side : 0};
 	struct frame *frame = top_frame(thread);
 
+	if (thread->is_go && direction == CALL_RECEIVED && !(socket && socket->is_text))
+		note_goroutine((struct pt_regs *)bpf_task_pt_regs(bpf_get_current_task_btf()), &used);
 	if (frame) {
 		frame->nested = used;
 	} else if (direction == CALL_RECEIVED && !(socket && socket->is_text)) {

@@ -17,10 +17,12 @@
 #define GO_ARGUMENT1(registers) (((struct user_pt_regs *)(registers))->regs[0])
 #define GO_ARGUMENT2(registers) (((struct user_pt_regs *)(registers))->regs[1])
 #define GO_ARGUMENT3(registers) (((struct user_pt_regs *)(registers))->regs[2])
+#define GO_GOROUTINE(registers) (((struct user_pt_regs *)(registers))->regs[28])
 #else
 #define GO_ARGUMENT1(registers) ((registers)->rax)
 #define GO_ARGUMENT2(registers) ((registers)->rbx)
 #define GO_ARGUMENT3(registers) ((registers)->rcx)
+#define GO_GOROUTINE(registers) ((registers)->r14)
 #endif
 
 /* In the table of a type as net.Conn: the third of its methods by name, Read. */
@@ -66,36 +68,68 @@ static __always_inline int is_go_tcp(const struct go_interface *value, __u64 tcp
 	       method == tcp_read;
 }
 
+/* What a TLS connection of Go runs over. */
+struct go_binding {
+	struct used_socket used;
+	__u64 inner;	  /* 0: what it runs over is of another type */
+	__u64 descriptor; /* 0: only what the goroutine did says so */
+	enum call_binding how;
+};
+
+/*
+ * Whether a connection that was tied for certain is what it was: the value that it runs over, and the socket
+ * of that. The socket is compared by what no other has, so none of it can have become another's; reading all
+ * of it anew takes three times as long.
+ */
+static __always_inline int is_as_it_was(const struct connection *known, __u64 object)
+{
+	struct go_tls_connection connection = {};
+	struct go_descriptor descriptor = {};
+	struct used_socket used = {};
+	struct file *file;
+
+	if (!known->go_inner || !known->cookie ||
+	    bpf_probe_read_user(&connection, sizeof(connection), (void *)object) ||
+	    connection.inner.data != known->go_inner ||
+	    bpf_probe_read_user(&descriptor, sizeof(descriptor), (void *)known->go_descriptor))
+		return 0;
+	file = file_of_descriptor(descriptor.number);
+	return file && socket_of_file(file, &used) && used.socket == known->socket &&
+	       used.cookie == known->cookie;
+}
+
 /*
  * The socket of a TLS connection, and how sure that is. A wrapper could use another connection than the one
  * it holds first, so what it holds is a guess.
  */
-static __always_inline enum call_binding socket_of_go(__u64 object, __u64 tcp_read, struct used_socket *used)
+static __always_inline void find_socket_of_go(__u64 object, __u64 tcp_read, struct go_binding *found)
 {
-	enum call_binding binding = BINDING_CERTAIN;
 	struct go_tls_connection connection = {};
 	struct go_descriptor descriptor = {};
+	enum call_binding how = BINDING_CERTAIN;
 	__u64 at = 0, state = GO_DESCRIPTOR_CLOSED;
 
 	if (bpf_probe_read_user(&connection, sizeof(connection), (void *)object))
-		return BINDING_NONE;
-	for (int depth = 0; depth < GO_WRAPPERS_MAX && !is_go_tcp(&connection.inner, tcp_read); depth++) {
-		binding = BINDING_TOKEN;
+		return;
+	if (!is_go_tcp(&connection.inner, tcp_read)) {
+		how = BINDING_TOKEN;
 		if (bpf_probe_read_user(&connection.inner, sizeof(connection.inner),
-					(void *)connection.inner.data))
-			return BINDING_NONE;
+					(void *)connection.inner.data) ||
+		    !is_go_tcp(&connection.inner, tcp_read))
+			return;
 	}
-	if (binding != BINDING_CERTAIN && !is_go_tcp(&connection.inner, tcp_read))
-		return BINDING_NONE;
 	if (bpf_probe_read_user(&at, sizeof(at), (void *)connection.inner.data) ||
 	    bpf_probe_read_user(&descriptor, sizeof(descriptor), (void *)at) ||
-	    !socket_of_descriptor(descriptor.number, used))
-		return BINDING_NONE;
+	    !socket_of_descriptor(descriptor.number, &found->used))
+		return;
 	/* Closing is noted there before the number is free for another socket. */
 	if (bpf_probe_read_user(&state, sizeof(state), (void *)at) || state & GO_DESCRIPTOR_CLOSED)
-		return BINDING_NONE;
-	used->side = connection.is_client ? SIDE_CLIENT : SIDE_SERVER;
-	return binding;
+		return;
+	found->used.side = connection.is_client ? SIDE_CLIENT : SIDE_SERVER;
+	if (how == BINDING_CERTAIN)
+		found->inner = connection.inner.data;
+	found->descriptor = at;
+	found->how = how;
 }
 
 /*
@@ -107,6 +141,44 @@ static __always_inline int is_of_another(const struct connection *known, const s
 	if (!known->socket)
 		return 0;
 	return known->socket != used->socket || (known->cookie && known->cookie != used->cookie);
+}
+
+/*
+ * A goroutine of a thread that is marked read a socket: what it deciphers next may be of that one. Go keeps
+ * the goroutine in a register, also where it enters the kernel.
+ */
+static __always_inline void note_goroutine(const struct pt_regs *regs, const struct used_socket *used)
+{
+	struct goroutine_key key = {.goroutine = GO_GOROUTINE(regs), .pid = current_pid()};
+	struct goroutine *known = bpf_map_lookup_elem(&goroutines, &key);
+	struct goroutine fresh = {.token = *used};
+
+	if (!known) {
+		bpf_map_update_elem(&goroutines, &key, &fresh, BPF_ANY);
+		return;
+	}
+	known->is_ambiguous |= known->token.socket && known->token.socket != used->socket;
+	known->token = *used;
+}
+
+/* Once, as of a thread; marks the thread, so that its goroutines are noted from now on. */
+static __always_inline void take_token_of_goroutine(const struct pt_regs *regs, struct thread *thread,
+						    struct go_binding *found)
+{
+	struct goroutine_key key = {.goroutine = GO_GOROUTINE(regs), .pid = current_pid()};
+	struct goroutine *known;
+
+	if (thread)
+		thread->is_go = 1;
+	known = bpf_map_lookup_elem(&goroutines, &key);
+	if (!known)
+		return;
+	if (known->token.socket && !known->is_ambiguous) {
+		found->used = known->token;
+		found->how = BINDING_TOKEN;
+	}
+	known->token.socket = 0;
+	known->is_ambiguous = 0;
 }
 
 /* What a call moves. */
@@ -134,6 +206,25 @@ static __always_inline int find_go_transfer(struct pt_regs *regs, enum probe_kin
 	}
 	transfer->bytes = length;
 	return length > 0;
+}
+
+/* Ties a connection to what it runs over now; if it was something else, another one comes in its place. */
+static __always_inline struct connection *tie_go(__u64 object, const struct go_binding *found)
+{
+	struct connection *connection = tls_connection(object, SOURCE_GO);
+
+	if (!connection || found->how == BINDING_NONE)
+		return connection;
+	if (found->descriptor && is_of_another(connection, &found->used)) {
+		end_tls_connection(object);
+		connection = tls_connection(object, SOURCE_GO);
+		if (!connection)
+			return 0;
+	}
+	tie(connection, &found->used, found->how);
+	connection->go_inner = found->inner;
+	connection->go_descriptor = found->descriptor;
+	return connection;
 }
 
 #endif

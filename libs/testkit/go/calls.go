@@ -17,6 +17,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 )
 
 func main() {
@@ -25,7 +26,7 @@ func main() {
 	case "serve":
 		serve(os.Args[2], os.Args[3])
 	case "ask":
-		ask(os.Args[2], numbers(os.Args[3:6]), len(os.Args) > 6)
+		ask(os.Args[2], numbers(os.Args[3:6]), os.Args[6])
 	case "ask-h2":
 		askH2(os.Args[2], numbers(os.Args[3:5]))
 	case "ask-http1":
@@ -91,15 +92,35 @@ type wrapped struct {
 	name string
 }
 
+// Likewise; that it is a connection, and of which type, only its methods know.
+type hidden struct {
+	name  string
+	inner net.Conn
+}
+
+func (conn *hidden) Read(bytes []byte) (int, error)        { return conn.inner.Read(bytes) }
+func (conn *hidden) Write(bytes []byte) (int, error)       { return conn.inner.Write(bytes) }
+func (conn *hidden) Close() error                          { return conn.inner.Close() }
+func (conn *hidden) LocalAddr() net.Addr                   { return conn.inner.LocalAddr() }
+func (conn *hidden) RemoteAddr() net.Addr                  { return conn.inner.RemoteAddr() }
+func (conn *hidden) SetDeadline(until time.Time) error     { return conn.inner.SetDeadline(until) }
+func (conn *hidden) SetReadDeadline(until time.Time) error { return conn.inner.SetReadDeadline(until) }
+func (conn *hidden) SetWriteDeadline(until time.Time) error {
+	return conn.inner.SetWriteDeadline(until)
+}
+
 // So many connections at once, so many calls of each, so many of them until it is opened anew.
-func ask(port string, of []int, isWrapped bool) {
+func ask(port string, of []int, within string) {
 	atOnce(of[0], func(int) {
 		for left := of[1]; left > 0; left -= of[2] {
 			conn, err := net.Dial("tcp", "127.0.0.1:"+port)
 			check(err)
 			own := portOf(conn.LocalAddr())
-			if isWrapped {
+			switch within {
+			case "wrapped":
 				conn = &wrapped{Conn: conn, name: own}
+			case "hidden":
+				conn = &hidden{inner: conn, name: own}
 			}
 			transport := &http.Transport{
 				TLSClientConfig: &tls.Config{InsecureSkipVerify: true},

@@ -1,4 +1,4 @@
-import { closeSync, openSync, readSync } from 'node:fs'
+import { closeSync, fstatSync, openSync, readSync } from 'node:fs'
 
 const ELF_MAGIC = '7f454c46'
 const CLASS_64 = 2
@@ -88,6 +88,15 @@ export class ElfFile implements Disposable {
       closeSync(this.#fd)
       throw error
     }
+  }
+
+  /**
+   * The same for what are one file underneath: overlays give it a device of their own in each container, but its number, its size and
+   * its times.
+   */
+  get origin(): string {
+    const { ino, size, mtimeNs, birthtimeNs } = fstatSync(this.#fd, { bigint: true })
+    return [ino, size, mtimeNs, birthtimeNs].join(' ')
   }
 
   /** Bytes of the file; fewer at its end. */

@@ -53,6 +53,8 @@ export interface UnsupportedTarget {
 }
 
 interface Attached extends CallTarget {
+  /** As processes know it: in each container another, of one file underneath. */
+  readonly identities: Set<string>
   readonly attachments: readonly UprobeAttachment[]
   /** Not detached though nobody uses it. */
   readonly isKept: boolean
@@ -75,7 +77,9 @@ interface CallTargetsOptions {
 export class CallTargets implements AsyncDisposable {
   readonly #options: CallTargetsOptions
   readonly #watch = new MappingWatch()
+  /** By what the file is underneath. */
   readonly #attached = new Map<string, Attached>()
+  readonly #byIdentity = new Map<string, Attached>()
   /** By identity. */
   readonly #unsupported = new Map<string, UnsupportedTarget>()
   /** Identities of files that were looked at, with TLS or not. */
@@ -133,9 +137,9 @@ export class CallTargets implements AsyncDisposable {
       used.add(mapping.identity)
       this.#look(mapping)
     }
-    for (const [identity, target] of this.#attached) {
-      if (used.has(identity) || target.isKept) target.isUnused = false
-      else if (target.isUnused) await this.#detach(identity, target)
+    for (const [origin, target] of this.#attached) {
+      if (target.isKept || target.identities.intersection(used).size > 0) target.isUnused = false
+      else if (target.isUnused) await this.#detach(origin, target)
       else target.isUnused = true
     }
     for (const identity of this.#unsupported.keys()) {
@@ -148,7 +152,7 @@ export class CallTargets implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     this.#stop.abort()
     this.#watch.close()
-    await Promise.all([...this.#attached].map(([identity, target]) => this.#detach(identity, target)))
+    await Promise.all([...this.#attached].map(([origin, target]) => this.#detach(origin, target)))
   }
 
   #attachLibraries(): void {
@@ -158,7 +162,7 @@ export class CallTargets implements AsyncDisposable {
 
   #look(mapping: CodeMapping, isKept = false): void {
     const { identity } = mapping
-    const known = this.#attached.get(identity)
+    const known = this.#byIdentity.get(identity)
     if (known) known.isUnused = false
     if (known || this.#seen.has(identity)) return
     if (this.#seen.size >= FILES_MAX) this.#seen.clear()
@@ -168,9 +172,11 @@ export class CallTargets implements AsyncDisposable {
       // Its process is gone; the next one that maps the file may live longer.
       if (path === undefined) return void this.#seen.delete(identity)
       using elf = new ElfFile(path)
+      const same = this.#attached.get(elf.origin)
+      if (same) return void this.#know(identity, same)
       const probes = goProbes(elf) ?? tlsProbes(elf)
       if (probes && 'unsupported' in probes) this.#leaveOut(path, mapping, probes.unsupported)
-      else if (probes) this.#attach(path, mapping, probes, isKept)
+      else if (probes) this.#attach(path, mapping, { ...probes, origin: elf.origin, isKept })
     } catch (error) {
       if (error instanceof TypeError) return
       if (isGone(error)) this.#seen.delete(identity)
@@ -178,7 +184,13 @@ export class CallTargets implements AsyncDisposable {
     }
   }
 
-  #attach(path: string, mapping: CodeMapping, probes: TlsProbes, isKept: boolean): void {
+  #know(identity: string, target: Attached): void {
+    target.identities.add(identity)
+    target.isUnused = false
+    this.#byIdentity.set(identity, target)
+  }
+
+  #attach(path: string, mapping: CodeMapping, probes: TlsProbes & { origin: string; isKept: boolean }): void {
     if (this.#attached.size >= TARGETS_MAX) {
       this.#refuse(mapping, `${TARGETS_MAX} TLS libraries are probed already`)
       return
@@ -188,8 +200,10 @@ export class CallTargets implements AsyncDisposable {
     if (how === 'none') return
     const told = pathFromHere(path) ?? mapping.path
     const attachments = attachAll(kernel, probes, { path, how })
-    const { source, dear } = probes
-    this.#attached.set(mapping.identity, { path: told, source, dear, attachments, isKept, isUnused: false })
+    const { source, dear, origin, isKept } = probes
+    const target = { path: told, source, dear, attachments, isKept, identities: new Set<string>(), isUnused: false }
+    this.#attached.set(origin, target)
+    this.#know(mapping.identity, target)
     log.info({ path: told, pid: mapping.pid, source, ...(dear.length > 0 && { dear }) }, 'TLS library probed')
   }
 
@@ -204,9 +218,12 @@ export class CallTargets implements AsyncDisposable {
     this.#options.log.warn({ path, pid, why }, 'TLS library not probed: its calls are not seen')
   }
 
-  async #detach(identity: string, { path, attachments }: Attached): Promise<void> {
-    this.#attached.delete(identity)
-    this.#seen.delete(identity)
+  async #detach(origin: string, { path, attachments, identities }: Attached): Promise<void> {
+    this.#attached.delete(origin)
+    for (const identity of identities) {
+      this.#byIdentity.delete(identity)
+      this.#seen.delete(identity)
+    }
     await Promise.all(attachments.map(({ detach }) => detach()))
     this.#options.log.info({ path }, 'TLS library let go')
   }

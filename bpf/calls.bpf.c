@@ -5,6 +5,7 @@
  * counted.
  *
  * tls_enter, tls_leave   uprobe and uretprobe, on functions of a TLS library; the cookie says which.
+ * go_call                uprobe, in crypto/tls of Go programs; likewise.
  * socket_sent            tp_btf/sock_send_length, in the process, after the kernel took the bytes
  * (Linux 6.3). socket_received        tp_btf/sock_recv_length, likewise. socket_read
  * tp_btf/tcp_rcv_space_adjust, for tokens only, where the two above are missing. socket_changed
@@ -21,6 +22,7 @@
 #include <bpf/bpf_tracing.h>
 #include "binding.h"
 #include "capture.h"
+#include "go.h"
 
 #define MSG_PEEK  0x02
 #define MSG_TRUNC 0x20
@@ -168,17 +170,6 @@ static __always_inline void enter_set_fd(__u64 object, __u32 descriptor, enum ca
 		tie(connection, &used, BINDING_CERTAIN);
 }
 
-static __always_inline void enter_free(__u64 object)
-{
-	struct tls_key key = {.object = object, .pid = current_pid()};
-	struct connection *connection = bpf_map_lookup_elem(&tls_connections, &key);
-
-	if (!connection)
-		return;
-	capture_end(connection);
-	bpf_map_delete_elem(&tls_connections, &key);
-}
-
 SEC("uprobe")
 int tls_enter(struct pt_regs *regs)
 {
@@ -194,7 +185,7 @@ int tls_enter(struct pt_regs *regs)
 	else if (kind == PROBE_HANDSHAKE)
 		enter_handshake(object, source);
 	else if (kind == PROBE_FREE)
-		enter_free(object);
+		end_tls_connection(object);
 	else
 		enter_transfer(regs, kind, source);
 	return 0;
@@ -259,6 +250,53 @@ int tls_leave(struct pt_regs *regs)
 	count_calls(CALL_BOUND_NONE - connection->binding, 1);
 	transfer.buffer = frame->buffer;
 	transfer.direction = is_read(frame->kind) ? CALL_RECEIVED : CALL_SENT;
+	capture(connection, &transfer);
+	return 0;
+}
+
+static __always_inline struct connection *connection_of_go(struct pt_regs *regs, __u64 object, __u64 cookie)
+{
+	struct tls_key key = {.object = object, .pid = current_pid()};
+	struct connection *known = bpf_map_lookup_elem(&tls_connections, &key);
+	struct go_binding found = {};
+
+	if (known && is_as_it_was(known, object))
+		return known;
+	find_socket_of_go(object, PT_REGS_IP(regs) + (__s32)(cookie >> 32), &found);
+	/* What is certain stays so when its socket was closed. */
+	if (found.how == BINDING_NONE && (cookie & 0xff) != PROBE_GO_WRITE &&
+	    !(known && known->binding == BINDING_CERTAIN))
+		take_token_of_goroutine(regs, current_thread(CREATE), &found);
+	return tie_go(object, &found);
+}
+
+SEC("uprobe")
+int go_call(struct pt_regs *regs)
+{
+	__u64 cookie = bpf_get_attach_cookie(regs);
+	enum probe_kind kind = cookie & 0xff;
+	__u64 object = GO_ARGUMENT1(regs);
+	struct connection *connection;
+	struct transfer transfer = {};
+
+	if (!active_settings())
+		return 0;
+	if (kind == PROBE_GO_CLOSE) {
+		end_tls_connection(object);
+		return 0;
+	}
+	if (!find_go_transfer(regs, kind, &transfer))
+		return 0;
+	if (kind != PROBE_GO_WRITE &&
+	    bpf_probe_read_user(&object, sizeof(object),
+				(void *)(PT_REGS_SP(regs) + (cookie >> 16 & 0xffff)))) {
+		count_calls(CALL_UNREADABLE, 1);
+		return 0;
+	}
+	connection = connection_of_go(regs, object, cookie);
+	if (!connection || connection->is_unsampled)
+		return 0;
+	count_calls(CALL_BOUND_NONE - connection->binding, 1);
 	capture(connection, &transfer);
 	return 0;
 }
@@ -392,6 +430,8 @@ static __always_inline void note_socket(struct thread *thread, const struct sock
 	struct used_socket used = {.socket = (__u64)sk, .cookie = cookie, .side = socket ? socket->side : 0};
 	struct frame *frame = top_frame(thread);
 
+	if (thread->is_go && direction == CALL_RECEIVED && !(socket && socket->is_text))
+		note_goroutine((struct pt_regs *)bpf_task_pt_regs(bpf_get_current_task_btf()), &used);
 	if (frame) {
 		frame->nested = used;
 	} else if (direction == CALL_RECEIVED && !(socket && socket->is_text)) {
@@ -474,6 +514,9 @@ int BPF_PROG(socket_changed, struct sock *sk, int from, int to)
 		socket->side = from == BPF_TCP_SYN_SENT ? SIDE_CLIENT : SIDE_SERVER;
 		socket->is_whole = 1;
 		socket->is_new = 1;
+		/* Now it has one: that of a TLS connection cannot be given where it is tied by its
+		 * descriptor. */
+		bpf_get_socket_cookie(sk);
 	} else if (socket->id) {
 		capture_end(socket);
 		socket->id = 0;

@@ -8,6 +8,7 @@ import {
   acquireBitcoind,
   acquireCaddy,
   acquireEnvoy,
+  acquireGo,
   acquireHaproxy,
   acquireNatsServer,
   acquireNginx,
@@ -60,7 +61,15 @@ async function getTools(): Promise<void> {
   const progress = (line: string) => process.stdout.write(`${line}\n`)
   const { advice } = await ensureSystemPackages(SYSTEM_PACKAGES, { progress })
   if (advice !== '') progress(advice)
-  const tools = [acquireNatsServer, acquireBitcoind, acquireEnvoy, acquireNginx, acquireCaddy, acquireHaproxy]
+  const tools = [
+    acquireNatsServer,
+    acquireBitcoind,
+    acquireEnvoy,
+    acquireGo,
+    acquireNginx,
+    acquireCaddy,
+    acquireHaproxy,
+  ]
   for (const acquire of tools) {
     await acquire({ progress }).catch((error: Error) => progress(error.message))
   }

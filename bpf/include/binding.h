@@ -99,8 +99,8 @@ static __always_inline void open_connection(struct connection *connection, enum 
 /* The connection of a TLS object, a new one if it is not known yet or of an earlier process. */
 static __always_inline struct connection *tls_connection(__u64 object, enum call_source source)
 {
-	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
-	__u64 started = BPF_CORE_READ(task, group_leader, start_time);
+	struct task_struct *task = bpf_get_current_task_btf();
+	__u64 started = task->group_leader->start_time;
 	struct tls_key key = {.object = object, .pid = current_pid()};
 	struct connection *known = bpf_map_lookup_elem(&tls_connections, &key);
 	struct connection fresh = {};
@@ -114,28 +114,51 @@ static __always_inline struct connection *tls_connection(__u64 object, enum call
 	return bpf_map_lookup_elem(&tls_connections, &key);
 }
 
-/* The socket behind a descriptor of the current process. */
-static __always_inline int socket_of_descriptor(__u32 descriptor, struct used_socket *used)
+/* Says that there will be no more of the connection of a TLS object, and forgets it. */
+static __always_inline void end_tls_connection(__u64 object)
 {
-	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
-	struct fdtable *table = BPF_CORE_READ(task, files, fdt);
-	struct file **files = BPF_CORE_READ(table, fd);
-	struct file *file = 0;
-	struct socket *socket;
-	struct sock *sk;
+	struct tls_key key = {.object = object, .pid = current_pid()};
+	struct connection *connection = bpf_map_lookup_elem(&tls_connections, &key);
 
-	if (descriptor >= BPF_CORE_READ(table, max_fds))
+	if (!connection)
+		return;
+	capture_end(connection);
+	bpf_map_delete_elem(&tls_connections, &key);
+}
+
+/* The open file with this number of the current process; 0: none. */
+static __always_inline struct file *file_of_descriptor(__u32 descriptor)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct fdtable *table = task->files->fdt;
+	struct file *file = 0;
+
+	if (descriptor >= table->max_fds ||
+	    bpf_probe_read_kernel(&file, sizeof(file), table->fd + descriptor))
 		return 0;
-	if (bpf_probe_read_kernel(&file, sizeof(file), files + descriptor) || !file)
-		return 0;
-	if ((BPF_CORE_READ(file, f_inode, i_mode) & FILE_TYPE_MASK) != FILE_TYPE_SOCKET)
-		return 0;
-	socket = BPF_CORE_READ(file, private_data);
-	sk = BPF_CORE_READ(socket, sk);
+	return file;
+}
+
+/* The socket of a file that is one. */
+static __always_inline int socket_of_file(const struct file *file, struct used_socket *used)
+{
+	struct socket *socket = BPF_CORE_READ(file, private_data);
+	struct sock *sk = BPF_CORE_READ(socket, sk);
+
 	used->socket = (__u64)sk;
 	used->cookie = BPF_CORE_READ(sk, __sk_common.skc_cookie.counter);
 	used->side = SIDE_UNKNOWN;
 	return sk != 0;
+}
+
+/* The socket behind a descriptor of the current process. */
+static __always_inline int socket_of_descriptor(__u32 descriptor, struct used_socket *used)
+{
+	struct file *file = file_of_descriptor(descriptor);
+
+	if (!file || (BPF_CORE_READ(file, f_inode, i_mode) & FILE_TYPE_MASK) != FILE_TYPE_SOCKET)
+		return 0;
+	return socket_of_file(file, used);
 }
 
 #endif

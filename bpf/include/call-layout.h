@@ -55,6 +55,11 @@ enum probe_kind {
 	PROBE_SET_FD = 5,    /* (ssl, int fd) */
 	PROBE_HANDSHAKE = 6, /* (ssl) */
 	PROBE_FREE = 7,	     /* (ssl) */
+	/* Of Go; include/go.h says what the rest of the cookie is. */
+	PROBE_GO_WRITE = 8,   /* at the entry of (*Conn).Write */
+	PROBE_GO_COPY = 9,    /* inside (*Conn).Read: memmove(to, from, length) is called */
+	PROBE_GO_READER = 10, /* inside (*Conn).Read: (*bytes.Reader).Read(reader, to, length) is called */
+	PROBE_GO_CLOSE = 11,  /* in (*Conn).Close */
 };
 
 /* Bits of call_chunk.flags. */

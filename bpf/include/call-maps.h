@@ -9,11 +9,13 @@
 #include <bpf/bpf_core_read.h>
 #include "call-layout.h"
 
-/* 160 bytes an entry, as they come. Least recently used ones go first: a process that was killed frees
+/* 176 bytes an entry, as they come. Least recently used ones go first: a process that was killed frees
  * nothing.
  */
 #define TLS_CONNECTIONS_MAX 65536
 #define BUDGETS_MAX	    4096
+/* Goroutines that read a socket, of programs whose connections are of a type that is not known. */
+#define GOROUTINES_MAX 8192
 /* 80,000 requests of usual size, or 500 payloads of 16 KiB, between two reads. */
 #define CALLS_BYTES (8 * 1024 * 1024)
 /* A TLS call inside another's: TLS in TLS, as clients of a TLS proxy do. Deeper ones are left out. */
@@ -72,6 +74,9 @@ struct connection {
 	__u64 process_started;
 	__u64 skipped[CALL_DIRECTIONS];
 	__u64 cgroup_id;
+	/* Of Go: what it is tied by, the values of two pointers; 0: by something else. */
+	__u64 go_inner;
+	__u64 go_descriptor;
 	struct address local;
 	struct address peer;
 	__u16 local_port;
@@ -123,6 +128,22 @@ struct thread {
 	struct used_socket token;
 	__u32 depth;
 	__u32 is_ambiguous; /* several sockets were read since a call took the token */
+	__u32 is_go;	    /* goroutines ran on it that read connections of a type that is not known */
+	__u32 zero;
+};
+
+/* A goroutine of a process: it may go on in another thread. */
+struct goroutine_key {
+	__u64 goroutine;
+	__u32 pid;
+	__u32 zero;
+};
+
+/* As of a thread. */
+struct goroutine {
+	struct used_socket token;
+	__u32 is_ambiguous;
+	__u32 zero;
 };
 
 struct {
@@ -181,6 +202,13 @@ struct {
 	__type(key, int);
 	__type(value, struct thread);
 } threads SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, GOROUTINES_MAX);
+	__type(key, struct goroutine_key);
+	__type(value, struct goroutine);
+} goroutines SEC(".maps");
 
 /* By cgroup: until when what it sent is paid for. */
 struct {

@@ -7,11 +7,11 @@ const TIMES = 27
 const FOLDER = join(import.meta.dirname, '../../services/node-sensor/src/adapters')
 
 /**
- * Calls of Node, Python, curl and nginx, each compared with the connection that really carried it; then probes put on and taken
+ * Calls of Node, Python, curl, nginx and Go, each compared with the connection that really carried it; then probes put on and taken
  * off a thousand times under load. The tests of npm test, at length. Takes as long as it takes, whatever the minutes.
  */
 export async function soakCalls(): Promise<boolean> {
-  for (const file of ['call-binding.test.ts', 'call-targets.test.ts']) {
+  for (const file of ['call-binding.test.ts', 'call-go.test.ts', 'call-targets.test.ts']) {
     const env = { ...process.env, TOLLWARD_SOAK_TIMES: String(TIMES) }
     const child = spawn(process.execPath, ['--test', join(FOLDER, file)], { env, stdio: 'inherit' })
     const [code] = await once(child, 'close')

@@ -41,7 +41,8 @@ export async function buildWithGo(
   await rm(modules, { recursive: true })
 }
 
-async function usableGo(options: AcquireOptions): Promise<string> {
+/** The Go that builds programs here: that of the PATH, installed if it is missing and this is root; AcquireError if it cannot be had. */
+export async function usableGo(options: AcquireOptions): Promise<string> {
   const found = await findOnPath('go')
   if (found !== undefined) return found
   const { advice } = await ensureSystemPackages(['golang-go'], options)

@@ -1,6 +1,7 @@
 export { acquireBitcoind } from './bitcoind.ts'
 export { acquireElectrumx } from './electrumx.ts'
 export { acquireEnvoy } from './envoy.ts'
+export { acquireGo, acquireGoBuilds } from './go-builds.ts'
 export { acquireH2spec } from './h2spec.ts'
 export { withLock } from './lock.mjs'
 export { acquireNatsServer, NATS_SERVER_MIN } from './nats-server.ts'

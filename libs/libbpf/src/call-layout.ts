@@ -5,6 +5,7 @@ import { copyAddress } from './layout.ts'
 export const PAYLOAD_BYTES_MAX = 16_384
 const PORT_MAX = 65_535
 const PICOSECONDS_PER_SECOND = 1e12
+const COOKIE_SLOT_MAX = 0xffff
 
 export const CALL_CONFIG = {
   bytes: 40,
@@ -42,7 +43,10 @@ export const CALL_DIRECTION = { sent: 0, received: 1 } as const
 export const CALL_BINDING = { none: 0, token: 1, certain: 2 } as const
 export const CALL_SIDE = { unknown: 0, server: 1, client: 2 } as const
 export const CALL_SOURCE = { clear: 0, openssl: 1, node: 2, boringssl: 3, gnutls: 4, go: 5 } as const
-export const PROBE_KIND = { read: 1, readEx: 2, write: 3, writeEx: 4, setFd: 5, handshake: 6, free: 7 } as const
+export const PROBE_KIND = {
+  ...{ read: 1, readEx: 2, write: 3, writeEx: 4, setFd: 5, handshake: 6, free: 7 },
+  ...{ goWrite: 8, goCopy: 9, goReader: 10, goClose: 11 },
+} as const
 const CHUNK_FLAG = { closed: 1, addressed: 2 } as const
 
 /** Index of each counter of calls.bpf.c. */
@@ -67,7 +71,10 @@ export type CallDirection = keyof typeof CALL_DIRECTION
 /** How a connection was tied to its socket: `certain`, `token` (the thread read this socket just before it decrypted), or not. */
 export type CallBinding = keyof typeof CALL_BINDING
 export type CallSource = keyof typeof CALL_SOURCE
-export type ProbeKind = keyof typeof PROBE_KIND
+/** In crypto/tls of Go. */
+export type GoProbeKind = Extract<keyof typeof PROBE_KIND, `go${string}`>
+/** In TLS libraries of C. */
+export type ProbeKind = Exclude<keyof typeof PROBE_KIND, GoProbeKind>
 
 /** What the programs obey; the one element of the map `call_config`. */
 export interface CallConfig {
@@ -152,8 +159,17 @@ export function encodeClearPorts(ports: readonly number[]): Buffer {
 }
 
 /** Cookie of a probe: what the function is, and whose. */
-export function probeCookie(kind: ProbeKind, source: CallSource): bigint {
+export function probeCookie(kind: ProbeKind | GoProbeKind, source: CallSource): bigint {
   return BigInt(PROBE_KIND[kind] | (CALL_SOURCE[source] << 8))
+}
+
+/** Cookie of a probe of Go. Throws RangeError for what it has no room for. */
+export function goProbeCookie(
+  kind: GoProbeKind,
+  { slot, toTcpRead }: { readonly slot: number; readonly toTcpRead: number },
+): bigint {
+  if (slot < 0 || slot > COOKIE_SLOT_MAX) throw new RangeError(`a function that takes ${slot} bytes of the stack`)
+  return probeCookie(kind, 'go') | (BigInt(slot) << 16n) | (BigInt.asUintN(32, BigInt(toTcpRead)) << 32n)
 }
 
 /** A record of the ring `calls`, in place: only its addresses are copied. */

@@ -1,4 +1,4 @@
-import { closeSync, openSync, readSync } from 'node:fs'
+import { closeSync, fstatSync, openSync, readSync } from 'node:fs'
 
 const ELF_MAGIC = '7f454c46'
 const CLASS_64 = 2
@@ -12,6 +12,9 @@ const SECTIONS_MAX = 65_536
 const SEGMENTS_MAX = 1024
 /** Of one section that is read at once: the symbols of the largest programs are a tenth of it. */
 const SECTION_READ_MAX = 64 * 1024 * 1024
+/** Of the section that names the others. */
+const SECTION_NAMES_MAX = 1024 * 1024
+const SHT_NOBITS = 8
 const SHT_SYMTAB = 2
 const SHT_DYNSYM = 11
 const PT_LOAD = 1
@@ -28,10 +31,20 @@ export interface ElfFunction {
 }
 
 interface Section {
+  /** Where its name begins in the section of names. */
+  readonly nameAt: number
   readonly type: number
+  readonly address: number
   readonly offset: number
   readonly bytes: number
   readonly link: number
+}
+
+/** Where a section lies in the file, and where it is to lie in memory. */
+export interface ElfSection {
+  readonly address: number
+  readonly offset: number
+  readonly bytes: number
 }
 
 interface Segment {
@@ -46,6 +59,7 @@ export class ElfFile implements Disposable {
   readonly machine: 'x86-64' | 'arm64' | undefined
   readonly #fd: number
   readonly #sections: readonly Section[]
+  readonly #names: Section | undefined
   readonly #segments: readonly Segment[]
 
   /** Throws a TypeError for what is no such file, and what the file system throws. */
@@ -69,10 +83,20 @@ export class ElfFile implements Disposable {
         SECTIONS_MAX,
         SECTION_BYTES,
       ).map(sectionOf)
+      this.#names = this.#sections[header.readUInt16LE(62)]
     } catch (error) {
       closeSync(this.#fd)
       throw error
     }
+  }
+
+  /**
+   * The same for what are one file underneath: overlays give it a device of their own in each container, but its number, its size and
+   * its times.
+   */
+  get origin(): string {
+    const { ino, size, mtimeNs, birthtimeNs } = fstatSync(this.#fd, { bigint: true })
+    return [ino, size, mtimeNs, birthtimeNs].join(' ')
   }
 
   /** Bytes of the file; fewer at its end. */
@@ -91,6 +115,18 @@ export class ElfFile implements Disposable {
     return found
   }
 
+  /** The first section of this name. */
+  section(name: string): ElfSection | undefined {
+    if (!this.#names || this.#names.bytes > SECTION_NAMES_MAX) return undefined
+    const text = this.read(this.#names.offset, this.#names.bytes)
+    return this.#sections.find(({ nameAt, type }) => type !== SHT_NOBITS && stringAt(text, nameAt) === name)
+  }
+
+  /** The bytes of a section; undefined if it is larger than is read at once. */
+  contents({ offset, bytes }: ElfSection): Buffer | undefined {
+    return bytes <= SECTION_READ_MAX ? this.read(offset, bytes) : undefined
+  }
+
   /** Whether the names of its symbols hold the text. */
   mentions(text: string): boolean {
     const tables = this.#sections.filter(({ type }) => type === SHT_DYNSYM || type === SHT_SYMTAB)
@@ -102,6 +138,14 @@ export class ElfFile implements Disposable {
         this.read(strings.offset, strings.bytes).includes(text)
       )
     })
+  }
+
+  /** Where the loader takes the code at this address from. */
+  fileOffset(address: number): number | undefined {
+    const segment = this.#segments.find(
+      ({ flags, address: from, bytes }) => flags & EXECUTABLE && address >= from && address < from + bytes,
+    )
+    return segment && segment.offset + address - segment.address
   }
 
   close(): void {
@@ -126,17 +170,9 @@ export class ElfFile implements Disposable {
       if (symbols.readUInt16LE(at + 6) === 0 || address === 0) continue
       const name = stringAt(text, nameAt)
       if (!names.has(name) || found.has(name)) continue
-      const offset = this.#fileOffset(address)
+      const offset = this.fileOffset(address)
       if (offset !== undefined) found.set(name, { offset, bytes: Number(symbols.readBigUInt64LE(at + 16)) })
     }
-  }
-
-  /** Where the loader takes the code at this address from. */
-  #fileOffset(address: number): number | undefined {
-    const segment = this.#segments.find(
-      ({ flags, address: from, bytes }) => flags & EXECUTABLE && address >= from && address < from + bytes,
-    )
-    return segment && segment.offset + address - segment.address
   }
 
   #table(offset: bigint, count: number, most: number, bytes: number): Buffer[] {
@@ -149,7 +185,9 @@ export class ElfFile implements Disposable {
 
 function sectionOf(entry: Buffer): Section {
   return {
+    nameAt: entry.readUInt32LE(0),
     type: entry.readUInt32LE(4),
+    address: Number(entry.readBigUInt64LE(16)),
     offset: Number(entry.readBigUInt64LE(24)),
     bytes: Number(entry.readBigUInt64LE(32)),
     link: entry.readUInt32LE(40),

@@ -44,6 +44,7 @@ export {
   type KernelDropRecord,
   SPILLED_FLOW,
 } from './flow-layout.ts'
+export { goProbes, type Unsupported } from './go-probes.ts'
 export { guardAddresses } from './guarded.ts'
 export { countRuns, mapBytes, type ProgramStats, programStats } from './info.ts'
 export { iterate } from './iterate.ts'

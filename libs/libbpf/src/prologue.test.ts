@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import { cheapestPoint, firstCall } from './prologue.ts'
+import { cheapestGoPoint, cheapestPoint, firstCall, goFrame } from './prologue.ts'
 
 const bytes = (hex: string) => Buffer.from(hex.replaceAll(' ', ''), 'hex')
 const atReturn = (hex: string) => cheapestPoint(bytes(hex), { argumentCount: 4, stackIntact: true })
@@ -78,7 +78,37 @@ test('no bytes make the decoder fail, go on for ever or leave its bounds', () =>
     const { at } = cheapestPoint(code, { argumentCount: round % 5, stackIntact: round % 2 === 0 })
     assert(at === 0 || at < code.length)
     firstCall(code)
+    const ofGo = cheapestGoPoint(code)
+    assert(!ofGo || (ofGo.at > 0 && ofGo.at <= code.length))
+    assert((goFrame(code)?.bytes ?? 1) > 0)
   }
+})
+
+/** Of Go 1.26: a test of the stack, the frame pointer, room. */
+const GO = '493b6610 0f867a030000 55 4889e5 4883ec58 4889442468'
+/** Of Go 1.19, which takes the room first; a jump is the first that is cheap. */
+const OLDER_GO =
+  '4c8d642498 4d3b6610 0f8664070000 4881ece8000000 4889ac24e0000000 440f11bc24d0000000 c644242f00 eb03 4c89c0'
+
+test('a probe of Go goes behind the branch for a stack that is too small, from where the function begins anew', () => {
+  assert.deepEqual(cheapestGoPoint(bytes(GO)), { at: 10, isCheap: true })
+  assert.deepEqual(cheapestGoPoint(bytes(OLDER_GO)), { at: 44, isCheap: true })
+})
+
+test('a probe of Go is not put where its arguments are gone, and costs more where nothing is cheap', () => {
+  assert.deepEqual(cheapestGoPoint(bytes('493b6610 7610 4889c3 55')), { at: 6, isCheap: false }, 'mov rbx, rax')
+  assert.deepEqual(cheapestGoPoint(bytes('493b6610 7610 31c9 55')), { at: 6, isCheap: false }, 'xor ecx, ecx')
+  assert.deepEqual(cheapestGoPoint(bytes('493b6610 7610 c5f877 55')), { at: 6, isCheap: false }, 'what is not known')
+  assert.deepEqual(cheapestGoPoint(bytes('493b6610 7610 4889fa 55')), { at: 9, isCheap: true }, 'mov rdx, rdi')
+  for (const other of ['4889e5 c3', '55 4889e5', '31c0 493b6610 7610 55', 'e800000000'])
+    assert.equal(cheapestGoPoint(bytes(other)), undefined, other)
+})
+
+test('what a function of Go takes of the stack is found in each form of its beginning', () => {
+  assert.deepEqual(goFrame(bytes(GO)), { at: 18, bytes: 0x60 })
+  assert.deepEqual(goFrame(bytes(OLDER_GO)), { at: 22, bytes: 0xe8 })
+  assert.deepEqual(goFrame(bytes('493b6610 7610 55 4889e5 4883c480')), { at: 14, bytes: 136 }, 'add rsp, -128')
+  assert.equal(goFrame(bytes('493b6610 7610 4889442408 c3')), undefined)
 })
 
 test('the function that both kinds of a read hand over to is found, and whose arguments arrive as they came', () => {

@@ -20,11 +20,21 @@ export interface PassedOn {
   readonly argumentsIntact: boolean
 }
 
+/** Where the room of a function of Go begins, and how much it is. */
+export interface GoFrame {
+  /** Bytes from the beginning of the function: the instructions behind are executed once a call. */
+  readonly at: number
+  /** Between the stack pointer in the function and the return address. */
+  readonly bytes: number
+}
+
 /** No prologue is longer; what was not decided by then is not. */
 export const PROLOGUE_BYTES = 96
 
 /** Numbers of registers in x86-64 instructions. */
 const STACK_POINTER = 4
+/** rax, rbx, rcx: the first three arguments in Go. */
+const GO_ARGUMENTS = [0, 3, 1]
 /** rdi, rsi, rdx, rcx: the first four arguments. */
 const ARGUMENTS = [7, 6, 2, 1]
 
@@ -72,6 +82,40 @@ export function firstCall(code: Uint8Array): PassedOn | undefined {
   return undefined
 }
 
+/**
+ * The cheapest point of a function of Go that is passed once a call, with the first three arguments where they came. Not before its
+ * branch for a stack that is too small: from there it begins anew. Undefined for what does not begin so.
+ */
+export function cheapestGoPoint(code: Uint8Array): ProbePoint | undefined {
+  let first: ProbePoint | undefined
+  for (const { at, instruction } of instructions(code)) {
+    const { kind, writes } = instruction
+    if (first && kind !== 'plain') return { at, isCheap: true }
+    if (!first && kind === 'branch') first = { at: at + instruction.length, isCheap: false }
+    else if ((!first && kind !== 'plain') || (writes !== undefined && GO_ARGUMENTS.includes(writes))) break
+  }
+  return first
+}
+
+/** What a function of Go takes of the stack, by its first instructions; undefined for what does not begin so. */
+export function goFrame(code: Uint8Array): GoFrame | undefined {
+  const view = new DataView(code.buffer, code.byteOffset, code.byteLength)
+  let pushed = 0
+  for (const { at, instruction } of instructions(code)) {
+    const end = at + instruction.length
+    if (instruction.kind === 'push') pushed += 8
+    // The assembler adds -128 instead of subtracting 128: it is shorter.
+    const [rex, opcode, modrm] = code.subarray(at, at + 3)
+    if (rex !== 0x48 || (modrm !== 0xec && modrm !== 0xc4)) continue
+    const isShort = opcode === 0x83
+    if (!isShort && opcode !== 0x81) continue
+    const immediate = isShort ? view.getInt8(end - 1) : view.getInt32(end - 4, true)
+    const bytes = pushed + (modrm === 0xec ? immediate : -immediate)
+    return bytes > 0 ? { at: end, bytes } : undefined
+  }
+  return undefined
+}
+
 /** Up to the first instruction that is not known. */
 function* instructions(code: Uint8Array): Generator<{ at: number; instruction: Instruction }> {
   let at = 0
@@ -108,6 +152,9 @@ const WITH_MODRM: Readonly<Record<number, { writes: 'register' | 'operand' | 'no
   198: { writes: 'operand', immediate: 1 }, // mov
   199: { writes: 'operand', immediate: 4 },
 }
+
+/** Opcodes of two bytes that move to and from vector registers: the latter are not followed, and no argument is there. */
+const VECTOR_MOVES = [0x10, 0x11, 0x28, 0x29, 0x6f, 0x7f, 0xd6, 0x57, 0xef]
 
 const ENDBR64 = [0xf3, 0x0f, 0x1e, 0xfa]
 const SEGMENT_FS = 0x64
@@ -150,6 +197,7 @@ function decodeLong(code: Uint8Array, start: number, at: number, rex: number): I
   // nop of many bytes: only the latest kernels emulate it, so it does not count as cheap.
   if (opcode === 0x1f) return withModrm(code, { ...modrm, writes: 'none' })
   if (opcode >= 0x90 && opcode <= 0x9f) return withModrm(code, { ...modrm, writes: 'operand' })
+  if (VECTOR_MOVES.includes(opcode)) return withModrm(code, { ...modrm, writes: 'none' })
   const writesRegister = (opcode >= 0x40 && opcode <= 0x4f) || [0xb6, 0xb7, 0xbe, 0xbf, 0xaf].includes(opcode)
   return writesRegister ? withModrm(code, { ...modrm, writes: 'register' }) : undefined
 }

@@ -3,6 +3,7 @@ export { type Electrumx, type ElectrumxOptions, startElectrumx } from './electru
 export { type Envoy, startEnvoy } from './envoy.ts'
 export { type EventuallyOptions, eventually } from './eventually.ts'
 export { freePort } from './free-port.ts'
+export { type GoBuild, goCallsProgram } from './go-program.ts'
 export { type NatsServer, type NatsServerOptions, startNatsServer } from './nats-server.ts'
 export { type NetworkNamespace, type NetworkNamespaceOptions, networkNamespace } from './network-namespace.ts'
 export { enterOwnNetwork } from './own-network.ts'

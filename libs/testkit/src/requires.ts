@@ -5,6 +5,7 @@ import {
   acquireCaddy,
   acquireElectrumx,
   acquireEnvoy,
+  acquireGo,
   acquireH2spec,
   acquireHaproxy,
   acquireNatsServer,
@@ -16,7 +17,7 @@ import {
 /** What a test cannot do without. */
 export interface Requirements {
   root?: boolean
-  /** Programs: servers that Tollward gets by itself (nats-server, bitcoind, electrumx, envoy, h2spec, nginx, caddy, haproxy), all others on the PATH. */
+  /** Programs: servers that Tollward gets by itself (nats-server, bitcoind, electrumx, envoy, go, h2spec, nginx, caddy, haproxy), all others on the PATH. */
   tools?: readonly string[]
   /** Files of the system, such as `/sys/kernel/btf/vmlinux`. */
   files?: readonly string[]
@@ -27,6 +28,7 @@ const ACQUIRED: Record<string, () => Promise<unknown>> = {
   caddy: () => acquireCaddy(),
   electrumx: () => acquireElectrumx(),
   envoy: () => acquireEnvoy(),
+  go: () => acquireGo(),
   h2spec: () => acquireH2spec(),
   haproxy: () => acquireHaproxy(),
   'nats-server': () => acquireNatsServer(),

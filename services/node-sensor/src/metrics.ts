@@ -14,6 +14,8 @@ export interface KernelReadings {
   readonly blocks: () => Record<string, { readonly entries: number; readonly capacity: number }>
   /** Reads and writes of connections whose calls are read, by what became of them. */
   readonly calls?: () => Record<string, number>
+  /** Files with TLS in them, by what became of them. */
+  readonly callTargets?: () => Record<string, number>
 }
 
 const APPLY_BUCKETS_SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 10]
@@ -188,6 +190,15 @@ export function sensorMetrics(registry: Registry, kernel: KernelReadings) {
       registers,
       collect() {
         for (const [event, count] of Object.entries(kernel.calls?.() ?? {})) setTo(this, { event }, count)
+      },
+    }),
+    callTargets: new Gauge({
+      name: 'tollward_node_sensor_call_targets',
+      help: 'Programs and libraries with TLS: probed; unsupported, of which nothing is read; refused, each time that a probe failed.',
+      labelNames: ['state'],
+      registers,
+      collect() {
+        for (const [state, count] of Object.entries(kernel.callTargets?.() ?? {})) this.set({ state }, count)
       },
     }),
     kernelDrops: new Counter({

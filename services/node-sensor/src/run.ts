@@ -47,6 +47,7 @@ export async function run({ name, config, log, registry, health, signal }: Servi
     drops: () => drops.totals(),
     blocks: () => table.sizes(),
     calls: () => calls?.counts() ?? {},
+    callTargets: () => calls?.targetCounts() ?? {},
   })
   // Before the hooks: blocks that were copied are only looked for once the table has seen them.
   const table = new BlockTable({ kernel, guarded, metrics, log })

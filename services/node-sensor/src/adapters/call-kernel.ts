@@ -16,7 +16,7 @@ import {
 import type { Logger } from 'pino'
 
 const ONLY_KEY = Buffer.alloc(4)
-const PROBES = ['tls_enter', 'tls_leave'] as const
+const PROBES = ['tls_enter', 'tls_leave', 'go_call'] as const
 /** Tell what passed a socket, in the process: Linux 6.3. */
 const SOCKET_PROGRAMS = { sock_send_length: 'socket_sent', sock_recv_length: 'socket_received' } as const
 /** Tells only that a socket was read. */

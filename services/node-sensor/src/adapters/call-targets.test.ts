@@ -1,14 +1,15 @@
 import assert from 'node:assert/strict'
 import { execFile } from 'node:child_process'
-import { chmodSync, copyFileSync, mkdirSync, realpathSync, unlinkSync } from 'node:fs'
+import { chmodSync, copyFileSync, mkdirSync, mkdtempSync, realpathSync, unlinkSync } from 'node:fs'
+import { copyFile } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { test } from 'node:test'
 import { promisify } from 'node:util'
-import { eventually, requires, startProcess, temporaryDirectory } from '@tollward/testkit'
-import { compileCalls, makeCertificate, needsProbes, PROGRAMS, startCalls } from '../test-calls.ts'
+import { eventually, goCallsProgram, requires, startProcess, temporaryDirectory } from '@tollward/testkit'
+import { compileCalls, type KeptChunk, makeCertificate, needsProbes, PROGRAMS, startCalls } from '../test-calls.ts'
 import { systemLibraries } from './call-targets.ts'
 
-const skip = needsProbes || (await requires({ tools: ['curl', 'ldd', 'chroot', 'python3'] }))
+const skip = needsProbes || (await requires({ tools: ['curl', 'ldd', 'chroot', 'python3', 'go', 'unshare'] }))
 const run = promisify(execFile)
 
 const PATIENCE_MS = 30_000
@@ -176,4 +177,52 @@ test('on a kernel where probes could kill processes, none is attached', { skip }
   assert.deepEqual(calls.targets.targets, [])
   assert.match(calls.kernel.missing.join(), /inside TLS/)
   assert(server.port > 0)
+})
+
+/** Two containers of one image: roots of their own, each an overlay over the same files, in mount namespaces of their own. */
+const CONTAINER = `mount -t tmpfs none "$1"; mkdir "$1/upper" "$1/work" "$1/root"
+mount -t overlay none -o "lowerdir=$2,upperdir=$1/upper,workdir=$1/work" "$1/root"; root=$1/root; shift 2; exec chroot "$root" "$@"`
+
+async function startContainer(directory: string, image: string, ...command: string[]) {
+  const place = mkdtempSync(join(directory, 'container-'))
+  return await startProcess('unshare', ['--mount', 'sh', '-ec', CONTAINER, 'sh', place, image, ...command])
+}
+
+test('in containers of one image a library and a Go program are each probed once, and each call captured once', {
+  skip,
+}, async () => {
+  await using directory = await temporaryDirectory()
+  const image = join(directory.path, 'image')
+  const curl = await makeRoot(image, 'curl')
+  await copyFile(await goCallsProgram('stripped'), join(image, 'program'))
+  const { key, cert } = await makeCertificate(directory.path)
+  for (const [name, file] of Object.entries({ key, cert })) await copyFile(file, join(image, name))
+  await using calls = await startCalls({}, { scanIntervalMs: 100 })
+  await using one = await startContainer(directory.path, image, '/program', 'serve', '/key', '/cert')
+  await using two = await startContainer(directory.path, image, '/program', 'serve', '/key', '/cert')
+  const servers = await Promise.all(
+    [one, two].map(async (server) => ({ pid: server.pid, port: Number((await server.line(/^port /)).split(' ')[1]) })),
+  )
+  const asked = servers.flatMap(({ port }) => [1, 2].map((call) => `https://127.0.0.1:${port}/${call}`))
+  const patient = ['-sk', '--retry', '1000', '--retry-all-errors', '--retry-delay', '1', 'https://127.0.0.1:9/']
+  await using waiting = await startContainer(directory.path, image, curl, ...patient)
+  await calls.probed(/program$/)
+  await calls.probed(/libssl/)
+  await using client = await startContainer(directory.path, image, curl, '-sk', '--http1.1', ...asked)
+  calls.keep(({ owner }) => [...servers, client].some(({ pid }) => pid === owner.pid))
+  assert.equal(await client.exited, 0)
+  assert(waiting.pid > 0)
+  /** Go reads the first byte of a question apart. */
+  const questions = (chunks: readonly KeptChunk[], of: KeptChunk['source']) => {
+    const texts = chunks.filter(({ source }) => source === of).map(({ text }) => text)
+    return [...texts.join('').matchAll(/GET \/[12] /g)].length
+  }
+  const chunks = await calls.until(
+    'all are captured',
+    (seen) => seen.filter(({ closed, source }) => closed && source === 'go').length >= 2,
+  )
+  for (const source of ['go', 'openssl'] as const) assert.equal(questions(chunks, source), 4, source)
+  assert(chunks.every(({ binding, closed }) => closed || binding === 'certain'))
+  const ours = calls.targets.targets.filter(({ path }) => path.includes('/program') || path.includes(directory.path))
+  assert.equal(ours.filter(({ source }) => source === 'go').length, 1)
 })

@@ -6,6 +6,7 @@ import {
   type CallSource,
   type CodeMapping,
   ElfFile,
+  goProbes,
   isErrno,
   MappingWatch,
   scanMappings,
@@ -20,6 +21,8 @@ import type { CallKernel } from './call-kernel.ts'
 
 /** A node runs a few TLS libraries; each costs two links. */
 const TARGETS_MAX = 256
+/** Programs that cannot be probed, and that are told with the reason. */
+const UNSUPPORTED_MAX = 256
 /** Files that were looked at; beyond it they are looked at again. */
 const FILES_MAX = 65_536
 /** Between two looks at what was mapped. A process that lives shorter may be missed, but only with a library never seen before. */
@@ -42,7 +45,16 @@ export interface CallTarget {
   readonly dear: readonly string[]
 }
 
+/** A program with TLS in it that cannot be probed. */
+export interface UnsupportedTarget {
+  readonly path: string
+  readonly source: CallSource
+  readonly why: string
+}
+
 interface Attached extends CallTarget {
+  /** As processes know it: in each container another, of one file underneath. */
+  readonly identities: Set<string>
   readonly attachments: readonly UprobeAttachment[]
   /** Not detached though nobody uses it. */
   readonly isKept: boolean
@@ -65,7 +77,11 @@ interface CallTargetsOptions {
 export class CallTargets implements AsyncDisposable {
   readonly #options: CallTargetsOptions
   readonly #watch = new MappingWatch()
+  /** By what the file is underneath. */
   readonly #attached = new Map<string, Attached>()
+  readonly #byIdentity = new Map<string, Attached>()
+  /** By identity. */
+  readonly #unsupported = new Map<string, UnsupportedTarget>()
   /** Identities of files that were looked at, with TLS or not. */
   readonly #seen = new Set<string>()
   readonly #stop = new AbortController()
@@ -79,6 +95,11 @@ export class CallTargets implements AsyncDisposable {
   /** What is probed now. */
   get targets(): readonly CallTarget[] {
     return [...this.#attached.values()]
+  }
+
+  /** What has TLS in it that cannot be read, and is in use. */
+  get unsupported(): readonly UnsupportedTarget[] {
+    return [...this.#unsupported.values()]
   }
 
   /** Files with a TLS library that could not be probed. */
@@ -116,17 +137,22 @@ export class CallTargets implements AsyncDisposable {
       used.add(mapping.identity)
       this.#look(mapping)
     }
-    for (const [identity, target] of this.#attached) {
-      if (used.has(identity) || target.isKept) target.isUnused = false
-      else if (target.isUnused) await this.#detach(identity, target)
+    for (const [origin, target] of this.#attached) {
+      if (target.isKept || target.identities.intersection(used).size > 0) target.isUnused = false
+      else if (target.isUnused) await this.#detach(origin, target)
       else target.isUnused = true
+    }
+    for (const identity of this.#unsupported.keys()) {
+      if (used.has(identity)) continue
+      this.#unsupported.delete(identity)
+      this.#seen.delete(identity)
     }
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     this.#stop.abort()
     this.#watch.close()
-    await Promise.all([...this.#attached].map(([identity, target]) => this.#detach(identity, target)))
+    await Promise.all([...this.#attached].map(([origin, target]) => this.#detach(origin, target)))
   }
 
   #attachLibraries(): void {
@@ -136,7 +162,7 @@ export class CallTargets implements AsyncDisposable {
 
   #look(mapping: CodeMapping, isKept = false): void {
     const { identity } = mapping
-    const known = this.#attached.get(identity)
+    const known = this.#byIdentity.get(identity)
     if (known) known.isUnused = false
     if (known || this.#seen.has(identity)) return
     if (this.#seen.size >= FILES_MAX) this.#seen.clear()
@@ -146,8 +172,11 @@ export class CallTargets implements AsyncDisposable {
       // Its process is gone; the next one that maps the file may live longer.
       if (path === undefined) return void this.#seen.delete(identity)
       using elf = new ElfFile(path)
-      const probes = tlsProbes(elf)
-      if (probes) this.#attach(path, mapping, probes, isKept)
+      const same = this.#attached.get(elf.origin)
+      if (same) return void this.#know(identity, same)
+      const probes = goProbes(elf) ?? tlsProbes(elf)
+      if (probes && 'unsupported' in probes) this.#leaveOut(path, mapping, probes.unsupported)
+      else if (probes) this.#attach(path, mapping, { ...probes, origin: elf.origin, isKept })
     } catch (error) {
       if (error instanceof TypeError) return
       if (isGone(error)) this.#seen.delete(identity)
@@ -155,7 +184,13 @@ export class CallTargets implements AsyncDisposable {
     }
   }
 
-  #attach(path: string, mapping: CodeMapping, probes: TlsProbes, isKept: boolean): void {
+  #know(identity: string, target: Attached): void {
+    target.identities.add(identity)
+    target.isUnused = false
+    this.#byIdentity.set(identity, target)
+  }
+
+  #attach(path: string, mapping: CodeMapping, probes: TlsProbes & { origin: string; isKept: boolean }): void {
     if (this.#attached.size >= TARGETS_MAX) {
       this.#refuse(mapping, `${TARGETS_MAX} TLS libraries are probed already`)
       return
@@ -164,24 +199,18 @@ export class CallTargets implements AsyncDisposable {
     const { how } = kernel
     if (how === 'none') return
     const told = pathFromHere(path) ?? mapping.path
-    const common = { path, how }
-    // Entries last: a call whose entry is not probed yet leaves nothing behind at its return.
-    const leave = attachUprobes(kernel.object.program('tls_leave'), {
-      ...common,
-      uprobes: probes.atReturn,
-      atReturn: true,
-    })
-    const attachments = [leave]
-    try {
-      const uprobes = probes.atEntry
-      attachments.push(attachUprobes(kernel.object.program('tls_enter'), { ...common, uprobes, atReturn: false }))
-    } catch (error) {
-      void leave.detach()
-      throw error
-    }
-    const { source, dear } = probes
-    this.#attached.set(mapping.identity, { path: told, source, dear, attachments, isKept, isUnused: false })
+    const attachments = attachAll(kernel, probes, { path, how })
+    const { source, dear, origin, isKept } = probes
+    const target = { path: told, source, dear, attachments, isKept, identities: new Set<string>(), isUnused: false }
+    this.#attached.set(origin, target)
+    this.#know(mapping.identity, target)
     log.info({ path: told, pid: mapping.pid, source, ...(dear.length > 0 && { dear }) }, 'TLS library probed')
+  }
+
+  #leaveOut(path: string, { identity, path: mapped, pid }: CodeMapping, why: string): void {
+    const told = pathFromHere(path) ?? mapped
+    if (this.#unsupported.size < UNSUPPORTED_MAX) this.#unsupported.set(identity, { path: told, source: 'go', why })
+    this.#options.log.warn({ path: told, pid, why }, 'program not probed: its calls inside TLS are not seen')
   }
 
   #refuse({ path, pid }: CodeMapping, why: string): void {
@@ -189,11 +218,33 @@ export class CallTargets implements AsyncDisposable {
     this.#options.log.warn({ path, pid, why }, 'TLS library not probed: its calls are not seen')
   }
 
-  async #detach(identity: string, { path, attachments }: Attached): Promise<void> {
-    this.#attached.delete(identity)
-    this.#seen.delete(identity)
+  async #detach(origin: string, { path, attachments, identities }: Attached): Promise<void> {
+    this.#attached.delete(origin)
+    for (const identity of identities) {
+      this.#byIdentity.delete(identity)
+      this.#seen.delete(identity)
+    }
     await Promise.all(attachments.map(({ detach }) => detach()))
     this.#options.log.info({ path }, 'TLS library let go')
+  }
+}
+
+/** Entries last: a call whose entry is not probed yet leaves nothing behind at its return. */
+function attachAll(
+  { object }: CallKernel,
+  { source, atEntry, atReturn }: TlsProbes,
+  where: { readonly path: string; readonly how: 'multi' | 'single' },
+): UprobeAttachment[] {
+  const attachments: UprobeAttachment[] = []
+  try {
+    if (atReturn.length > 0)
+      attachments.push(attachUprobes(object.program('tls_leave'), { ...where, uprobes: atReturn, atReturn: true }))
+    const program = object.program(source === 'go' ? 'go_call' : 'tls_enter')
+    attachments.push(attachUprobes(program, { ...where, uprobes: atEntry, atReturn: false }))
+    return attachments
+  } catch (error) {
+    for (const { detach } of attachments) void detach()
+    throw error
   }
 }
 

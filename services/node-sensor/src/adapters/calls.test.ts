@@ -1,15 +1,11 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import { contract, parseRange } from '@tollward/contracts'
-import { Binding, CallCapturedSchema, type CapturedCall, Side } from '@tollward/contracts/sensor'
+import { parseRange } from '@tollward/contracts'
+import { Binding, Side } from '@tollward/contracts/sensor'
 import { eventually, requires, startNatsServer, startProcess, temporaryDirectory } from '@tollward/testkit'
-import { pino } from 'pino'
-import { Registry } from 'prom-client'
-import { sensorMetrics } from '../metrics.ts'
 import { makeCertificate, needsProbes } from '../test-calls.ts'
+import { startCapture } from '../test-capture.ts'
 import { decidingBus } from '../test-node.ts'
-import { Outbox } from './batch-publisher.ts'
-import { CallCapture } from './calls.ts'
 
 const skip = needsProbes || (await requires({ root: true, tools: ['nats-server'] }))
 const CALLS = 200
@@ -26,12 +22,6 @@ const TOLD = {
   http: ({ http }: Ports) => [http, 'clear', 'http/1.1'],
   'shop.Orders': ({ h2 }: Ports) => [h2, 'node', 'grpc'],
 } as const
-const SETTINGS = {
-  ...{ payloadBytesMax: 4096, cgroupBytesPerSecond: 0, cgroupBurstBytes: 0, sampleOneIn: 1 },
-  // Every process of this machine is captured, whatever else it is tested with at the time.
-  ringBytes: 64 * 1024 * 1024,
-}
-
 /** Answers over TLS and in the clear with so many bytes as are asked for, in chunks or not, and logs each call as it saw it. */
 const SERVER = `const [, key, cert] = process.argv
 const { readFileSync } = require('node:fs')
@@ -103,26 +93,9 @@ test('calls of real servers, inside TLS and in the clear, are told as the server
     http: Number((await server.line(/^clear \d+/)).split(' ')[1]),
     h2: Number((await server.line(/^h2 \d+/)).split(' ')[1]),
   }
-  const nothing = () => ({})
-  const metrics = sensorMetrics(new Registry(), { verdicts: nothing, events: nothing, blocks: nothing })
-  const log = pino({ level: 'silent' })
-  const outbox = new Outbox({ log })
-  const settings = { ...SETTINGS, clearPorts: [ports.http] }
-  const capture = new CallCapture({ settings, ranges: [], node: 'here', outbox, metrics, log })
-  const end = new AbortController()
-  const running = [capture.run(end.signal), outbox.run(bus, end.signal)]
-  const stop = async () => {
-    end.abort()
-    await Promise.all(running)
-  }
-  await using stopping = new AsyncDisposableStack()
-  stopping.defer(stop)
-  const calls: CapturedCall[] = []
+  await using captured = await startCapture(bus, { clearPorts: [ports.http] })
+  const { capture, calls, stop } = captured
   const served = () => calls.filter(({ side, path }) => side === Side.SERVER && OURS.test(path))
-  await using _following = await bus.follow(contract(CallCapturedSchema), 'beginning', (batch) => {
-    assert.equal(batch.node, 'here')
-    calls.push(...batch.calls)
-  })
   await eventually(() => capture.targets.some(({ source }) => source === 'node'), { what: 'Node itself is probed' })
   for (const scheme of ['https', 'http'] as const) {
     await using client = await startProcess(process.execPath, [
@@ -174,31 +147,15 @@ test('calls of connections outside of the configured ranges are looked at by nob
   await using bus = await decidingBus(nats.url)
   await using both = await startProcess(process.execPath, ['-e', BOTH])
   const port = Number((await both.line(/^port \d+/)).split(' ')[1])
-  const nothing = () => ({})
-  const metrics = sensorMetrics(new Registry(), { verdicts: nothing, events: nothing, blocks: nothing })
-  const log = pino({ level: 'silent' })
-  const outbox = new Outbox({ log })
   const ranges = ['127.0.0.0/8'].map(parseRange).filter((range) => range !== undefined)
-  const capture = new CallCapture({
-    ...{ settings: { ...SETTINGS, clearPorts: [port] }, ranges, node: 'here', outbox, metrics, log },
-  })
-  const end = new AbortController()
-  const running = [capture.run(end.signal), outbox.run(bus, end.signal)]
-  await using stopping = new AsyncDisposableStack()
-  stopping.defer(async () => {
-    end.abort()
-    await Promise.all(running)
-  })
-  const paths: string[] = []
-  await using _following = await bus.follow(contract(CallCapturedSchema), 'beginning', (batch) => {
-    paths.push(
-      ...batch.calls.filter(({ localPort, peerPort }) => [localPort, peerPort].includes(port)).map(({ path }) => path),
-    )
-  })
+  await using captured = await startCapture(bus, { clearPorts: [port] }, { ranges })
+  const { capture, metrics } = captured
+  const paths = () =>
+    captured.calls.filter(({ localPort, peerPort }) => [localPort, peerPort].includes(port)).map(({ path }) => path)
   await eventually(() => capture.targets.length > 0, { what: 'capturing has begun' })
   process.kill(both.pid, 'SIGUSR2')
-  await eventually(() => paths.length === 2, { what: 'both ends of the call inside are told' })
-  assert.deepEqual(paths, ['/inside', '/inside'])
+  await eventually(() => paths().length === 2, { what: 'both ends of the call inside are told' })
+  assert.deepEqual(paths(), ['/inside', '/inside'])
   const elsewhere = await metrics.callsElsewhere.get()
   assert.ok((elsewhere.values[0]?.value ?? 0) > 0)
 })

@@ -9,7 +9,7 @@ import type { Outbox } from './batch-publisher.ts'
 import { type CallKernel, type CallSettings, loadCalls } from './call-kernel.ts'
 import { CallPublisher } from './call-publisher.ts'
 import { CallRing } from './call-ring.ts'
-import { type CallTarget, CallTargets, systemLibraries } from './call-targets.ts'
+import { type CallTarget, CallTargets, systemLibraries, type UnsupportedTarget } from './call-targets.ts'
 import type { Capability } from './capabilities.ts'
 import { objectFile } from './object-file.ts'
 import { Owners } from './owners.ts'
@@ -50,6 +50,17 @@ export class CallCapture {
   /** Libraries and programs whose calls are read. */
   get targets(): readonly CallTarget[] {
     return this.#targets?.targets ?? []
+  }
+
+  /** Programs in use whose calls inside TLS cannot be read. */
+  get unsupported(): readonly UnsupportedTarget[] {
+    return this.#targets?.unsupported ?? []
+  }
+
+  /** Files with TLS in them, by what became of them. */
+  targetCounts(): Record<string, number> {
+    const { targets, unsupported } = this
+    return { probed: targets.length, unsupported: unsupported.length, refused: this.#targets?.refused ?? 0 }
   }
 
   /** Why calls are not captured, or do not get to their stream; undefined if they do. */

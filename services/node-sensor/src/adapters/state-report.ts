@@ -17,7 +17,7 @@ import type { Counter } from 'prom-client'
 import manifest from '../../package.json' with { type: 'json' }
 import type { Metrics } from '../metrics.ts'
 import type { BlockTable } from './block-table.ts'
-import type { CallTarget } from './call-targets.ts'
+import type { CallTarget, UnsupportedTarget } from './call-targets.ts'
 import type { CallCapture } from './calls.ts'
 import type { Hooks } from './hooks.ts'
 import type { Kernel } from './kernel.ts'
@@ -102,7 +102,10 @@ async function sensorState(sources: StateSources, startedMs: number): Promise<Se
       ...(await Promise.all(Object.entries(losses).map(([what, counter]) => lossesOf(what, counter)))).flat(),
       ...counts(Object.fromEntries(Object.entries(events).filter(([name]) => name.endsWith('_lost')))),
     ],
-    captureTargets: (calls?.targets ?? []).map(captureTarget),
+    captureTargets: [
+      ...(calls?.targets ?? []).map(captureTarget),
+      ...(calls?.unsupported ?? []).map(unsupportedTarget),
+    ],
     faults: faults().map((fault) => fault.slice(0, FAULT_LENGTH_MAX)),
   })
 }
@@ -149,6 +152,10 @@ function ruleState(
 
 function captureTarget({ path, source, dear }: CallTarget): MessageInitShape<typeof CaptureTargetSchema> {
   return { path, kind: source, fault: dear.length === 0 ? '' : `probed where it costs much: ${dear.join(', ')}` }
+}
+
+function unsupportedTarget({ path, source, why }: UnsupportedTarget): MessageInitShape<typeof CaptureTargetSchema> {
+  return { path, kind: source, fault: `unsupported: ${why}` }
 }
 
 function counts(values: Readonly<Record<string, number>>): CountInit[] {

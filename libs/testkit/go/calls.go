@@ -109,9 +109,13 @@ func (conn *hidden) SetWriteDeadline(until time.Time) error {
 	return conn.inner.SetWriteDeadline(until)
 }
 
+// Of each worker.
+const refusedMax = 100
+
 // So many connections at once, so many calls of each, so many of them until it is opened anew.
 func ask(port string, of []int, within string) {
 	atOnce(of[0], func(int) {
+		refused := 0
 		for left := of[1]; left > 0; left -= of[2] {
 			conn, err := net.Dial("tcp", "127.0.0.1:"+port)
 			check(err)
@@ -129,7 +133,14 @@ func ask(port string, of []int, within string) {
 			}
 			for call := 0; call < of[2] && call < left; call++ {
 				path := fmt.Sprint("/port=", own, "/", call)
-				response, body := exchange(transport, request("GET", port, path, 0))
+				response, body, err := tryExchange(transport, request("GET", port, path, 0))
+				if err != nil && call == 0 && refused < refusedMax {
+					// A busy server may refuse a connection that was made already: another one is opened.
+					refused++
+					left += of[2]
+					break
+				}
+				check(err)
 				if body != "answer to "+path || response.Header.Get("X-Client") != "port="+own {
 					log.Fatal("another's answer: ", body)
 				}
@@ -205,12 +216,19 @@ func request(method, port, path string, size int) *http.Request {
 }
 
 func exchange(transport *http.Transport, question *http.Request) (*http.Response, string) {
-	response, err := transport.RoundTrip(question)
+	response, body, err := tryExchange(transport, question)
 	check(err)
+	return response, body
+}
+
+func tryExchange(transport *http.Transport, question *http.Request) (*http.Response, string, error) {
+	response, err := transport.RoundTrip(question)
+	if err != nil {
+		return nil, "", err
+	}
 	defer response.Body.Close()
 	body, err := io.ReadAll(response.Body)
-	check(err)
-	return response, string(body)
+	return response, string(body), err
 }
 
 func atOnce(workers int, work func(worker int)) {

@@ -28,8 +28,14 @@ export interface GrpcLoad {
   readonly durationMs: number
   /** CPU that this process used, as a share of one core: near 1, the generator was what was measured. */
   readonly generatorShare: number
+  /** Of a steady rate, how long the generator itself did not run when it should have: no call was due then. */
+  readonly stoodStillMs: number
 }
 
+/** How often a steady rate is looked after. */
+const TICK_MS = 1
+/** A tick that is later than this was kept from its core by somebody else; who is measured has no part in that. */
+const LATE_TICK_MS = 3
 const DATA = 0
 const HEADERS = 1
 const SETTINGS = 4
@@ -61,7 +67,12 @@ export async function grpcLoad(target: GrpcTarget, effort: GrpcEffort): Promise<
     await run.done
     const { user, system } = process.cpuUsage(before)
     const durationMs = performance.now() - beganMs
-    return { latenciesMs: run.latenciesMs, durationMs, generatorShare: (user + system) / 1000 / durationMs }
+    return {
+      latenciesMs: run.latenciesMs,
+      durationMs,
+      generatorShare: (user + system) / 1000 / durationMs,
+      stoodStillMs: run.stoodStillMs,
+    }
   } finally {
     socket.destroy()
   }
@@ -69,12 +80,14 @@ export async function grpcLoad(target: GrpcTarget, effort: GrpcEffort): Promise<
 
 class Run {
   readonly latenciesMs: number[] = []
+  stoodStillMs = 0
   readonly done: Promise<void>
   readonly #socket: Socket
   readonly #target: GrpcTarget
   readonly #effort: GrpcEffort
   readonly #head: Buffer
-  readonly #beganMs: number
+  #beganMs: number
+  #tickedMs = 0
   readonly #settled = Promise.withResolvers<void>()
   readonly #dueMs = new Map<number, number>()
   readonly #answered = new Set<number>()
@@ -100,7 +113,19 @@ class Run {
       }
     })
     socket.write(preface())
-    if ('perSecond' in effort) this.#timer = setInterval(() => this.#send(), 1)
+    if ('perSecond' in effort) this.#timer = setInterval(() => this.#tick(), TICK_MS)
+    this.#send()
+  }
+
+  /** Nothing was due while the generator stood still: all of the schedule moves by that much. */
+  #tick(): void {
+    const nowMs = performance.now()
+    const lateMs = this.#tickedMs === 0 ? 0 : nowMs - this.#tickedMs - TICK_MS
+    this.#tickedMs = nowMs
+    if (lateMs > LATE_TICK_MS) {
+      this.#beganMs += lateMs
+      this.stoodStillMs += lateMs
+    }
     this.#send()
   }
 

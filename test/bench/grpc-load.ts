@@ -17,7 +17,10 @@ export interface GrpcTarget {
 export type GrpcEffort =
   /** As many calls under way at once, each followed by the next. */
   | { readonly inFlight: number; readonly durationMs: number }
-  /** As many calls a second, however long the answers take; a call's latency begins when it was due. */
+  /**
+   * As many calls a second, however long the answers take: each tick, what is due since the last one. A call's latency begins then, also
+   * when it has to wait because so many are under way.
+   */
   | { readonly perSecond: number; readonly durationMs: number }
   /** As many calls in all, so many at once. */
   | { readonly inFlight: number; readonly calls: number }
@@ -28,14 +31,14 @@ export interface GrpcLoad {
   readonly durationMs: number
   /** CPU that this process used, as a share of one core: near 1, the generator was what was measured. */
   readonly generatorShare: number
-  /** Of a steady rate, how long the generator itself did not run when it should have: no call was due then. */
+  /** Of a steady rate, how long the generator itself was kept from its core: no call was due then. */
   readonly stoodStillMs: number
 }
 
 /** How often a steady rate is looked after. */
 const TICK_MS = 1
-/** A tick that is later than this was kept from its core by somebody else; who is measured has no part in that. */
-const LATE_TICK_MS = 3
+/** After a longer time than this between two ticks, no more is due than of so much: a generator that stood still is no burst of calls. */
+const BURST_MAX_MS = 3
 const DATA = 0
 const HEADERS = 1
 const SETTINGS = 4
@@ -86,8 +89,13 @@ class Run {
   readonly #target: GrpcTarget
   readonly #effort: GrpcEffort
   readonly #head: Buffer
-  #beganMs: number
-  #tickedMs = 0
+  readonly #beganMs: number
+  #tickedMs: number
+  /** Calls of a steady rate that are due and not yet sent, by when they were due; what is before #firstDue is sent. */
+  #waitingMs: number[] = []
+  #firstDue = 0
+  /** What is due of a call by now, in calls. */
+  #fraction = 0
   readonly #settled = Promise.withResolvers<void>()
   readonly #dueMs = new Map<number, number>()
   readonly #answered = new Set<number>()
@@ -101,6 +109,7 @@ class Run {
     this.#target = target
     this.#effort = effort
     this.#beganMs = beganMs
+    this.#tickedMs = beganMs
     this.#head = requestHeaders(target)
     this.done = this.#settled.promise.finally(() => clearInterval(this.#timer))
     socket.on('error', this.#settled.reject)
@@ -113,19 +122,17 @@ class Run {
       }
     })
     socket.write(preface())
-    if ('perSecond' in effort) this.#timer = setInterval(() => this.#tick(), TICK_MS)
+    if ('perSecond' in effort) this.#timer = setInterval(() => this.#tick(effort.perSecond), TICK_MS)
     this.#send()
   }
 
-  /** Nothing was due while the generator stood still: all of the schedule moves by that much. */
-  #tick(): void {
+  #tick(perSecond: number): void {
     const nowMs = performance.now()
-    const lateMs = this.#tickedMs === 0 ? 0 : nowMs - this.#tickedMs - TICK_MS
+    const passedMs = nowMs - this.#tickedMs
     this.#tickedMs = nowMs
-    if (lateMs > LATE_TICK_MS) {
-      this.#beganMs += lateMs
-      this.stoodStillMs += lateMs
-    }
+    this.stoodStillMs += Math.max(0, passedMs - BURST_MAX_MS)
+    if (!this.#isOver(nowMs)) this.#fraction += (Math.min(passedMs, BURST_MAX_MS) * perSecond) / 1000
+    for (; this.#fraction >= 1; this.#fraction--) this.#waitingMs.push(nowMs)
     this.#send()
   }
 
@@ -133,23 +140,29 @@ class Run {
   #send(): void {
     const nowMs = performance.now()
     const frames: Buffer[] = []
-    while (this.#dueMs.size < AT_ONCE_MAX && this.#mayBegin(nowMs)) {
-      const due = 'perSecond' in this.#effort ? this.#beganMs + (this.#sent * 1000) / this.#effort.perSecond : nowMs
+    for (let dueMs = this.#nextDueMs(nowMs); dueMs !== undefined; dueMs = this.#nextDueMs(nowMs)) {
       this.#sent++
       const stream = this.#nextStream
       this.#nextStream += 2
-      this.#dueMs.set(stream, due)
+      this.#dueMs.set(stream, dueMs)
       frames.push(call(this.#head, this.#target.next(), stream))
     }
     if (frames.length > 0) this.#socket.write(frames.length === 1 ? (frames[0] ?? '') : Buffer.concat(frames))
     else if (this.#dueMs.size === 0 && this.#isOver(nowMs)) this.#settled.resolve()
   }
 
-  #mayBegin(nowMs: number): boolean {
-    const effort = this.#effort
-    if (this.#isOver(nowMs)) return false
-    if ('inFlight' in effort) return this.#dueMs.size < effort.inFlight
-    return this.#beganMs + (this.#sent * 1000) / effort.perSecond <= nowMs
+  /** When the call was due that may be sent now, if any. */
+  #nextDueMs(nowMs: number): number | undefined {
+    if (this.#dueMs.size >= AT_ONCE_MAX) return undefined
+    if ('inFlight' in this.#effort)
+      return this.#dueMs.size < this.#effort.inFlight && !this.#isOver(nowMs) ? nowMs : undefined
+    const dueMs = this.#waitingMs[this.#firstDue]
+    if (dueMs !== undefined) this.#firstDue++
+    else {
+      this.#waitingMs = []
+      this.#firstDue = 0
+    }
+    return dueMs
   }
 
   #isOver(nowMs: number): boolean {

@@ -1,7 +1,7 @@
 // A process of check.bench.ts: asks for Check decisions, and nothing else, so that its own collector of garbage has little to do.
-import { constants, setPriority } from 'node:os'
 import process from 'node:process'
 import { questions, target } from './check-questions.ts'
+import { goFirst } from './cores.ts'
 import { type GrpcEffort, type GrpcLoad, grpcLoad } from './grpc-load.ts'
 
 /** What to ask of whom, and how hard. `any`: every answer counts, admitted or not. */
@@ -24,8 +24,7 @@ process.on('message', (message: { tokens: string[] } | LoadOrder) => {
       (error: unknown) => process.send?.({ failure: String(error) }),
     )
 })
-// Its core has other work too, which should not look like a slow server.
-setPriority(constants.priority.PRIORITY_HIGHEST)
+goFirst()
 process.once('disconnect', () => process.exit())
 
 async function ask({ port, kind, any, effort }: LoadOrder): Promise<LoadReport> {

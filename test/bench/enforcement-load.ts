@@ -1,13 +1,15 @@
-// A thread of enforcement.bench.ts: asks authorizers steadily, and says how it went.
-import { parentPort, workerData } from 'node:worker_threads'
+// A process of enforcement.bench.ts: asks authorizers steadily, and says how it went.
+import process from 'node:process'
 import { Authorization } from '@tollward/contracts/envoy'
-import { type GrpcEffort, type GrpcLoad, grpcLoad } from './grpc-load.ts'
+import { goFirst } from './cores.ts'
+import { type GrpcLoad, grpcLoad } from './grpc-load.ts'
 import { percentile } from './latencies.ts'
 
 /** What to ask whom, for how long; without an end until somebody says stop. */
 export type LoadOrder = {
   readonly ports: readonly number[]
-  readonly message: Uint8Array
+  /** Base64. */
+  readonly message: string
 } & ({ readonly inFlight: number; readonly durationMs: number } | { readonly perSecond: number })
 
 /** All servers together. */
@@ -15,36 +17,53 @@ export interface LoadReport {
   readonly perSecond: number
   readonly p50Ms: number
   readonly p99Ms: number
+  readonly stoodStillMs: number
 }
 
 /** Load that has no end goes on in parts, so that it can be told to stop. */
 const PART_MS = 500
 
-const order = workerData as LoadOrder
-let isStopped = 'durationMs' in order
-parentPort?.once('message', () => {
-  isStopped = true
+/** Whether the parts that begin now are told of: those before are warming up. */
+let isCounted = false
+let isStopped = false
+process.on('message', (order: LoadOrder | 'count' | 'stop') => {
+  if (order === 'count') isCounted = true
+  else if (order === 'stop') isStopped = true
+  else
+    loadAll(order).then(
+      (report) => process.send?.(report),
+      (error: unknown) => process.send?.({ failure: String(error) }),
+    )
 })
-const loads = (await Promise.all(order.ports.map(loadOne))).flat()
-const durationMs = loads.reduce((sum, part) => sum + part.durationMs, 0) / order.ports.length
-const latenciesMs = loads.flatMap((part) => part.latenciesMs)
-const report: LoadReport = {
-  perSecond: (latenciesMs.length / durationMs) * 1000,
-  p50Ms: percentile(latenciesMs, 0.5),
-  p99Ms: percentile(latenciesMs, 0.99),
-}
-parentPort?.postMessage(report)
-parentPort?.close()
+goFirst()
+process.once('disconnect', () => process.exit())
 
-async function loadOne(port: number): Promise<GrpcLoad[]> {
+async function loadAll(order: LoadOrder): Promise<LoadReport> {
+  const loads = (await Promise.all(order.ports.map((port) => loadOne(order, port)))).flat()
+  const durationMs = loads.reduce((sum, part) => sum + part.durationMs, 0) / order.ports.length
+  const latenciesMs = loads.flatMap((part) => part.latenciesMs)
+  return {
+    perSecond: (latenciesMs.length / durationMs) * 1000,
+    p50Ms: percentile(latenciesMs, 0.5),
+    p99Ms: percentile(latenciesMs, 0.99),
+    stoodStillMs: Math.round(loads.reduce((sum, part) => sum + part.stoodStillMs, 0)),
+  }
+}
+
+async function loadOne(order: LoadOrder, port: number): Promise<GrpcLoad[]> {
+  const message = Buffer.from(order.message, 'base64')
   const target = {
     port,
     path: `/${Authorization.typeName}/Check`,
-    next: () => order.message,
-    accepts: (message: Buffer) => message[0] === 0x0a && message[1] === 0,
+    next: () => message,
+    accepts: (answer: Buffer) => answer[0] === 0x0a && answer[1] === 0,
   }
-  const effort: GrpcEffort = 'durationMs' in order ? order : { perSecond: order.perSecond, durationMs: PART_MS }
-  const parts = [await grpcLoad(target, effort)]
-  while (!isStopped) parts.push(await grpcLoad(target, effort))
+  if ('durationMs' in order) return [await grpcLoad(target, order)]
+  const parts: GrpcLoad[] = []
+  while (!isStopped) {
+    const counts = isCounted
+    const part = await grpcLoad(target, { perSecond: order.perSecond, durationMs: PART_MS })
+    if (counts) parts.push(part)
+  }
   return parts
 }

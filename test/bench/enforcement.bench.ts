@@ -1,14 +1,15 @@
 import assert from 'node:assert/strict'
+import { fork } from 'node:child_process'
 import { setTimeout as pause } from 'node:timers/promises'
-import { Worker } from 'node:worker_threads'
 import { create, toBinary } from '@bufbuild/protobuf'
-import { Client, credentials } from '@grpc/grpc-js'
 import { connect, type NatsConnection } from '@nats-io/transport-node'
 import { Authorization, CheckRequestSchema } from '@tollward/contracts/envoy'
 import { EXAMPLE_DOCUMENTS, type Neighbours, startNeighbours } from '@tollward/decision/testing'
 import { eventually, freePort, startService } from '@tollward/testkit'
 import { publishAndReceive } from './bare-nats.ts'
+import { goFirst } from './cores.ts'
 import type { LoadOrder, LoadReport } from './enforcement-load.ts'
+import { GrpcAsker } from './grpc-asker.ts'
 import { percentile } from './latencies.ts'
 
 /** One line of the table; milliseconds. */
@@ -26,7 +27,9 @@ const CAPACITY_MS = 3000
 /** As many questions under way at each replica as a busy Envoy worker has. */
 const IN_FLIGHT = 16
 /** Of each kind. */
-const ROUNDS = 300
+const ROUNDS = 500
+/** Of both kinds together, before any counts: until then the servers' code is still being compiled. */
+const WARM_UP_ROUNDS = 400
 /** Between an answer and the next question: asking without end would be what is measured. */
 const ASK_PAUSE_MS = 1
 const REPLICAS = 2
@@ -60,23 +63,26 @@ export async function run(rounds = ROUNDS): Promise<{ rows: Row[] }> {
   })
   const ports: number[] = []
   for (let replica = 0; replica < REPLICAS; replica++) ports.push(await startAuthorizer(url, resources))
-  const clients = ports.map((port) => new Client(`127.0.0.1:${port}`, credentials.createInsecure()))
-  resources.defer(() => {
-    for (const client of clients) client.close()
-  })
+  const path = `/${Authorization.typeName}/Check`
+  const clients = await Promise.all(ports.map((port) => GrpcAsker.connect(port, path)))
+  for (const client of clients) resources.use(client)
 
+  // Not before: the servers would inherit it.
+  goFirst()
   const steady = question({ path: '/echo', token: neighbours.issue('steady', ['orders']) })
   for (const client of clients) await eventually(() => isAdmitted(client, steady), { what: 'the load to be admitted' })
-  const asked = { ports, message: steady }
+  const asked = { ports, message: steady.toString('base64') }
   const most = await load({ ...asked, inFlight: IN_FLIGHT, durationMs: CAPACITY_MS }).report
   const perSecond = Math.floor((most.perSecond * LOAD_SHARE) / REPLICAS)
   const beside = load({ ...asked, perSecond })
   const measured: Measured[] = []
-  for (let index = 0; index < 2 * rounds; index++) {
+  for (let index = 0; index < WARM_UP_ROUNDS + 2 * rounds; index++) {
+    if (index === WARM_UP_ROUNDS) beside.tell('count')
     const kind = index % 2 === 0 ? 'block' : 'token'
-    measured.push(await enforceOne(kind, index, { neighbours, clients, sender, receiver }))
+    const one = await enforceOne(kind, index, { neighbours, clients, sender, receiver })
+    if (index >= WARM_UP_ROUNDS) measured.push(one)
   }
-  beside.stop()
+  beside.tell('stop')
   const report = await beside.report
   return {
     rows: [
@@ -87,6 +93,7 @@ export async function run(rounds = ROUNDS): Promise<{ rows: Row[] }> {
         perSecond: Math.round(report.perSecond),
         p50Ms: report.p50Ms,
         p99Ms: report.p99Ms,
+        'generator still, ms': report.stoodStillMs,
       },
     ],
   }
@@ -105,14 +112,23 @@ async function startAuthorizer(natsUrl: string, resources: AsyncDisposableStack)
   return port
 }
 
-/** Load from a thread of its own, so that neither its work nor that of the questions here waits for the other. */
-function load(order: LoadOrder): { readonly stop: () => void; readonly report: Promise<LoadReport> } {
-  const worker = new Worker(new URL('enforcement-load.ts', import.meta.url), { workerData: order })
+interface Load {
+  /** Of load without an end: what comes from now on counts, and this is the end. */
+  readonly tell: (word: 'count' | 'stop') => void
+  readonly report: Promise<LoadReport>
+}
+
+/** Load from a process of its own, so that neither its work nor that of the questions here waits for the other. */
+function load(order: LoadOrder): Load {
+  const child = fork(new URL('enforcement-load.ts', import.meta.url), { execArgv: ['--single-threaded-gc'] })
   const report = new Promise<LoadReport>((resolve, reject) => {
-    worker.once('message', resolve)
-    worker.once('error', reject)
-  })
-  return { stop: () => worker.postMessage('stop'), report }
+    child.once('message', (said: LoadReport | { failure: string }) =>
+      'failure' in said ? reject(new Error(said.failure)) : resolve(said),
+    )
+    child.once('exit', () => reject(new Error('the generator of load has ended')))
+  }).finally(() => child.kill())
+  child.send(order)
+  return { tell: (word) => child.send(word), report }
 }
 
 async function enforceOne(
@@ -125,7 +141,7 @@ async function enforceOne(
     receiver,
   }: {
     readonly neighbours: Neighbours
-    readonly clients: readonly Client[]
+    readonly clients: readonly GrpcAsker[]
     readonly sender: NatsConnection
     readonly receiver: NatsConnection
   },
@@ -147,7 +163,7 @@ async function enforceOne(
   }
 }
 
-async function firstRefusal(client: Client, asked: Buffer): Promise<{ askedMs: number; cameMs: number }> {
+async function firstRefusal(client: GrpcAsker, asked: Buffer): Promise<{ askedMs: number; cameMs: number }> {
   for (;;) {
     const askedMs = performance.now()
     if (!(await isAdmitted(client, asked))) return { askedMs, cameMs: performance.now() }
@@ -199,17 +215,9 @@ function question({
   return Buffer.from(toBinary(CheckRequestSchema, create(CheckRequestSchema, { attributes })))
 }
 
-async function isAdmitted(client: Client, asked: Buffer): Promise<boolean> {
-  const answer = await new Promise<Buffer>((resolve, reject) => {
-    client.makeUnaryRequest(`/${Authorization.typeName}/Check`, same, same, asked, (error, bytes) =>
-      error || !bytes ? reject(error) : resolve(bytes),
-    )
-  })
+async function isAdmitted(client: GrpcAsker, asked: Buffer): Promise<boolean> {
+  const answer = await client.ask(asked)
   // CheckResponse begins with status; admitted, that is an empty message.
   assert.equal(answer[0], 0x0a)
   return answer[1] === 0
-}
-
-function same(bytes: Buffer): Buffer {
-  return bytes
 }

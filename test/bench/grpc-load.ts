@@ -1,6 +1,17 @@
 import { once } from 'node:events'
 import { connect, type Socket } from 'node:net'
 import process from 'node:process'
+import {
+  call,
+  DATA,
+  dueAnswer,
+  END_STREAM,
+  FrameReader,
+  HEADERS,
+  MESSAGE_PREFIX_BYTES,
+  preface,
+  requestHeaders,
+} from './grpc-frames.ts'
 
 /** What is asked, and where. */
 export interface GrpcTarget {
@@ -39,20 +50,6 @@ export interface GrpcLoad {
 const TICK_MS = 1
 /** After a longer time than this between two ticks, no more is due than of so much: a generator that stood still is no burst of calls. */
 const BURST_MAX_MS = 3
-const DATA = 0
-const HEADERS = 1
-const SETTINGS = 4
-const PING = 6
-const GOAWAY = 7
-const ACK = 1
-const END_STREAM = 1
-const END_HEADERS = 4
-const FRAME_HEADER_BYTES = 9
-const MESSAGE_PREFIX_BYTES = 5
-const STREAM_WINDOW_BYTES = 2 ** 20
-/** The server may send so much before it hears of more room: enough for any run here. */
-const CONNECTION_WINDOW_BYTES = 2 ** 31 - 1
-const DEFAULT_WINDOW_BYTES = 65_535
 /** Of a connection's calls, no more at once: their messages fit into the window that every server grants at first. */
 const AT_ONCE_MAX = 64
 
@@ -101,7 +98,7 @@ class Run {
   readonly #answered = new Set<number>()
   #nextStream = 1
   #sent = 0
-  #rest: Buffer = Buffer.alloc(0)
+  readonly #frames = new FrameReader((...parts) => this.#frame(...parts))
   #timer: NodeJS.Timeout | undefined
 
   constructor(socket: Socket, target: GrpcTarget, effort: GrpcEffort, beganMs: number) {
@@ -110,13 +107,14 @@ class Run {
     this.#effort = effort
     this.#beganMs = beganMs
     this.#tickedMs = beganMs
-    this.#head = requestHeaders(target)
+    this.#head = requestHeaders(target.path)
     this.done = this.#settled.promise.finally(() => clearInterval(this.#timer))
     socket.on('error', this.#settled.reject)
     socket.on('close', () => this.#settled.reject(new Error('the server closed the connection')))
     socket.on('data', (chunk) => {
       try {
-        this.#read(chunk)
+        this.#frames.push(chunk)
+        this.#send()
       } catch (error) {
         this.#settled.reject(error)
       }
@@ -170,29 +168,14 @@ class Run {
     return nowMs - this.#beganMs >= this.#effort.durationMs
   }
 
-  #read(chunk: Buffer): void {
-    const bytes = this.#rest.length > 0 ? Buffer.concat([this.#rest, chunk]) : chunk
-    let at = 0
-    while (bytes.length - at >= FRAME_HEADER_BYTES) {
-      const length = bytes.readUIntBE(at, 3)
-      const end = at + FRAME_HEADER_BYTES + length
-      if (end > bytes.length) break
-      this.#frame(bytes[at + 3] ?? 0, bytes[at + 4] ?? 0, bytes.readUInt32BE(at + 5), bytes.subarray(at + 9, end))
-      at = end
-    }
-    this.#rest = bytes.subarray(at)
-    this.#send()
-  }
-
   #frame(type: number, flags: number, stream: number, payload: Buffer): void {
     if (type === DATA && payload.length > 0) {
       if (!this.#target.accepts(payload.subarray(MESSAGE_PREFIX_BYTES))) throw new Error('an answer does not count')
       this.#answered.add(stream)
     }
     if ((type === HEADERS || type === DATA) && (flags & END_STREAM) !== 0) this.#end(stream)
-    if (type === SETTINGS && (flags & ACK) === 0) this.#socket.write(frame(SETTINGS, ACK, 0))
-    if (type === PING && (flags & ACK) === 0) this.#socket.write(frame(PING, ACK, 0, payload))
-    if (type === GOAWAY) throw new Error('the server goes away')
+    const due = dueAnswer(type, flags, payload)
+    if (due) this.#socket.write(due)
   }
 
   #end(stream: number): void {
@@ -201,60 +184,4 @@ class Run {
     this.#dueMs.delete(stream)
     this.latenciesMs.push(performance.now() - dueMs)
   }
-}
-
-function preface(): Buffer {
-  const settings = Buffer.alloc(6)
-  settings.writeUInt16BE(4, 0)
-  settings.writeUInt32BE(STREAM_WINDOW_BYTES, 2)
-  const room = Buffer.alloc(4)
-  room.writeUInt32BE(CONNECTION_WINDOW_BYTES - DEFAULT_WINDOW_BYTES)
-  return Buffer.concat([
-    Buffer.from('PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n'),
-    frame(SETTINGS, 0, 0, settings),
-    frame(8, 0, 0, room),
-  ])
-}
-
-function frame(type: number, flags: number, stream: number, payload: Uint8Array = new Uint8Array(0)): Buffer {
-  const bytes = Buffer.alloc(FRAME_HEADER_BYTES + payload.length)
-  bytes.writeUIntBE(payload.length, 0, 3)
-  bytes[3] = type
-  bytes[4] = flags
-  bytes.writeUInt32BE(stream, 5)
-  bytes.set(payload, FRAME_HEADER_BYTES)
-  return bytes
-}
-
-/** One call: its headers, and its message in one DATA frame. */
-function call(head: Buffer, message: Uint8Array, stream: number): Buffer {
-  const at = head.length
-  const bytes = Buffer.allocUnsafe(at + FRAME_HEADER_BYTES + MESSAGE_PREFIX_BYTES + message.length)
-  head.copy(bytes)
-  bytes.writeUInt32BE(stream, 5)
-  bytes.writeUIntBE(MESSAGE_PREFIX_BYTES + message.length, at, 3)
-  bytes[at + 3] = DATA
-  bytes[at + 4] = END_STREAM
-  bytes.writeUInt32BE(stream, at + 5)
-  bytes[at + 9] = 0
-  bytes.writeUInt32BE(message.length, at + 10)
-  bytes.set(message, at + 14)
-  return bytes
-}
-
-/** HPACK without table or Huffman code (RFC 7541): indexed names where the static table has them. */
-function requestHeaders({ path }: GrpcTarget): Buffer {
-  const literal = (text: string) => Buffer.concat([Buffer.of(text.length), Buffer.from(text)])
-  const fields = [
-    Buffer.of(0x83, 0x86, 0x04),
-    literal(path),
-    Buffer.of(0x01),
-    literal('authorizer'),
-    Buffer.of(0x0f, 0x10),
-    literal('application/grpc'),
-    ...['te', 'trailers', 'grpc-timeout', '1000m'].map((text, index) =>
-      Buffer.concat([index % 2 === 0 ? Buffer.of(0) : Buffer.alloc(0), literal(text)]),
-    ),
-  ]
-  return frame(HEADERS, END_HEADERS, 0, Buffer.concat(fields))
 }

@@ -222,8 +222,7 @@ int tls_leave(struct pt_regs *regs)
 	struct transfer transfer;
 	struct frame *frame;
 
-	if (!active_settings())
-		return 0;
+	/* Whether anything is read was asked at the entry: without, there is no frame. */
 	thread = current_thread(0);
 	if (!thread)
 		return 0;
@@ -451,7 +450,7 @@ static __always_inline int use_socket(struct sock *sk, int bytes, int flags, enu
 		return 0;
 	socket = bpf_sk_storage_get(&sockets, sk, 0, 0);
 	thread = current_thread(0);
-	clear = is_clear(sk) && !(socket && socket->is_tls);
+	clear = !(socket && socket->is_tls) && is_clear(sk);
 	if ((!clear && !thread && !(socket && socket->is_new)) || !active_settings())
 		return 0;
 	if (!socket)

@@ -39,6 +39,7 @@ const SYSTEM_PACKAGES = [
   'libbpf1',
   'make',
   'iproute2',
+  'nftables',
   'curl',
   'chromium',
   'python3-venv',

@@ -22,6 +22,7 @@ const ELSEWHERE: Record<string, { arch: string; program?: string; files?: readon
   'libbpf-dev': { arch: 'libbpf', files: ['/usr/include/bpf/bpf_helpers.h'] },
   libbpf1: { arch: 'libbpf', files: ['/usr/lib/libbpf.so.1', '/usr/lib64/libbpf.so.1'] },
   make: { arch: 'make', program: 'make' },
+  nftables: { arch: 'nftables', program: 'nft' },
   'python3-pip': { arch: 'python-pip', program: 'pip' },
   tshark: { arch: 'wireshark-cli', program: 'tshark' },
   wget: { arch: 'wget', program: 'wget' },

@@ -119,11 +119,11 @@ describe('tollward-archsec on a host', { skip }, () => {
       },
       { what: 'it is not ready' },
     )
-    assert.ok(reason.startsWith(`rules: ${why}`), reason)
+    assert.ok(reason.startsWith(`file: ${why}`), reason)
     await line('the fault is told', ({ why: told }) => String(told).startsWith(why))
     assert.equal(await tryFrom(alice, port), 'silence')
     assert.equal(await tryFrom(bob, port), 'served')
-    assert.equal((await run('status')).code, 1)
+    await eventually(async () => (await run('status')).code === 1, { what: 'status says that it is faulty' })
     await write(NOTHING)
     await sees(alice, 'served', 'by the right file')
     assert.deepEqual(await reasons(sensor.healthUrl), [])
@@ -205,7 +205,7 @@ describe('tollward-archsec on a host', { skip }, () => {
     const again = await startProcess(process.execPath, [MAIN], { env: environment })
     try {
       await sees(alice, 'silence', 'by the rules that were kept')
-      assert.match((await reasons(sensor.healthUrl)).join(), /^rules: .*rules\.yaml:1: /)
+      assert.match((await reasons(sensor.healthUrl)).join(), /^file: .*rules\.yaml:1: /)
     } finally {
       await again.stop()
     }

@@ -125,6 +125,8 @@ export const HostConfigSchema = z.strictObject({
   managementPorts: ports.prefault('22'),
   /** Nobody reads flows: they are only taken out of the kernel. */
   drainIntervalMs: z.coerce.number<string>().int().min(20).max(10_000).default(1000),
+  /** auto: nftables where the kernel does not take the programs. */
+  enforcer: z.enum(['auto', 'kernel', 'nftables']).default('auto'),
   /** KernelRule and BlockList documents. */
   rulesFile: path.default('/etc/tollward-archsec/rules.yaml'),
   /** A copy of the last good rules, for a start at which the file is wrong. */

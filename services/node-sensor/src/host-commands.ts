@@ -2,18 +2,21 @@ import { readFile } from 'node:fs/promises'
 import { DocumentError } from '@tollward/documents'
 import { AppError } from '@tollward/errors'
 import { readConfig } from '@tollward/runtime'
+import { removeTable, whyNoNft } from './adapters/nft.ts'
 import { whatIsMissing } from './adapters/object-file.ts'
 import { read } from './adapters/rules-file.ts'
 import { type Answer, answer } from './commands.ts'
 import { HostConfigSchema } from './config.ts'
 import { guardedFaults, readHostRules } from './domain/host-rules.ts'
 import { type HostState, isCurrent, statusText } from './domain/host-status.ts'
+import { NFT_TABLE } from './domain/nft.ts'
 import { guardedOf } from './host.ts'
 
 const WRONG = 1
 const WRONG_USE = 2
 /** As the init scripts of LSB say it of a program that is not running. */
 const NOT_RUNNING = 3
+const NOTHING_TO_SAY: Answer = { code: 0, text: '' }
 const USAGE = `tollward-archsec             guards this host (as the service does)
 tollward-archsec check FILE  says what is wrong with a rules file; 0: nothing. Without FILE, with the configured one and this machine
 tollward-archsec status      how the sensor is; 0: well, 1: faulty, 3: it does not run. With -o json, all that it says
@@ -25,9 +28,9 @@ export async function answerHost(args: readonly string[], environment: NodeJS.Pr
   const [command, ...rest] = args
   try {
     // It looks at no other settings, so that a wrong one cannot keep programs on their hooks.
-    if (command === 'detach' && rest.length === 0) return await answer('detach', environment)
+    if (command === 'detach' && rest.length === 0) return await detach(environment)
     const config = readConfig(HostConfigSchema, environment)
-    if (command === undefined) return await machine(config.bpfObject)
+    if (command === undefined) return config.enforcer === 'kernel' ? await machine(config.bpfObject) : NOTHING_TO_SAY
     if (command === 'check' && rest.length <= 1) return await check(rest[0], config)
     if (command === 'status' && /^(-o json)?$/.test(rest.join(' ')))
       return await status(config.stateFile, rest.length > 0)
@@ -45,6 +48,12 @@ async function machine(bpfObject: string | undefined): Promise<Answer> {
   return { code: WRONG_USE, text: `it needs ${missing.join('; it needs ')}` }
 }
 
+async function detach(environment: NodeJS.ProcessEnv): Promise<Answer> {
+  const { code, text } = await answer('detach', environment)
+  if (code !== 0 || (await whyNoNft()) !== undefined || !(await removeTable())) return { code, text }
+  return { code, text: `${text}; removed the table ${NFT_TABLE} of nftables` }
+}
+
 type Config = ReturnType<typeof readConfig<typeof HostConfigSchema>>
 
 async function check(file: string | undefined, config: Config): Promise<Answer> {
@@ -53,7 +62,8 @@ async function check(file: string | undefined, config: Config): Promise<Answer> 
   const { rules, blocks, sources } = readHostRules(text, path, changedAtMs, Date.now())
   const faults = guardedFaults(sources, guardedOf(config.guardedAddresses, config.managementPorts))
   if (faults.length > 0) throw new DocumentError(faults)
-  const able = file === undefined ? await machine(config.bpfObject) : { code: 0, text: '' }
+  const isMachine = file === undefined && config.enforcer === 'kernel'
+  const able = isMachine ? await machine(config.bpfObject) : NOTHING_TO_SAY
   if (able.code !== 0) return able
   return { code: 0, text: `${path}: ${rules.size} rules and ${blocks.length} blocks in force` }
 }

@@ -1,3 +1,4 @@
+import { AppError } from '@tollward/errors'
 import { isErrno, iterate } from '@tollward/libbpf'
 import type { ServiceContext } from '@tollward/runtime'
 import type { Logger } from 'pino'
@@ -21,7 +22,6 @@ import { type Metrics, sensorMetrics } from './metrics.ts'
 
 /** The kernel's side of a sensor, which guards and counts whether there is a bus or not. */
 export interface Sensor {
-  readonly guarded: readonly Uint8Array[]
   readonly kernel: Kernel
   readonly hooks: Hooks
   readonly table: BlockTable
@@ -38,23 +38,37 @@ export interface Sensor {
   readonly listing: Promise<void>
 }
 
+/** Without it nothing is dropped. */
+const GUARD = 'xdp_guard'
+
+/** This kernel does not take the programs that guard. */
+export class ProgramsRefused extends AppError {
+  constructor(why: string, cause?: unknown) {
+    super('failed_precondition', why, { cause })
+  }
+}
+
 interface SensorOptions
   extends Pick<ServiceContext<SensorConfig>, 'config' | 'log' | 'registry' | 'health' | 'signal'> {
   /** What is opened is closed with it. */
   readonly resources: AsyncDisposableStack
   /** Whether anybody reads flows; otherwise they are only taken out of the kernel. */
   readonly tellsFlows: boolean
+  /** Whether a kernel that takes everything but the program that drops is none to work with. */
+  readonly needsGuard?: boolean
   readonly onGuardEvent?: OnGuardEvent
   readonly callsTo?: (to: { outbox: Outbox; metrics: Metrics }) => CallCapture
 }
 
 /** Loads the programs, attaches them and begins to read them. Without a bus or a file, blocks and rules stay as they were. */
 export async function openSensor(options: SensorOptions): Promise<Sensor> {
-  const { config, log, registry, health, signal, resources, tellsFlows, onGuardEvent, callsTo } = options
+  const { config, log, registry, health, signal, resources, tellsFlows, needsGuard, onGuardEvent, callsTo } = options
   const { mode, node, interfaces, managementPorts, guardedAddresses } = config
   resources.use(await holdPins(config.pinDirectory))
   const pins = openPins(config.pinDirectory)
-  const kernel = resources.use(loadKernel(await objectFile(config.bpfObject), pins, config, log))
+  const kernel = resources.use(load(await objectFile(config.bpfObject), pins, config, log))
+  const refusal = kernel.programs.find(({ name }) => name === GUARD)?.fault
+  if (needsGuard && refusal !== undefined) throw new ProgramsRefused(refusal)
   const guarded = addressesToGuard(guardedAddresses)
   kernel.guard(guarded)
   log.info(
@@ -98,9 +112,17 @@ export async function openSensor(options: SensorOptions): Promise<Sensor> {
   health.check('kernel', () => hooks.fault())
   health.check('flows', () => publisher?.fault())
   return {
-    ...{ guarded, kernel, hooks, table, rules, drops, metrics, outbox, calls, listing },
+    ...{ kernel, hooks, table, rules, drops, metrics, outbox, calls, listing },
     capabilities: () => [...capabilities, ...(calls ? [calls.capability()] : [])],
     work: [draining, alerting, ...(capturing === undefined ? [] : [capturing])],
+  }
+}
+
+function load(path: string, pins: Pins, config: SensorConfig, log: Logger): Kernel {
+  try {
+    return loadKernel(path, pins, config, log)
+  } catch (error) {
+    throw new ProgramsRefused(error instanceof Error ? error.message : String(error), error)
   }
 }
 

@@ -1,7 +1,7 @@
 import { rename, writeFile } from 'node:fs/promises'
 import { fromBinary, toJson } from '@bufbuild/protobuf'
 import { contract } from '@tollward/contracts'
-import { AlertRaisedSchema } from '@tollward/contracts/detection'
+import { type Alert, AlertRaisedSchema } from '@tollward/contracts/detection'
 import { type SensorState, SensorStateSchema } from '@tollward/contracts/sensor'
 import { AppError } from '@tollward/errors'
 import { bootNsToWallTimeMs, type GuardEvent } from '@tollward/libbpf'
@@ -38,8 +38,12 @@ export class Journal implements Destination {
     if (subject !== contract(AlertRaisedSchema).subject)
       return Promise.reject(new AppError('invalid_argument', `the journal does not take ${subject}`))
     const { alert } = fromBinary(AlertRaisedSchema, bytes)
-    if (alert) this.#lines.warn({ event: 'alert', alert: alertFields(alert) }, alert.title)
+    if (alert) this.alert(alert)
     return Promise.resolve()
+  }
+
+  alert(alert: Alert): void {
+    this.#lines.warn({ event: 'alert', alert: alertFields(alert) }, alert.title)
   }
 
   /** Tells of a packet that the kernel shows as a sample. */

@@ -102,6 +102,8 @@ describe('packages of tollward-archsec', { skip }, () => {
     assert.match(await readFile(join(control, 'prerm'), 'utf8'), /tollward-archsec detach/)
     assert.match((await run('dpkg-deb', ['--field', deb, 'Depends'])).stdout, /libbpf1/)
     const info = await readFile(join(roots.arch, '.PKGINFO'), 'utf8')
+    const { stdout: version } = await run('dpkg-deb', ['--field', deb, 'Version'])
+    assert.match(info, new RegExp(`^pkgver = ${version.trim()}-1$`, 'm'))
     assert.match(info, /^depend = libbpf$/m)
     assert.match(info, /^backup = etc\/tollward-archsec\/rules\.yaml$/m)
     assert.match(await readFile(join(roots.arch, '.INSTALL'), 'utf8'), /tollward-archsec detach/)
@@ -150,14 +152,17 @@ describe('packages of tollward-archsec', { skip }, () => {
     })
 
     /** Starts the command in the host's network, with a bpffs as `prepare` makes one, and mounts that nobody else sees. */
-    const start = async (root: string, state: string, held: readonly string[], args: readonly string[] = []) => {
+    const start = async (
+      root: string,
+      state: string,
+      held: readonly string[],
+      args: readonly string[] = [],
+      more = {},
+    ) => {
       await mkdir(join(state, 'bpf'), { recursive: true })
       for (const path of [state, join(state, 'bpf')]) await chown(path, NOBODY, NOBODY)
       const settings = join(state, 'environment')
-      await writeFile(
-        settings,
-        `# as the package has it\nTOLLWARD_INTERFACES=${host.device}\nTOLLWARD_ENFORCER=kernel\n`,
-      )
+      await writeFile(settings, `# as the package has it\nTOLLWARD_ENFORCER=kernel\nTOLLWARD_INTERFACES=${host.device}`)
       const only = ['-all', ...held.map((name) => `+${name}`)].join()
       const caps = ['--inh-caps', only, '--ambient-caps', only, '--bounding-set', only, '--no-new-privs']
       const program = ['setpriv', ...AS_NOBODY, ...caps, join(root, 'usr/bin/tollward-archsec'), ...args]
@@ -180,6 +185,7 @@ describe('packages of tollward-archsec', { skip }, () => {
           TOLLWARD_RULES_FILE: join(state, 'rules.yaml'),
           TOLLWARD_KEPT_RULES_FILE: join(state, 'kept.yaml'),
           TOLLWARD_STATE_FILE: join(state, 'state.json'),
+          ...more,
         },
       })
     }
@@ -204,6 +210,20 @@ describe('packages of tollward-archsec', { skip }, () => {
         await using status = await start(root, state, [], ['status'])
         assert.equal(await status.exited, 0, status.lines.join('\n'))
       })
+
+    test('the same user has nftables drop a blocked source', async () => {
+      const state = join(directory, 'state-nftables')
+      await mkdir(state)
+      const spec = { sources: [host.hostAddress] }
+      const list = { apiVersion: 'tollward.dev/v1', kind: 'BlockList', metadata: { name: 'a' }, spec }
+      await writeFile(join(state, 'rules.yaml'), JSON.stringify(list))
+      await using sensor = await start(roots.debian, state, capabilities, [], { TOLLWARD_ENFORCER: 'nftables' })
+      await sensor.line(/"msg":"ready"/, 20_000)
+      assert.equal(await tryToReach(host.address, port), 'silence')
+      await host.exec('nft', ['delete', 'table', 'inet', 'tollward'])
+      await sensor.line(/somebody changed the table/)
+      await eventually(async () => (await tryToReach(host.address, port)) === 'silence', { what: 'it is put back' })
+    })
 
     test('without any one of the capabilities it says what it needs', async () => {
       for (const missing of capabilities) {

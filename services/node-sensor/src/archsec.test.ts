@@ -130,8 +130,10 @@ describe('tollward-archsec on a host', { skip }, () => {
   })
 
   test('a block and a rule end when the file says, also with no sensor running', async () => {
-    const until = new Date(Date.now() + 4000).toISOString()
-    const rule = { direction: 'ingress', protocol: 'tcp', sources: [bob.address], action: 'drop', ttl: '4s' }
+    // Longer than a busy machine takes to look whether they hold.
+    const seconds = 6
+    const until = new Date(Date.now() + seconds * 1000).toISOString()
+    const rule = { direction: 'ingress', protocol: 'tcp', sources: [bob.address], action: 'drop', ttl: `${seconds}s` }
     await write(blocks('for-now', [alice.address], { until }) + document('KernelRule', 'no-bob', rule))
     await sees(alice, 'silence', 'by the list')
     await sees(bob, 'silence', 'by the rule')

@@ -74,6 +74,8 @@ async function status(stateFile: string, asJson: boolean): Promise<Answer> {
     text = await readFile(stateFile, 'utf8')
   } catch (error) {
     const why = error instanceof Error ? error.message : String(error)
+    const isThere = !(error instanceof Error && 'code' in error && error.code === 'ENOENT')
+    if (isThere) return { code: WRONG_USE, text: `how the sensor is cannot be read: ${why}` }
     return { code: NOT_RUNNING, text: `no sensor runs (${why}); what one put into the kernel stays in force` }
   }
   const state = JSON.parse(text) as HostState

@@ -9,6 +9,12 @@ const SAID_MAX = 500
 /** Also of a service whose PATH has no directories of administrators. */
 const PATH = '/usr/sbin:/usr/bin:/sbin:/bin'
 
+/** Of a table: packets by the name of their counter, and the number of rules in its chains. */
+interface NftTable {
+  readonly counters: ReadonlyMap<string, bigint>
+  readonly rules: number
+}
+
 /** Whether there is a program nft that may change the tables of this network; otherwise why not. */
 export async function whyNoNft(): Promise<string | undefined> {
   try {
@@ -26,23 +32,32 @@ export async function runNft(script: string): Promise<void> {
 
 /** Takes the table away, if there is one. Returns whether there was. */
 export async function removeTable(): Promise<boolean> {
-  try {
-    await nft(['delete', 'table', ...NFT_TABLE.split(' ')])
-    return true
-  } catch (error) {
-    if (error instanceof AppError && /No such file or directory|ENOENT/.test(error.message)) return false
-    throw error
+  return (await unlessGone(nft(['delete', 'table', ...NFT_TABLE.split(' ')]))) !== undefined
+}
+
+/** What the kernel has of the table; undefined if there is none. */
+export async function readTable(): Promise<NftTable | undefined> {
+  // Terse: without what its sets hold, which may be much.
+  const said = await unlessGone(nft(['--json', '--terse', 'list', 'table', ...NFT_TABLE.split(' ')]))
+  if (said === undefined) return undefined
+  const { nftables } = JSON.parse(said) as {
+    nftables: readonly { readonly counter?: { readonly name: string; readonly packets: number }; rule?: object }[]
+  }
+  return {
+    counters: new Map(
+      nftables.flatMap(({ counter }) => (counter ? [[counter.name, BigInt(counter.packets)] as const] : [])),
+    ),
+    rules: nftables.filter(({ rule }) => rule !== undefined).length,
   }
 }
 
-/** Packets by the name of their counter. */
-export async function tableCounters(): Promise<Map<string, bigint>> {
-  const listed = JSON.parse(await nft(['--json', 'list', 'counters', 'table', ...NFT_TABLE.split(' ')])) as {
-    nftables: readonly { readonly counter?: { readonly name: string; readonly packets: number } }[]
+async function unlessGone(said: Promise<string>): Promise<string | undefined> {
+  try {
+    return await said
+  } catch (error) {
+    if (error instanceof AppError && /No such file or directory/.test(error.message)) return undefined
+    throw error
   }
-  return new Map(
-    listed.nftables.flatMap(({ counter }) => (counter ? [[counter.name, BigInt(counter.packets)] as const] : [])),
-  )
 }
 
 async function nft(args: readonly string[], input = ''): Promise<string> {

@@ -44,6 +44,7 @@ const SYSTEM_PACKAGES = [
   'fakeroot',
   'libarchive-tools',
   'makepkg',
+  'zstd',
   'systemd',
   'curl',
   'chromium',

@@ -45,7 +45,7 @@ const skip = await requires({
     'makepkg',
     'bsdtar',
     'fakeroot',
-  ].concat(['systemd-analyze', 'apparmor_parser']),
+  ].concat(['zstd', 'systemd-analyze', 'apparmor_parser']),
   files: ['/usr/include/bpf/bpf_helpers.h', '/sys/kernel/btf/vmlinux'],
 })
 

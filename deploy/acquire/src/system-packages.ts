@@ -31,6 +31,7 @@ const ELSEWHERE: Record<string, { arch: string; program?: string; files?: readon
   systemd: { arch: 'systemd', program: 'systemd-analyze' },
   tshark: { arch: 'wireshark-cli', program: 'tshark' },
   wget: { arch: 'wget', program: 'wget' },
+  zstd: { arch: 'zstd', program: 'zstd' },
 }
 
 /**

@@ -15,16 +15,23 @@ const LOCK_TIMEOUT_S = 120
 
 /** Where there is no dpkg to ask: what shows that a package is there, and what Arch calls it. */
 const ELSEWHERE: Record<string, { arch: string; program?: string; files?: readonly string[] }> = {
+  apparmor: { arch: 'apparmor', program: 'apparmor_parser' },
   chromium: { arch: 'chromium', program: 'chromium' },
   clang: { arch: 'clang', program: 'clang' },
   'clang-format': { arch: 'clang', program: 'clang-format' },
+  fakeroot: { arch: 'fakeroot', program: 'fakeroot' },
   iproute2: { arch: 'iproute2', program: 'ip' },
   'libbpf-dev': { arch: 'libbpf', files: ['/usr/include/bpf/bpf_helpers.h'] },
+  'libarchive-tools': { arch: 'libarchive', program: 'bsdtar' },
   libbpf1: { arch: 'libbpf', files: ['/usr/lib/libbpf.so.1', '/usr/lib64/libbpf.so.1'] },
   make: { arch: 'make', program: 'make' },
+  makepkg: { arch: 'pacman', program: 'makepkg' },
+  nftables: { arch: 'nftables', program: 'nft' },
   'python3-pip': { arch: 'python-pip', program: 'pip' },
+  systemd: { arch: 'systemd', program: 'systemd-analyze' },
   tshark: { arch: 'wireshark-cli', program: 'tshark' },
   wget: { arch: 'wget', program: 'wget' },
+  zstd: { arch: 'zstd', program: 'zstd' },
 }
 
 /**

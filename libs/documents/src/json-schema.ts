@@ -1,4 +1,5 @@
 import { z } from 'zod'
+import { BLOCK_LIST_KIND, BlockListSchema } from './block-list.ts'
 import { EXAMPLES_KIND, PolicyExamplesSchema } from './examples.ts'
 import { KINDS } from './kinds.ts'
 
@@ -8,10 +9,9 @@ export const SCHEMAS_DIRECTORY = new URL('../../../docs/schemas/', import.meta.u
 /** JSON Schema (draft 2020-12) of each kind, for editors: what a document may contain before defaults are filled in. */
 export function jsonSchemas(): Map<string, object> {
   return new Map(
-    Object.entries({ ...KINDS, [EXAMPLES_KIND]: PolicyExamplesSchema }).map(([kind, schema]) => [
-      kind,
-      { title: kind, ...z.toJSONSchema(schema, { io: 'input' }) },
-    ]),
+    Object.entries({ ...KINDS, [EXAMPLES_KIND]: PolicyExamplesSchema, [BLOCK_LIST_KIND]: BlockListSchema }).map(
+      ([kind, schema]) => [kind, { title: kind, ...z.toJSONSchema(schema, { io: 'input' }) }],
+    ),
   )
 }
 

@@ -1,6 +1,8 @@
 export { type ApiPolicy, ApiPolicySchema, limitsOf } from './api-policy.ts'
+export { BLOCK_LIST_KIND, type BlockList } from './block-list.ts'
 export type { PolicyExample, PolicyExamples } from './examples.ts'
 export { KERNEL_RULES_MAX, type KernelRule, KernelRuleSchema, portsBetween } from './kernel-rule.ts'
+export { endOfDocument, type Guarded, kernelRuleFaults, roomFaults } from './kernel-rule-faults.ts'
 export {
   type Client,
   ClientSchema,
@@ -24,10 +26,12 @@ export {
   isKind,
   parseDocuments,
   parseExamples,
+  parseHostRules,
   parseSources,
   TEXT_BYTES_MAX,
 } from './parse.ts'
 export { API_VERSION, duration, durationMs } from './parts.ts'
+export { namesOnlyGuarded, whyTooWide } from './ranges.ts'
 export { type RateLimit, RateLimitSchema } from './rate-limit.ts'
 export {
   afterChange,

@@ -1,7 +1,9 @@
 import { AppError } from '@tollward/errors'
 import { type Document, isAlias, isMap, isScalar, isSeq, LineCounter, type Node, parseAllDocuments, visit } from 'yaml'
 import { z } from 'zod'
+import { BLOCK_LIST_KIND, type BlockList, BlockListSchema } from './block-list.ts'
 import { EXAMPLES_KIND, type PolicyExamples, PolicyExamplesSchema } from './examples.ts'
+import { type KernelRule, KernelRuleSchema } from './kernel-rule.ts'
 import { KINDS, type Kind, type TollwardDocument } from './kinds.ts'
 import { nearest } from './nearest.ts'
 
@@ -73,6 +75,16 @@ export function parseSources(yamlText: string, fileName: string): DocumentSource
 /** As parseSources, for the examples that stand next to policies: such a text holds nothing else. */
 export function parseExamples(yamlText: string, fileName: string): DocumentSource<PolicyExamples>[] {
   return readSources<PolicyExamples>(yamlText, fileName, { [EXAMPLES_KIND]: PolicyExamplesSchema })
+}
+
+/** As parseSources, for the rules file of one host: such a text holds nothing else. One of comments alone has no documents. */
+export function parseHostRules(yamlText: string, fileName: string): DocumentSource<KernelRule | BlockList>[] {
+  // An empty file may be one that is just being written; to have no rules is said by a comment.
+  if (yamlText.includes('#') && yamlText.split('\n').every((line) => /^\s*(#|$)/.test(line))) return []
+  return readSources<KernelRule | BlockList>(yamlText, fileName, {
+    KernelRule: KernelRuleSchema,
+    [BLOCK_LIST_KIND]: BlockListSchema,
+  })
 }
 
 /** What every document has, of whatever kind. */
@@ -200,8 +212,12 @@ function kindFault(written: unknown, known: readonly string[]): string {
   if (written === undefined) return 'is required'
   if (written === EXAMPLES_KIND)
     return 'are examples, which are not applied: run "npx --no tollward policy test" on this file'
+  if (written === BLOCK_LIST_KIND && known.includes('KernelRule'))
+    return 'is for the rules file of one host; run "npx --no tollward blocks add" for each'
   if (typeof written === 'string' && isKind(written))
-    return `is no ${EXAMPLES_KIND}: keep it in a file of its own and name that in spec.policies`
+    return known.includes(EXAMPLES_KIND)
+      ? `is no ${EXAMPLES_KIND}: keep it in a file of its own and name that in spec.policies`
+      : `needs the other services; the rules file of one host holds ${known.join(' and ')}`
   return `is no kind of document${suggestion(written, known)}`
 }
 

@@ -10,6 +10,10 @@ const BPF_FS_MAGIC = 0xcafe4a11
 const LINUX_OLDEST = [5, 15] as const
 const CLANG_OLDEST = 14
 const COMPILE_TIMEOUT_MS = 120_000
+/** Bits of <linux/capability.h>: to load programs, to put them on interfaces, and to read what they trace. */
+const CAPABILITIES = { CAP_BPF: 39n, CAP_NET_ADMIN: 12n, CAP_PERFMON: 38n } as const
+/** Holds them all, where it is not split. */
+const CAP_SYS_ADMIN = 21n
 const run = promisify(execFile)
 
 /** What stands in the way, each as a sentence that says what to do; empty lists mean it works. */
@@ -24,7 +28,8 @@ export interface Support {
 
 /** Says whether this machine can load and compile kernel programs, without changing anything. */
 export async function probeSupport(): Promise<Support> {
-  const missingToLoad = [whyNotLinux(), whyNotRoot(), whyNoLibbpf(), whyNoBpffs()]
+  const whyNotHere = whyNotLinux()
+  const missingToLoad = whyNotHere ? [whyNotHere] : [whyNotRoot(), whyNoLibbpf(), whyNoBpffs()]
   const missingToCompile = [await whyNoClang(), await whyNoMake(), whyNoHeaders()]
   return {
     missingToLoad: missingToLoad.filter((reason) => reason !== undefined),
@@ -79,8 +84,13 @@ function whyNotLinux(): string | undefined {
 }
 
 function whyNotRoot(): string | undefined {
-  if (process.geteuid?.() === 0) return undefined
-  return 'root: only root may load programs into the kernel'
+  const effective = BigInt(
+    `0x${/^CapEff:\s*([0-9a-f]+)$/m.exec(readFileSync('/proc/self/status', 'utf8'))?.[1] ?? '0'}`,
+  )
+  const has = (capability: bigint) => ((effective >> capability) & 1n) === 1n
+  const names = Object.keys(CAPABILITIES).join(', ')
+  if (has(CAP_SYS_ADMIN) || Object.values(CAPABILITIES).every(has)) return undefined
+  return `root: only root may load programs into the kernel, or whoever has ${names}`
 }
 
 function whyNoLibbpf(): string | undefined {

@@ -10,16 +10,21 @@ export const port = z.coerce.number<string>().int().min(0).max(65_535)
 /** A switch in the environment. */
 export const flag = z.enum(['true', 'false']).transform((text) => text === 'true')
 
+/** What every process is told that has a log, metrics and health. */
+export const processConfig = {
+  /** Where metrics and health are served. */
+  healthHost: z.string().min(1).default('127.0.0.1'),
+  healthPort: port,
+  logLevel: z.enum(['trace', 'debug', 'info', 'warn', 'error', 'silent']).default('info'),
+} as const
+
 /** What every service is told. Spread it into a service's own schema. */
 export const baseConfig = {
   /** nats://host:port, several separated by commas. */
   natsUrl: z.string().min(1).default('nats://127.0.0.1:4222'),
   /** File with the NKEY seed of the service; not readable by others. */
   natsNkeyFile: z.string().min(1).optional(),
-  /** Where metrics and health are served. */
-  healthHost: z.string().min(1).default('127.0.0.1'),
-  healthPort: port,
-  logLevel: z.enum(['trace', 'debug', 'info', 'warn', 'error', 'silent']).default('info'),
+  ...processConfig,
 } as const
 
 /** The environment variable of a configuration key: natsUrl is TOLLWARD_NATS_URL. */

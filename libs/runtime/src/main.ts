@@ -1,8 +1,8 @@
 import { AppError } from '@tollward/errors'
 import type { Logger } from 'pino'
 import { collectDefaultMetrics, Registry } from 'prom-client'
-import { z } from 'zod'
-import { baseConfig, readConfig } from './config.ts'
+import type { z } from 'zod'
+import { type processConfig, readConfig } from './config.ts'
 import { type Health, startHealthServer } from './health.ts'
 import { calmHelperThreads } from './helper-threads.ts'
 import { createLog } from './log.ts'
@@ -30,7 +30,9 @@ export type Process = Pick<NodeJS.Process, 'env' | 'exit' | 'once' | 'stderr'>
  * signal is aborted and everything it opened is closed. Exit codes: 0 after an orderly end, 1 after a failure, 2 for a wrong
  * configuration.
  */
-export async function runMain<Schema extends z.ZodObject<typeof baseConfig>>(service: {
+export async function runMain<
+  Schema extends z.ZodObject<Omit<typeof processConfig, 'healthPort'> & { healthPort: z.ZodType<number> }>,
+>(service: {
   readonly name: string
   readonly config: Schema
   readonly run: (context: ServiceContext<z.output<Schema>>) => Promise<void>
@@ -38,7 +40,7 @@ export async function runMain<Schema extends z.ZodObject<typeof baseConfig>>(ser
 }): Promise<void> {
   const { name, process } = service
   const config = configOrExit(name, service.config, process)
-  const base = z.object(baseConfig).parse(config) as z.output<z.ZodObject<typeof baseConfig>>
+  const base = config as z.output<z.ZodObject<typeof processConfig>>
   const log = createLog(name, base.logLevel)
   const registry = new Registry()
   keepNewObjectsYoung()

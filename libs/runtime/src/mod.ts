@@ -1,4 +1,4 @@
-export { baseConfig, flag, port, readConfig, readSecretFile, variableOf } from './config.ts'
+export { baseConfig, flag, port, processConfig, readConfig, readSecretFile, variableOf } from './config.ts'
 export { guardedAddresses } from './guarded.ts'
 export { type Check, type Health, type HealthServer, startHealthServer } from './health.ts'
 export { createLog } from './log.ts'

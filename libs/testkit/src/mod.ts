@@ -9,6 +9,6 @@ export { type NetworkNamespace, type NetworkNamespaceOptions, networkNamespace }
 export { enterOwnNetwork } from './own-network.ts'
 export { type ProcessOptions, type ProgramRun, type RunningProcess, startProcess } from './process.ts'
 export { type Requirements, requires } from './requires.ts'
-export { type Service, startService } from './service.ts'
+export { type Service, startProgram, startService } from './service.ts'
 export { startTcpProxy, type TcpProxy } from './tcp-proxy.ts'
 export { type TemporaryDirectory, temporaryDirectory } from './temporary-directory.ts'

@@ -2,7 +2,7 @@ import { hostname } from 'node:os'
 import { isAbsolute } from 'node:path'
 import { parseAddress, parseRange } from '@tollward/contracts'
 import { ANOMALY, type Anomaly, MANAGEMENT_PORTS_MAX, PAYLOAD_BYTES_MAX } from '@tollward/libbpf'
-import { baseConfig } from '@tollward/runtime'
+import { baseConfig, port, processConfig } from '@tollward/runtime'
 import { z } from 'zod'
 
 /** As the kernel takes them: up to 15 characters, no slash and no space. */
@@ -40,6 +40,8 @@ const ranges = z.string().transform((text, context) =>
   }),
 )
 
+const path = z.string().refine(isAbsolute, 'is no absolute path')
+
 /** `100/200`: so many packets a second, and so many at once. */
 const rate = z.string().transform((text, context) => {
   const [, packetsPerSecond = '', burst = ''] = /^(\d{1,9})\/(\d{1,9})$/.exec(text) ?? []
@@ -64,14 +66,12 @@ export const objectAndPins = {
   /** The compiled programs. Without it those of this repository, compiled when they are missing or stale. */
   bpfObject: z.string().min(1).optional(),
   /** A directory in a bpffs, which is made. */
-  pinDirectory: z.string().refine(isAbsolute, 'is no absolute path').default('/sys/fs/bpf/tollward'),
+  pinDirectory: path.default('/sys/fs/bpf/tollward'),
 } as const
 
-export const ConfigSchema = z.strictObject({
-  ...baseConfig,
+/** What a sensor does, whether there is a bus or not. */
+const sensorSettings = {
   ...objectAndPins,
-  /** The interfaces to guard and watch, with commas. */
-  interfaces,
   /** The node's name in its flows. */
   node: z.string().regex(NODE, 'holds more than letters, digits and -._').prefault(hostname),
   /** enforce: drop; audit: only count what would be dropped; off: only watch. */
@@ -94,6 +94,13 @@ export const ConfigSchema = z.strictObject({
   blockedAddressesMax: entries.default(131_072),
   blockedRangesMax: entries.default(65_536),
   flowsMax: entries.default(65_536),
+} as const
+
+export const ConfigSchema = z.strictObject({
+  ...baseConfig,
+  ...sensorSettings,
+  /** The interfaces to guard and watch, with commas. */
+  interfaces,
   /** on: read API calls inside TLS and in the clear, of every process of this node. auto: where the kernel can; else it is ready without. */
   calls: z.enum(['off', 'auto', 'on']).default('off'),
   /** Only calls of connections with an end in one of these ranges are looked at, with commas. Empty: all, also those of no known connection. */
@@ -108,7 +115,29 @@ export const ConfigSchema = z.strictObject({
   callsSampleOneIn: z.coerce.number<string>().int().min(1).max(1_000_000).default(1),
 })
 
+/** Of tollward-archsec: a host has no bus to publish to, and no other services to be managed by. */
+export const HostConfigSchema = z.strictObject({
+  ...processConfig,
+  healthPort: port.default(9406),
+  ...sensorSettings,
+  /** Without it, those that lead anywhere by a default route when the sensor starts. */
+  interfaces: interfaces.optional(),
+  managementPorts: ports.prefault('22'),
+  /** Nobody reads flows: they are only taken out of the kernel. */
+  drainIntervalMs: z.coerce.number<string>().int().min(20).max(10_000).default(1000),
+  /** auto: nftables where the kernel does not take the programs. */
+  enforcer: z.enum(['auto', 'kernel', 'nftables']).default('auto'),
+  /** KernelRule and BlockList documents. */
+  rulesFile: path.default('/etc/tollward-archsec/rules.yaml'),
+  /** A copy of the last good rules, for a start at which the file is wrong. */
+  keptRulesFile: path.default('/var/lib/tollward-archsec/rules.yaml'),
+  /** Where the command `status` reads how the sensor is. */
+  stateFile: path.default('/run/tollward-archsec/state.json'),
+})
+
 export type Config = z.output<typeof ConfigSchema>
+export type HostConfig = z.output<typeof HostConfigSchema>
+export type SensorConfig = z.output<z.ZodObject<typeof sensorSettings>> & Pick<Config, 'interfaces'>
 
 function snake(name: string): string {
   return name.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`)

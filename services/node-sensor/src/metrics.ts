@@ -219,6 +219,26 @@ export function sensorMetrics(registry: Registry, kernel: KernelReadings) {
   }
 }
 
+/** Metrics of tollward-archsec beside those of the sensor. */
+export type HostMetrics = ReturnType<typeof hostMetrics>
+
+export function hostMetrics(registry: Registry) {
+  const registers = [registry]
+  return {
+    rulesFiles: new Counter({
+      name: 'tollward_archsec_rules_files_total',
+      help: 'Times that the rules file was read: taken, or refused, in which case what was in force stays. Alert on refused.',
+      labelNames: ['result'],
+      registers,
+    }),
+    packetLinesLeftOut: new Counter({
+      name: 'tollward_archsec_packet_lines_left_out_total',
+      help: 'Samples of packets that the journal was not told of, because there were too many in one second.',
+      registers,
+    }),
+  }
+}
+
 /** The kernel counts; a counter of the library can only be added to. */
 function setTo<Label extends string>(counter: Counter<Label>, labels: Record<Label, string>, count: number): void {
   counter.remove(labels)

@@ -9,6 +9,8 @@ import {
   afterSnapshot,
   type DocumentSource,
   documentKey,
+  endOfDocument,
+  type Guarded,
   isKind,
   KINDS,
   parseSources,
@@ -18,7 +20,6 @@ import { AppError } from '@tollward/errors'
 import type { Logger } from 'pino'
 import { shortTarget } from '../domain/audit.ts'
 import { conflictsAfter, orderedForApply, refuseIfNeeded } from '../domain/changes.ts'
-import { endOfDocument, type Guarded } from '../domain/kernel-rule.ts'
 import type { Metrics } from '../metrics.ts'
 import type { AdminMethods } from './calls.ts'
 

@@ -7,14 +7,13 @@ import {
   callerKey,
   formatCaller,
   formatRange,
-  parseAddress,
   parseRange,
-  rangeContains,
   rangeKey,
   readCaller,
   writeCaller,
 } from '@tollward/contracts'
 import { type Block, BlockSchema, type Caller as CallerMessage } from '@tollward/contracts/enforcement'
+import { namesOnlyGuarded, whyTooWide } from '@tollward/documents'
 import { AppError } from '@tollward/errors'
 import type { Caller } from './access.ts'
 
@@ -22,15 +21,7 @@ const RANGE_FORMAT = 1
 const CALLER_FORMAT = 2
 /** Every block ends by itself; what should last is a rule of the firewall in front. */
 const BLOCK_TTL_SECONDS_MAX = 30 * 24 * 3600
-/** A wider range is a slip of the pen: /8 is the largest block of IPv4 that was ever given to one holder. */
-const IPV4_PREFIX_MIN = 8
-/** The smallest prefix that registries give to a provider. */
-const IPV6_PREFIX_MIN = 32
 const REASON_LENGTH_MAX = 200
-const V4_MAPPED_BITS = 96
-const V4_MAPPED = parseAddress('0.0.0.0') ?? new Uint8Array()
-/** Ranges of at most 2^16 addresses are compared with the guarded ones; more addresses than that no node has. */
-const GUARDED_BITS_MAX = 16
 
 /** Whom a block names: a range of addresses, or a caller in its place. */
 export interface Blocked {
@@ -95,7 +86,8 @@ export function operatorBlock(
 
 function rangeTarget(cidr: string, guarded: readonly AddressRange[]) {
   const range = readRange(cidr)
-  refuseWide(range, cidr)
+  const why = whyTooWide(range)
+  if (why !== undefined) throw new AppError('invalid_argument', `${cidr} ${why}. Block parts of it.`)
   if (namesOnlyGuarded(range, guarded)) {
     const why = 'it names only addresses that are guarded: 127.0.0.1, ::1 and the nodes themselves are never blocked'
     throw new AppError('failed_precondition', `${formatRange(range)} is not blocked: ${why}.`)
@@ -111,25 +103,4 @@ function callerTarget(message: CallerMessage, by: Caller) {
     throw new AppError('failed_precondition', `${formatCaller(caller)} is not blocked: ${why}.`)
   }
   return { format: CALLER_FORMAT, caller: writeCaller(caller) }
-}
-
-function refuseWide(range: AddressRange, cidr: string): void {
-  const holdsAllOfIpv4 = range.prefixLength < V4_MAPPED_BITS && rangeContains(range, V4_MAPPED)
-  const isIpv4 = range.prefixLength >= V4_MAPPED_BITS && isMapped(range)
-  const prefixMin = isIpv4 ? V4_MAPPED_BITS + IPV4_PREFIX_MIN : IPV6_PREFIX_MIN
-  if (!holdsAllOfIpv4 && range.prefixLength >= prefixMin) return
-  const limit = `an IPv4 range has at least /${IPV4_PREFIX_MIN}, an IPv6 range /${IPV6_PREFIX_MIN}`
-  throw new AppError('invalid_argument', `${cidr} is too wide: ${limit}. Block parts of it.`)
-}
-
-function isMapped({ address }: AddressRange): boolean {
-  return rangeContains({ address: V4_MAPPED, prefixLength: V4_MAPPED_BITS }, address)
-}
-
-/** Whether every address of the range is guarded. */
-export function namesOnlyGuarded(range: AddressRange, guarded: readonly AddressRange[]): boolean {
-  const bits = 128 - range.prefixLength
-  if (bits > GUARDED_BITS_MAX) return false
-  const inside = guarded.filter(({ address }) => rangeContains(range, address)).map(formatRange)
-  return new Set(inside).size === 2 ** bits
 }

@@ -1,8 +1,7 @@
 import { type Conflict, policyConflicts } from '@tollward/decision/policies'
-import type { DocumentFault, DocumentSet, DocumentSource, TollwardDocument } from '@tollward/documents'
-import { DocumentError, documentsOfKind } from '@tollward/documents'
+import type { DocumentFault, DocumentSet, DocumentSource, Guarded, TollwardDocument } from '@tollward/documents'
+import { DocumentError, documentsOfKind, kernelRuleFaults, roomFaults } from '@tollward/documents'
 import { AppError } from '@tollward/errors'
-import { type Guarded, kernelRuleFaults, roomFaults } from './kernel-rule.ts'
 
 /** What is written first: whoever follows the bucket never meets a policy before the plan that it names. */
 const ORDER: Readonly<Record<TollwardDocument['kind'], number>> = {

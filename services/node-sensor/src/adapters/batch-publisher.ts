@@ -1,6 +1,5 @@
 import { randomUUID } from 'node:crypto'
 import { setTimeout as delay } from 'node:timers/promises'
-import type { Bus } from '@tollward/bus'
 import { toAppError } from '@tollward/errors'
 import type { Logger } from 'pino'
 import type { Counter, Gauge } from 'prom-client'
@@ -35,6 +34,13 @@ export interface BatchKind {
     readonly lost: Counter<'reason'>
     readonly buffered: Gauge
   }
+}
+
+/** Where batches go: the bus, or on a host without one the journal. */
+export interface Destination {
+  readonly connected: boolean
+  /** Rejects with an AppError if the batch was not taken. */
+  publishBytes(subject: string, bytes: Uint8Array, options: { readonly id: string }): Promise<unknown>
 }
 
 /** Where a batch stands among those of its kind. */
@@ -87,7 +93,7 @@ export class Outbox {
   }
 
   /** Publishes until the signal is aborted, then what the bus takes at once. */
-  async run(bus: Bus, signal: AbortSignal): Promise<void> {
+  async run(bus: Destination, signal: AbortSignal): Promise<void> {
     await Promise.all(this.#publishers.map((publisher) => publisher.run(bus, signal)))
   }
 
@@ -168,7 +174,7 @@ export class BatchPublisher {
   }
 
   /** Publishes until the signal is aborted, then what the bus takes at once. */
-  async run(bus: Bus, signal: AbortSignal): Promise<void> {
+  async run(bus: Destination, signal: AbortSignal): Promise<void> {
     signal.addEventListener('abort', () => this.#wake(), { once: true })
     while (!signal.aborted) {
       if (!this.#hasWork()) await this.#work()
@@ -200,7 +206,7 @@ export class BatchPublisher {
   }
 
   /** Whether a stream has the oldest batch, or never will. Otherwise the same bytes are sent again, under the same id. */
-  async #sendNext(bus: Bus): Promise<boolean> {
+  async #sendNext(bus: Destination): Promise<boolean> {
     this.#letter ??= this.#seal()
     const { items, lost, bytes, id } = this.#letter
     if (!bus.connected) return false

@@ -133,6 +133,11 @@ export class BlockTable {
     this.#showWaiting()
   }
 
+  /** Blocks that the kernel did not take. */
+  get waiting(): number {
+    return this.#waiting
+  }
+
   /** For metrics. */
   sizes(): Record<string, { entries: number; capacity: number }> {
     return Object.fromEntries(

@@ -26,7 +26,8 @@ const BATCH_BYTES_MAX = 512 * 1024
 
 interface DrainOptions {
   readonly kernel: Kernel
-  readonly publisher: FlowPublisher
+  /** Undefined: nobody reads flows, and they are only taken out of the kernel. */
+  readonly publisher: FlowPublisher | undefined
   readonly drops: KernelDrops
   readonly own: OwnConnections
   readonly hooks: Hooks
@@ -53,12 +54,13 @@ export async function drainFlows(options: DrainOptions): Promise<void> {
     const startedMs = performance.now()
     if (startedMs - dropsReadMs >= DROPS_INTERVAL_MS) {
       dropsReadMs = startedMs
-      publisher.addDrops(await drops.read())
+      const read = await drops.read()
+      publisher?.addDrops(read)
     }
     for await (const entries of drain.batches()) await publish(entries, batch, options)
     await publishSpilled(spilled, batch, options)
     const lost = kernel.count('flowSpillLost')
-    publisher.addLost(Number(lost - lostBefore), 'kernel_full')
+    publisher?.addLost(Number(lost - lostBefore), 'kernel_full')
     lostBefore = lost
     firstHits.read((data, at) => {
       const { ruleId, atNs } = decodeFirstHit(data, at)
@@ -76,26 +78,29 @@ export async function drainFlows(options: DrainOptions): Promise<void> {
  * sensor whose packets were just drained must be known as its own.
  */
 async function publish({ count, keys, values }: Batch, batch: FlowBatch, options: DrainOptions): Promise<void> {
+  const { publisher } = options
+  if (!publisher) return
   for (let from = 0; from < count; from += BATCH_FLOWS_MAX) {
     await othersFirst()
     begin(batch)
     const to = Math.min(from + BATCH_FLOWS_MAX, count)
     for (let index = from; index < to; index++)
       addUnlessOwn(batch, keys, index * FLOW_KEY.bytes, values, index * FLOW.bytes, options)
-    options.publisher.add(batch.flows, batch.take(), Date.now())
+    publisher.add(batch.flows, batch.take(), Date.now())
   }
 }
 
 /** The ring is read in place, a batch at a time. */
 async function publishSpilled(ring: RingReader, batch: FlowBatch, options: DrainOptions): Promise<void> {
+  const { publisher } = options
   let read: number
   do {
     await othersFirst()
     begin(batch)
     read = ring.read((data, at) => {
-      addUnlessOwn(batch, data, at + SPILLED_FLOW.key, data, at + SPILLED_FLOW.flow, options)
+      if (publisher) addUnlessOwn(batch, data, at + SPILLED_FLOW.key, data, at + SPILLED_FLOW.flow, options)
     }, BATCH_FLOWS_MAX)
-    options.publisher.add(batch.flows, batch.take(), Date.now())
+    publisher?.add(batch.flows, batch.take(), Date.now())
   } while (read === BATCH_FLOWS_MAX)
 }
 
@@ -116,5 +121,5 @@ function addUnlessOwn(
     return
   }
   batch.add(keys, keyAt, values, valueAt)
-  if (batch.bytes >= BATCH_BYTES_MAX) publisher.add(batch.flows, batch.take(), Date.now())
+  if (batch.bytes >= BATCH_BYTES_MAX) publisher?.add(batch.flows, batch.take(), Date.now())
 }

@@ -93,7 +93,7 @@ export function takeLinks({ directory, outdated }: Pins): void {
  * another bpffs was mounted over the one with their pins, or the file was removed. Returns how many there were.
  */
 export function takeOrphans({ directory }: Pins): number {
-  const found = orphans()
+  const found = orphans(dirname(directory))
   for (const { id, hook, ifindex } of found) {
     const path = join(directory, `interface_${ifindex}`, hook === 'xdp' ? 'xdp' : 'egress')
     mkdirSync(dirname(path), { recursive: true })
@@ -131,7 +131,7 @@ export async function holdPins(pinDirectory: string): Promise<AsyncDisposable> {
 export async function removeEverything(pinDirectory: string): Promise<string> {
   await using _held = await holdPins(pinDirectory)
   // First, as they must go also when something pinned cannot be removed.
-  const found = orphans()
+  const found = orphans(pinDirectory)
   for (const { id } of found) detachLinkById(id)
   const said = existsSync(pinDirectory) ? removePinned(pinDirectory) : `nothing is pinned at ${pinDirectory}`
   if (found.length === 0) return said
@@ -163,11 +163,12 @@ function removeOwn(pinDirectory: string, others: readonly string[]): string {
 }
 
 /** Links of this namespace's sensors that can be reached neither by a pin nor by a process. */
-function orphans() {
+function orphans(pinDirectory: string) {
   const own = networkNamespaceInum()
   const ours = sensorLinks().filter(({ ifindex, namespace }) => ifindex !== 0 && namespace === own)
   if (ours.length === 0) return []
-  const known = pinnedLinks(BPFFS)
+  // The pins may be in a bpffs of their own.
+  const known = new Set([...pinnedLinks(BPFFS), ...pinnedLinks(pinDirectory)])
   const rest = ours.filter(({ id }) => !known.has(id))
   if (rest.length === 0) return []
   const held = heldLinks()

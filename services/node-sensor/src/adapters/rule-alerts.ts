@@ -27,6 +27,9 @@ const POLICIES: readonly { readonly counter: CounterName; readonly name: string 
   { counter: 'droppedAnomaly', name: 'The policy on malformed packets' },
 ]
 
+/** Told of each packet that the kernel shows as a sample, with the name of the rule that it met, if it met one. */
+export type OnGuardEvent = (event: GuardEvent, rule: string | undefined) => void
+
 interface AlertOptions {
   readonly kernel: Kernel
   readonly rules: KernelRules
@@ -35,6 +38,7 @@ interface AlertOptions {
   readonly outbox: Outbox
   readonly metrics: Metrics
   readonly signal: AbortSignal
+  readonly onGuardEvent?: OnGuardEvent
 }
 
 /**
@@ -42,7 +46,7 @@ interface AlertOptions {
  * aborted. To be called before the outbox runs.
  */
 export async function alertOfRules(options: AlertOptions): Promise<void> {
-  const { kernel, rules, mode, node, outbox, metrics, signal } = options
+  const { kernel, rules, mode, node, outbox, metrics, signal, onGuardEvent } = options
   const publisher = outbox.publisher({
     ...{ name: 'alerts', subject: contract(AlertRaisedSchema).subject, rank: RANK },
     metrics: { items: metrics.alerts, lost: metrics.alertsLost, buffered: metrics.alertsBuffered },
@@ -56,6 +60,7 @@ export async function alertOfRules(options: AlertOptions): Promise<void> {
     const names = rules.names()
     events.read((data, at) => {
       const event = decodeGuardEvent(data, at)
+      onGuardEvent?.(event, event.origin === 'rule' ? names.get(event.id) : undefined)
       const key = keyOfEvent(event, names)
       if (key !== undefined) alerts.sample(key, { ...event, seenAtMs: bootNsToWallTimeMs(event.atNs) })
     })

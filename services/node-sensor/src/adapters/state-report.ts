@@ -53,24 +53,42 @@ interface StateSources {
 type SensorInit = Required<Exclude<MessageInitShape<typeof SensorStateSchema>, SensorState>>
 type CountInit = MessageInitShape<typeof CountSchema>
 
+/** Where states go; not asked while it is away. */
+export interface StateDestination {
+  readonly connected: boolean
+  put(state: SensorState): Promise<void>
+}
+
 interface ReportOptions extends StateSources {
-  readonly bus: Bus
+  readonly to: StateDestination
   readonly log: Logger
   readonly signal: AbortSignal
 }
 
-/** Says in the bucket `sensors` how this sensor is, until the signal is aborted. */
-export async function reportState(options: ReportOptions): Promise<void> {
-  const { bus, node, metrics, log, signal } = options
+/** The bucket `sensors`. */
+export function stateBucket(bus: Bus, node: string): StateDestination {
   const bucket = bus.bucket(bucketContract(SensorStateSchema))
   const key = Buffer.from(node).toString('base64url')
+  return {
+    get connected() {
+      return bus.connected
+    },
+    put: async (state) => {
+      await bucket.put(key, state, { expiresAtMs: Date.now() + KEPT_MS })
+    },
+  }
+}
+
+/** Says how this sensor is, until the signal is aborted. */
+export async function reportState(options: ReportOptions): Promise<void> {
+  const { to, metrics, log, signal } = options
   const startedMs = Date.now()
   using _costs = countRunsNowAndThen(log)
   let wasTaken = true
   while (!signal.aborted) {
     try {
-      if (bus.connected) {
-        await bucket.put(key, await sensorState(options, startedMs), { expiresAtMs: Date.now() + KEPT_MS })
+      if (to.connected) {
+        await to.put(await sensorState(options, startedMs))
         metrics.stateReports.inc({ result: 'published' })
         wasTaken = true
       }

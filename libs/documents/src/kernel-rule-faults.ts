@@ -1,15 +1,11 @@
 import { type AddressRange, parseRange } from '@tollward/contracts'
-import {
-  type DocumentFault,
-  type DocumentSet,
-  type DocumentSource,
-  documentsOfKind,
-  durationMs,
-  KERNEL_RULES_MAX,
-  portsBetween,
-  type TollwardDocument,
-} from '@tollward/documents'
-import { namesOnlyGuarded } from './block.ts'
+import type { BlockList } from './block-list.ts'
+import { KERNEL_RULES_MAX, portsBetween } from './kernel-rule.ts'
+import type { TollwardDocument } from './kinds.ts'
+import type { DocumentFault, DocumentSource } from './parse.ts'
+import { durationMs } from './parts.ts'
+import { namesOnlyGuarded } from './ranges.ts'
+import { type DocumentSet, documentsOfKind } from './stored.ts'
 
 /** What no rule touches: every node lets these packets through before it looks at any rule. */
 export interface Guarded {
@@ -19,7 +15,10 @@ export interface Guarded {
 }
 
 /** What of a rule would do nothing on any node, because it names only what is guarded. */
-export function kernelRuleFaults({ document, fault }: DocumentSource, guarded: Guarded): DocumentFault[] {
+export function kernelRuleFaults(
+  { document, fault }: DocumentSource<TollwardDocument | BlockList>,
+  guarded: Guarded,
+): DocumentFault[] {
   // What passes anyway may be allowed.
   if (document.kind !== 'KernelRule' || document.spec.action === 'allow') return []
   const { direction, ports = [] } = document.spec
@@ -41,7 +40,10 @@ export function kernelRuleFaults({ document, fault }: DocumentSource, guarded: G
 }
 
 /** Rules for which no node would have room once these documents are in force. */
-export function roomFaults(sources: readonly DocumentSource[], inForce: DocumentSet): DocumentFault[] {
+export function roomFaults(
+  sources: readonly DocumentSource<TollwardDocument | BlockList>[],
+  inForce: DocumentSet,
+): DocumentFault[] {
   const rules = documentsOfKind(inForce, 'KernelRule')
   for (const { document } of sources) if (document.kind === 'KernelRule') rules.delete(document.metadata.name)
   const taken = { ingress: 0, egress: 0 }
@@ -57,7 +59,7 @@ export function roomFaults(sources: readonly DocumentSource[], inForce: Document
 }
 
 /** When a document that is applied now ends by itself; undefined: never. */
-export function endOfDocument(document: TollwardDocument, nowMs: number): number | undefined {
+export function endOfDocument(document: TollwardDocument | BlockList, nowMs: number): number | undefined {
   if (document.kind !== 'KernelRule' || document.spec.ttl === undefined) return undefined
   return nowMs + durationMs(document.spec.ttl)
 }

@@ -1,7 +1,8 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import { documentKey, KERNEL_RULES_MAX, parseSources } from '@tollward/documents'
-import { roomFaults } from './kernel-rule.ts'
+import { KERNEL_RULES_MAX } from './kernel-rule.ts'
+import { roomFaults } from './kernel-rule-faults.ts'
+import { documentKey, parseSources } from './parse.ts'
 
 const sourcesOf = (first: number, count: number, direction = 'ingress') =>
   parseSources(

@@ -79,6 +79,9 @@ class Run {
   readonly #corpus: Conversation[] = []
   #conversations = 0
   #current: Conversation = []
+  #unfinished: Conversation | undefined
+  /** A pause of the machine interrupts one: it is had again once, so that the same seed finds the same on any machine. */
+  #interrupted: Conversation | undefined
 
   constructor(options: FuzzOptions) {
     this.#options = options
@@ -113,19 +116,28 @@ class Run {
       if (!isTimeout(error)) throw error
       // It may be the last of many slow ones.
       if (!ends(target, this.#current, endsMsMax)) throw this.#failure('it does not end', this.#current, error)
+      if (this.#interrupted === this.#unfinished) this.#unfinished = undefined
+      this.#interrupted = this.#unfinished
     }
   }
 
   #next(): void {
+    this.#unfinished ??= this.#another()
+    const conversation = this.#unfinished
+    this.#execute(conversation)
+    const found = this.#coverage.found()
+    if (found.length > 0) {
+      if (this.#options.isGuided !== false) this.#corpus.push(this.#trimmed(conversation))
+      this.#coverage.keep(found)
+    }
+    this.#unfinished = undefined
+    this.#conversations += 1
+  }
+
+  #another(): Conversation {
     const { random, corpus } = this.#mutation
     const from = random(2) === 0 ? corpus.length - 1 - random(NEWEST) : random(corpus.length)
-    const conversation = mutated(corpus[from] ?? corpus[random(corpus.length)] ?? [], this.#mutation)
-    this.#execute(conversation)
-    this.#conversations += 1
-    const found = this.#coverage.found()
-    if (found.length === 0) return
-    if (this.#options.isGuided !== false) this.#corpus.push(this.#trimmed(conversation))
-    this.#coverage.keep(found)
+    return mutated(corpus[from] ?? corpus[random(corpus.length)] ?? [], this.#mutation)
   }
 
   /** With as little as runs all of the same: the way to a place leads on to others. */

@@ -53,6 +53,8 @@ const HTTP1 = [
     'HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nHTTP/1.0 200 OK\r\n\r\nuntil the end',
   ),
   said('GET /f HTTP/1.1\r\nUpgrade: websocket\r\n\r\n', 'HTTP/1.1 101 Switching Protocols\r\n\r\n\x81\x05hello'),
+  // A chunk that comes in two reads.
+  said('PUT /g HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhe', '', 'llo\r\n0\r\n\r\n'),
 ]
 
 /** Settings, a window, requests with and without a body, cut in pieces, one that is given up, and signs of life. */
@@ -77,7 +79,8 @@ const CLIENT = [
 
 /** Conversations that all others are made of. */
 export const SEEDS = {
-  observe: [HTTP2, ...HTTP1],
+  observeHttp1: HTTP1,
+  observeHttp2: [HTTP2],
   readBlocks: [said(QUESTION, ANSWER, Buffer.of(0x40, 1, 97, 1, 98, 0xbe, 0x41, 0x83, 0x1c, 0x64, 0x9f))],
   readFrames: [HTTP2],
   serveAll: [CLIENT],

@@ -74,7 +74,7 @@ const DICTIONARY = [
 test('whatever the kernel captures, the calls of a connection are its own, and each can be published', (context) => {
   context.diagnostic(
     JSON.stringify(
-      fuzz({ target: assemble, seeds: SEEDS, dictionary: DICTIONARY, lanes: CHUNK_LANES, budget: fuzzBudget(10_000) }),
+      fuzz({ target: assemble, seeds: SEEDS, dictionary: DICTIONARY, lanes: CHUNK_LANES, budget: fuzzBudget(6000) }),
     ),
   )
 })

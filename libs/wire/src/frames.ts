@@ -63,6 +63,11 @@ export class FrameReader {
     this.#onFrame = onFrame
   }
 
+  /** Of a frame that is not whole. */
+  get heldBytes(): number {
+    return this.#held?.length ?? 0
+  }
+
   /** Reads what came. Undefined: all of it; else why nothing more can be read: 'too-large', or 'ended' by onFrame. */
   push(chunk: Buffer): 'too-large' | 'ended' | undefined {
     const bytes = this.#held ? Buffer.concat([this.#held, chunk]) : chunk

@@ -93,6 +93,10 @@ export interface FieldBlock {
   readonly isTooLarge: boolean
 }
 
+const EMPTY = Buffer.alloc(0)
+/** Where strings are decoded, one after the other; as long as the longest needs. */
+let text = Buffer.alloc(256)
+
 /**
  * Reads the header blocks of one direction of one connection, in the order in which they were sent (RFC 7541). Its memory is that of the
  * table, and of one block.
@@ -106,9 +110,8 @@ export class HpackDecoder {
   #first = 0
   #bytes = 0
   #capacity: number
-  #block: Buffer = Buffer.alloc(0)
+  #block: Buffer = EMPTY
   #at = 0
-  #text = Buffer.alloc(256)
 
   constructor({ tableBytesMax = HPACK_TABLE_BYTES, listBytesMax, isLate = false }: HpackDecoderOptions) {
     this.#tableBytesMax = tableBytesMax
@@ -117,10 +120,21 @@ export class HpackDecoder {
     this.#capacity = tableBytesMax
   }
 
+  /** Of the table, as its peers count it, and of a block. */
+  get heldBytes(): number {
+    return this.#bytes + this.#block.length
+  }
+
   /** Undefined: the block is damaged, and nothing that comes after it can be read (COMPRESSION_ERROR). */
   decode(block: Buffer): FieldBlock | undefined {
     this.#block = block
     this.#at = 0
+    const decoded = this.#fields(block)
+    this.#block = EMPTY
+    return decoded
+  }
+
+  #fields(block: Buffer): FieldBlock | undefined {
     const fields: Field[] = []
     let listBytes = 0
     let mayResize = true
@@ -190,9 +204,9 @@ export class HpackDecoder {
     if (length < 0 || to > block.length) return undefined
     this.#at = to
     if (!isCoded) return block.toString('latin1', from, to)
-    if (this.#text.length < length * 2) this.#text = Buffer.alloc(length * 2)
-    const octets = huffmanDecode(block, from, to, this.#text)
-    return octets < 0 ? undefined : this.#text.toString('latin1', 0, octets)
+    if (text.length < length * 2) text = Buffer.alloc(length * 2)
+    const octets = huffmanDecode(block, from, to, text)
+    return octets < 0 ? undefined : text.toString('latin1', 0, octets)
   }
 
   #insert(field: Field): void {

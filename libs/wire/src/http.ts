@@ -48,6 +48,11 @@ export class HttpObserver<Call> {
     return this.#connection?.waiting ?? 0
   }
 
+  /** What it keeps of what it was given. */
+  get heldBytes(): number {
+    return this.#connection?.heldBytes ?? 0
+  }
+
   push(direction: ObservedDirection, observed: ObservedBytes): void {
     if (this.#other) return
     if (!this.#connection) this.#decide(direction, observed)

@@ -130,6 +130,12 @@ export class Http1Reader {
     return this.#state === 'tunnel'
   }
 
+  /** What it keeps of what it was given: a line and fields. */
+  get heldBytes(): number {
+    const framing = (this.#contentLength ?? '').length + (this.#transferEncoding ?? '').length
+    return this.#line.length + framing + sumOfLengths(this.#fields)
+  }
+
   push({ bytes, skipped, total, atNs }: ObservedBytes): void {
     if (skipped > 0 && !this.#missedLastChunk(skipped, bytes)) {
       this.#atNs = atNs
@@ -499,6 +505,10 @@ function statusLine(line: string): FirstLine | undefined {
 function firstLineOf(text: string): string {
   const end = text.search(/[\r\n]/)
   return end < 0 ? text : text.slice(0, end)
+}
+
+function sumOfLengths(fields: readonly Field[]): number {
+  return fields.reduce((sum, [name, value]) => sum + name.length + value.length, 0)
 }
 
 function listed(list: string | undefined, value: string): string {

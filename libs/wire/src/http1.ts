@@ -93,6 +93,11 @@ export class Http1Connection<Call> {
     return this.#exchanges.length
   }
 
+  /** What it keeps of what it was given, beside the fields of an answer that came before its question. */
+  get heldBytes(): number {
+    return this.#requests.heldBytes + this.#responses.heldBytes
+  }
+
   push(direction: 'request' | 'response', observed: ObservedBytes): void {
     this.#atNs = observed.atNs
     if (direction === 'request') this.#requests.push(observed)

@@ -14,6 +14,9 @@ import { type Field, HpackDecoder } from './hpack.ts'
 const FRAME_BYTES_MAX = 1024 * 1024
 /** Of a header block, with its continuations. */
 const BLOCK_BYTES_MAX = 64 * 1024
+/** A block comes in one frame, a large one in a few; each that is kept costs some bytes beside its own. */
+const BLOCK_PARTS_MAX = 64
+const PART_OVERHEAD_BYTES = 128
 /** A larger table than the peers agreed on only knows more of what nobody refers to any more. */
 const TABLE_BYTES_MAX = 64 * 1024
 
@@ -78,6 +81,12 @@ export class Http2Reader {
     this.#decoder = decoder
   }
 
+  /** What it keeps of what it was given: the parts of a header block, and the table. */
+  get heldBytes(): number {
+    const parts = [...this.#held, ...this.#block]
+    return parts.reduce((sum, { length }) => sum + length + PART_OVERHEAD_BYTES, this.#decoder.heldBytes)
+  }
+
   push({ bytes, skipped, total }: ObservedBytes): void {
     if (skipped > 0) this.#miss(skipped, true)
     const buffer = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length)
@@ -126,14 +135,19 @@ export class Http2Reader {
     this.#frame = frame
     this.#left = frame.bytes
     this.#held = []
-    this.#isDamaged = false
+    this.#isDamaged = hasFields(frame.type) && !this.#hasRoom(frame)
     this.#padding = frame.type === FrameType.data && (frame.flags & FrameFlag.padded) !== 0 ? undefined : 0
     if (this.#left === 0) this.#endFrame(frame)
   }
 
+  /** What goes beyond is not kept, and the block is as if some of it had been missed. */
+  #hasRoom({ bytes }: Frame): boolean {
+    return this.#blockBytes + bytes <= BLOCK_BYTES_MAX && this.#block.length < BLOCK_PARTS_MAX
+  }
+
   #takePayload(frame: Frame, bytes: Buffer): void {
     if (frame.type === FrameType.data) this.#takeContent(frame, bytes)
-    else if (hasFields(frame.type)) this.#held.push(bytes)
+    else if (hasFields(frame.type) && !this.#isDamaged) this.#held.push(bytes)
   }
 
   #takeContent(frame: Frame, bytes: Buffer): void {
@@ -172,7 +186,10 @@ export class Http2Reader {
       // The payload may be lent.
       this.#block.push((flags & FrameFlag.endHeaders) === 0 ? Buffer.from(fragment) : fragment)
       this.#blockBytes += fragment.length
-    } else this.#blockBytes = Number.POSITIVE_INFINITY
+    } else {
+      this.#block = []
+      this.#blockBytes = Number.POSITIVE_INFINITY
+    }
     if ((flags & FrameFlag.endHeaders) !== 0) this.#endBlock()
   }
 

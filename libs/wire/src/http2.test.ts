@@ -247,3 +247,25 @@ function cut({ to, text }: Step, sizes: readonly number[]): Step[] {
   }
   return parts
 }
+
+test('of a header block without an end little is kept, in whatever frames it comes, and what follows it is read', () => {
+  const frame = (type: number, flags: number, streamId: number, payload: Uint8Array) =>
+    Buffer.concat([Buffer.of(0, payload.length >> 8, payload.length & 255, type, flags, 0, 0, 0, streamId), payload])
+  for (const bytes of [0, 1, 4096]) {
+    const connection = new Connection()
+    connection.asks(CLIENT_PREFACE).asks(frame(1, 0, 1, encodeFields([[':method', 'GET']])))
+    for (let number = 0; number < 2000; number += 1) connection.asks(frame(9, 0, 1, Buffer.alloc(bytes, 0x82)))
+    const held = connection.observer.heldBytes
+    assert(held <= 80 * 1024, `${held} bytes are kept of frames with ${bytes}`)
+    const question = encodeFields([
+      [':method', 'GET'],
+      [':path', '/next'],
+    ])
+    connection.asks(frame(9, 4, 1, Buffer.alloc(1, 0x82))).asks(frame(1, 5, 3, question))
+    connection
+      .answers(frame(4, 0, 0, Buffer.alloc(0)))
+      .answers(frame(1, 5, 3, encodeFields([[':status', '204']])))
+      .close()
+    assert(connection.lines.includes('GET /next h2 204 0/0'), connection.lines.join(', '))
+  }
+})

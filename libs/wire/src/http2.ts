@@ -60,6 +60,11 @@ export class Http2Connection<Call> {
     return this.#streams.size
   }
 
+  /** What it keeps of what it was given. */
+  get heldBytes(): number {
+    return this.#requests.heldBytes + this.#responses.heldBytes
+  }
+
   push(direction: 'request' | 'response', observed: ObservedBytes): void {
     this.#atNs = observed.atNs
     if (direction === 'request') this.#requests.push(observed)

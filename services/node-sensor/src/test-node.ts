@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict'
-import { existsSync, readdirSync } from 'node:fs'
+import { existsSync, readdirSync, renameSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { join } from 'node:path'
 import { create, type MessageInitShape } from '@bufbuild/protobuf'
@@ -37,10 +37,22 @@ let made = 0
 export function pinDirectory(): { path: string } & Disposable {
   for (const name of readdirSync(PINS)) {
     const pid = /^tollward-sensor-test-(\d+)-/.exec(name)?.[1]
-    if (pid !== undefined && !existsSync(`/proc/${pid}`)) removePins(join(PINS, name))
+    if (pid !== undefined && !existsSync(`/proc/${pid}`)) removeLeft(join(PINS, name))
   }
   const path = `${PINS}/tollward-sensor-test-${process.pid}-${++made}`
   return { path, [Symbol.dispose]: () => void removePins(path) }
+}
+
+/** Removes what a killed test left, unless another one that starts now does. */
+function removeLeft(path: string): void {
+  const claimed = `${PINS}/tollward-sensor-test-${process.pid}-left-${++made}`
+  try {
+    renameSync(path, claimed)
+  } catch (error) {
+    if (error instanceof Error && 'code' in error && error.code === 'ENOENT') return
+    throw error
+  }
+  removePins(claimed)
 }
 
 /** Makes streams and buckets; again after each start of the server, which forgets the streams in memory. */

@@ -52,7 +52,12 @@ describe('the table of blocks, in maps of the kernel that nothing is attached to
     readings = { blocks: () => made.sizes() }
     return made
   }
-  const exact = () => new ExactBlocks({ map: (name) => object.map(name) })
+  /** Of the table that was made before: it reads what that one's writer wrote. */
+  let read: ExactBlocks | undefined
+  const exact = () => {
+    read ??= new ExactBlocks({ map: (name) => object.map(name) })
+    return read
+  }
   const held = (cidr: string) => {
     const target = blockTarget(block(cidr).range)
     const value = (target.map === 'block_exact' ? exact() : object.map(target.map)).lookup(target.key)

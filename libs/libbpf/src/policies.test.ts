@@ -82,7 +82,7 @@ describe('policies of the guard', { skip: needsKernel }, () => {
 
   test('CPUs that draw from one bucket at once get together what it holds, and no packet more', async () => {
     // Enough for both to be under way before it is empty.
-    const burst = 300_000
+    const burst = 3_000_000
     await sensor.rules({ id: 1, action: 'rate-limit', rate: slow(burst) })
     const earlier = sensor.counters()
     const stop = new Int32Array(new SharedArrayBuffer(4))

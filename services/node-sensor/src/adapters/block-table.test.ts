@@ -87,22 +87,29 @@ describe('the table of blocks, in maps of the kernel that nothing is attached to
     assert.equal(held('10.0.0.1')?.ruleId, 9)
   })
 
-  test('a range within a blocked range is a block of its own: written, counted, with its own hits', () => {
-    table = newTable()
-    table.replace(new WantedBlocks())
-    const end = Date.now() + AN_HOUR_MS
-    table.set(block('10.7.0.0/16', end))
-    const wider = blockTarget(block('10.7.0.0/16').range)
-    const value = object.map(wider.map).lookup(wider.key)
-    assert(value)
-    value.writeBigUInt64LE(77n, 8)
-    object.map(wider.map).update(wider.key, value)
-    assert.equal(table.set(block('10.7.1.0/24', end)), true)
-    assert.deepEqual(sizes(), [0, 2, 0])
-    assert.equal(held('10.7.1.0/24')?.hits, 0n)
-    table.remove(block('10.7.1.0/24').key)
-    assert.deepEqual([held('10.7.1.0/24'), held('10.7.0.0/16')?.hits, sizes()], [undefined, 77n, [0, 1, 0]])
-  })
+  for (const { wide, narrow, before, after } of [
+    { wide: '10.7.0.0/16', narrow: '10.7.1.0/24', before: [0, 2, 0], after: [0, 1, 0] },
+    { wide: '2001:db8:7::/48', narrow: '2001:db8:7:1::/64', before: [0, 0, 2], after: [0, 0, 1] },
+  ]) {
+    test(`a range within a blocked range is a block of its own: written, counted, with its own hits (${wide})`, () => {
+      table = newTable()
+      table.replace(new WantedBlocks())
+      const end = Date.now() + AN_HOUR_MS
+      table.set(block(wide, end))
+      const wider = blockTarget(block(wide).range)
+      const value = object.map(wider.map).lookup(wider.key)
+      assert(value)
+      value.writeBigUInt64LE(77n, 8)
+      object.map(wider.map).update(wider.key, value)
+      assert.equal(table.set(block(narrow, end)), true)
+      assert.deepEqual(sizes(), before)
+      assert.equal(held(narrow)?.hits, 0n)
+      table.remove(block(narrow).key)
+      assert.equal(held(narrow), undefined)
+      assert.equal(held(wide)?.hits, 77n)
+      assert.deepEqual(sizes(), after)
+    })
+  }
 
   test('more than a batch is written, compared and removed whole', () => {
     table = newTable()

@@ -31,6 +31,8 @@ import { decidingBus } from '../test-node.ts'
 const skip = needsProbes || (await requires({ tools: ['go'] }))
 const skipBus = skip || (await requires({ tools: ['nats-server'] }))
 const CALLS = 200
+/** All that a machine that is busy with other tests does not read at once. */
+const RING_BYTES = 64 * 1024 * 1024
 /** In the header of what Go tells of a build. */
 const BUILD_FLAGS = 15
 /** `npm run soak -- calls` makes so many times as many calls. */
@@ -73,7 +75,7 @@ for (const [serving, asking] of PAIRS)
     await using directory = await temporaryDirectory()
     await using server = await startServer(directory.path, serving)
     await using waiting = await startServer(directory.path, asking)
-    await using calls = await startCalls()
+    await using calls = await startCalls({ ringBytes: RING_BYTES })
     await probed(calls, serving, asking)
     await using client = await startGo(asking, 'ask', server.port, 20, 40 * TIMES, 7, 'plain')
     calls.keep(({ owner }) => owner.pid === server.pid || owner.pid === client.pid)
@@ -91,7 +93,7 @@ for (const [serving, asking] of PAIRS)
 test('of a connection of another type, the TCP connection that it holds is taken for a guess', { skip }, async () => {
   await using directory = await temporaryDirectory()
   await using server = await startServer(directory.path, 'stripped')
-  await using calls = await startCalls()
+  await using calls = await startCalls({ ringBytes: RING_BYTES })
   await probed(calls, 'stripped')
   await using client = await startGo('stripped', 'ask', server.port, 5, 20, 7, 'wrapped')
   calls.keep(({ owner }) => owner.pid === server.pid || owner.pid === client.pid)
@@ -109,7 +111,7 @@ test('of a connection that only its methods know, the socket that the goroutine 
 }, async () => {
   await using directory = await temporaryDirectory()
   await using server = await startServer(directory.path, 'stripped')
-  await using calls = await startCalls()
+  await using calls = await startCalls({ ringBytes: RING_BYTES })
   await probed(calls, 'stripped')
   await using client = await startGo('stripped', 'ask', server.port, 10, 400, 100, 'hidden')
   calls.keep(({ owner }) => owner.pid === client.pid)
@@ -128,7 +130,7 @@ test('the end of a connection is told once, and what follows in its memory is an
 }, async () => {
   await using directory = await temporaryDirectory()
   await using server = await startServer(directory.path, 'stripped')
-  await using calls = await startCalls()
+  await using calls = await startCalls({ ringBytes: RING_BYTES })
   await probed(calls, 'stripped')
   await using client = await startGo('stripped', 'abandon', server.port, 200)
   calls.keep(({ owner }) => owner.pid === server.pid || owner.pid === client.pid)

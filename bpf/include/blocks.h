@@ -12,7 +12,7 @@
 #define BLOCKED_ADDRESSES_MAX 131072
 /* Of addresses that found no room in the table, where a few of a million belong. Made when used. */
 #define BLOCK_OVERFLOW_MAX 4096
-/* Each change of a slot takes user space longer than reading it takes. */
+/* User space changes a slot at most twice in a row, and then has other work for longer than this takes. */
 #define SLOT_READS_MAX 4
 
 /* See struct block_slot. What can be mapped begins on a page, so each slot is a cache line. */
@@ -81,7 +81,8 @@ static __always_inline __u32 home_of(const struct address *address, const struct
 
 /*
  * Whether the slot holds the address, and on which terms. head was read before. What changes meanwhile is
- * read again; where it always does, any of the terms that were in force during this call will do.
+ * read again. A slot that changed each time, SLOT_READS_MAX within a few cache misses, held the address all
+ * the same: it is judged by what was read last, as to let it pass would be the greater fault.
  */
 static __always_inline int read_slot(const struct block_slot *slot, __u32 head, const struct address *address,
 				     struct block_terms *terms)

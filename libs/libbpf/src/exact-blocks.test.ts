@@ -4,6 +4,7 @@ import { setImmediate as turn } from 'node:timers/promises'
 import { bootTimeNs } from './clock.ts'
 import { ExactBlocks, slotsFor } from './exact-blocks.ts'
 import { BLOCK_SLOT, type Block, blockTarget, encodeBlock, SLOT } from './layout.ts'
+import { isErrno } from './native.ts'
 import { loadObject, testRunAside } from './object.ts'
 import { address, frameFrom } from './test-packets.ts'
 import { compileSensor, needsKernel, TestSensor } from './test-sensor.ts'
@@ -128,7 +129,8 @@ describe('the table of exact addresses', { skip: needsKernel }, () => {
       blocks.update(blocked, value)
       blocks.delete(further)
     })
-    assert.deepEqual(judged, { passed: 0, dropped: PACKETS })
+    assert.equal(judged.passed, 0)
+    assert(judged.dropped >= PACKETS)
   })
 
   test('no packet is dropped by half of one entry and half of the next', async () => {
@@ -149,7 +151,8 @@ describe('the table of exact addresses', { skip: needsKernel }, () => {
       blocks.update(lapsed, over)
       blocks.delete(lapsed)
     })
-    assert.deepEqual(inTurns, { passed: PACKETS, dropped: 0 })
+    assert.equal(inTurns.dropped, 0)
+    assert(inTurns.passed >= PACKETS)
     // The same address: either lapsed or only counted.
     const changed = await judgeWhile(sensor, those[0] ?? '', () => {
       blocks.update(lapsed, over)
@@ -163,7 +166,7 @@ describe('the table of exact addresses', { skip: needsKernel }, () => {
 async function judgeWhile(sensor: TestSensor, source: string, change: () => void) {
   const before = sensor.counters()
   let isOver = false
-  const runs = testRunAside(sensor.object.program('xdp_guard'), frameFrom(source), PACKETS).finally(() => {
+  const runs = runWhole(sensor, source).finally(() => {
     isOver = true
   })
   while (!isOver) {
@@ -173,6 +176,16 @@ async function judgeWhile(sensor: TestSensor, source: string, change: () => void
   await runs
   const { passed = 0, droppedExact = 0 } = sensor.counters(before)
   return { passed, dropped: droppedExact }
+}
+
+/** A signal to this process, also one that stops it, ends a run before its time; then there is another. */
+async function runWhole(sensor: TestSensor, source: string): Promise<void> {
+  try {
+    await testRunAside(sensor.object.program('xdp_guard'), frameFrom(source), PACKETS)
+  } catch (error) {
+    if (!isErrno(error, 'EINTR')) throw error
+    await runWhole(sensor, source)
+  }
 }
 
 async function sensorFor(addresses: number): Promise<TestSensor> {

@@ -287,9 +287,14 @@ export class ExactBlocks {
     return this.#words[slot * this.#slotWords + HEAD_WORD] ?? 0
   }
 
-  /** Whatever was written before is there when this is. */
+  /**
+   * Whatever was written before is there when this is; whatever is written afterwards is not there earlier. For the latter it is
+   * read, as some processors (arm64) let a plain write overtake an atomic one, but no atomic read that follows it.
+   */
   #setHead(slot: number, head: number): void {
-    Atomics.store(this.#words, slot * this.#slotWords + HEAD_WORD, head)
+    const at = slot * this.#slotWords + HEAD_WORD
+    Atomics.store(this.#words, at, head)
+    Atomics.load(this.#words, at)
   }
 
   #blockAt(slot: number): number {

@@ -195,7 +195,6 @@ export class ExactBlocks {
     } else {
       if (!(this.#head(home) & SLOT.overflow) || !this.#overflow.delete(keys.subarray(at, at + KEY_BYTES))) return false
       this.#overflows(home, -1)
-      this.#setReach(home, this.#reachOf(home))
     }
     this.#count -= 1
     return true

@@ -9,6 +9,7 @@
 #ifndef TOLLWARD_GUARD_H
 #define TOLLWARD_GUARD_H
 
+#include "blocks.h"
 #include "rules.h"
 
 /* IPv6 prefixes that contain one address and are expired or only audit. Deeper nests are counted and pass. */
@@ -94,24 +95,25 @@ static __noinline void report_first_hit(const struct first_hit *record)
 		count(COUNTER_FIRST_HIT_LOST);
 }
 
-static __always_inline int is_block_over_rate(const struct block *block)
+static __always_inline int is_block_over_rate(const struct block_terms *terms)
 {
 	__u64 interval_ns;
 
-	if (block->packets_per_second == 0)
+	if (terms->packets_per_second == 0)
 		return 1;
-	interval_ns = NANOSECONDS / block->packets_per_second;
-	return is_peer_over(DIRECTION_INGRESS, BUCKET_BLOCK, block->rule_id, interval_ns,
+	interval_ns = NANOSECONDS / terms->packets_per_second;
+	return is_peer_over(DIRECTION_INGRESS, BUCKET_BLOCK, terms->rule_id, interval_ns,
 			    NANOSECONDS - interval_ns);
 }
 
-/* verdict is the counter of packets that such a block drops. */
-static __always_inline enum match match_block(struct block *block, struct packet *packet, __u32 verdict,
-					      __u32 prefix_length, __u32 mode)
+/* terms are those of the block; verdict is the counter of packets that such a block drops. */
+static __always_inline enum match match_block(struct block *block, const struct block_terms *terms,
+					      struct packet *packet, __u32 verdict, __u32 prefix_length,
+					      __u32 mode)
 {
 	enum match match = MATCH_DROP;
 
-	if (block->expires_ns != 0 && block->expires_ns <= packet->now) {
+	if (terms->expires_ns != 0 && terms->expires_ns <= packet->now) {
 		count(COUNTER_EXPIRED_SEEN);
 		return MATCH_NONE;
 	}
@@ -119,14 +121,14 @@ static __always_inline enum match match_block(struct block *block, struct packet
 	if (block->first_hit_ns == 0)
 		know_time(packet);
 	block->last_hit_ns = packet->now;
-	if (block->mode == BLOCK_RATE_LIMIT) {
-		if (!is_block_over_rate(block))
+	if (terms->mode == BLOCK_RATE_LIMIT) {
+		if (!is_block_over_rate(terms))
 			return MATCH_NONE;
 		match = MATCH_OVER_RATE;
 		verdict = COUNTER_DROPPED_RATE;
 	}
-	if (mode != MODE_ENFORCE || block->mode == BLOCK_AUDIT) {
-		report(DIRECTION_INGRESS, EVENT_BLOCK, COUNTER_AUDITED, block->rule_id, prefix_length);
+	if (mode != MODE_ENFORCE || terms->mode == BLOCK_AUDIT) {
+		report(DIRECTION_INGRESS, EVENT_BLOCK, COUNTER_AUDITED, terms->rule_id, prefix_length);
 		return MATCH_AUDIT;
 	}
 	if (block->first_hit_ns == 0 &&
@@ -134,13 +136,13 @@ static __always_inline enum match match_block(struct block *block, struct packet
 		struct first_hit record = {
 			.at_ns = packet->now,
 			.source = packet->flow.source,
-			.rule_id = block->rule_id,
+			.rule_id = terms->rule_id,
 			.prefix_length = prefix_length,
 		};
 
 		report_first_hit(&record);
 	}
-	report(DIRECTION_INGRESS, EVENT_BLOCK, verdict, block->rule_id, prefix_length);
+	report(DIRECTION_INGRESS, EVENT_BLOCK, verdict, terms->rule_id, prefix_length);
 	return match;
 }
 
@@ -178,6 +180,7 @@ static __always_inline enum match match_cidr4(struct packet *packet, __u64 lengt
 		__u32 host_bits = lowest_bit(lengths);
 		struct cidr4_key key = {.prefix_length = 32 - host_bits};
 		__u32 prefix = bpf_htonl((__u64)address >> host_bits << host_bits);
+		struct block_terms terms;
 		struct block *block;
 		enum match match;
 
@@ -188,7 +191,8 @@ static __always_inline enum match match_cidr4(struct packet *packet, __u64 lengt
 			continue;
 		if (is_exempt(packet))
 			return MATCH_EXEMPT;
-		match = match_block(block, packet, COUNTER_DROPPED_CIDR, key.prefix_length, mode);
+		read_terms(&terms, block);
+		match = match_block(block, &terms, packet, COUNTER_DROPPED_CIDR, key.prefix_length, mode);
 		if (match >= MATCH_DROP)
 			return match;
 		if (match == MATCH_AUDIT)
@@ -206,13 +210,15 @@ static __always_inline enum match match_cidr6(struct packet *packet, __u32 mode)
 	__builtin_memcpy(key.address, packet->flow.source.bytes, 16);
 	for (int i = 0; i < CIDR_CHAIN_MAX; i++) {
 		struct block *block = bpf_map_lookup_elem(&block_cidr6, &key);
+		struct block_terms terms;
 		enum match match;
 
 		if (!block)
 			return found;
 		if (is_exempt(packet))
 			return MATCH_EXEMPT;
-		match = match_block(block, packet, COUNTER_DROPPED_CIDR, block->prefix_length, mode);
+		read_terms(&terms, block);
+		match = match_block(block, &terms, packet, COUNTER_DROPPED_CIDR, block->prefix_length, mode);
 		if (match >= MATCH_DROP)
 			return match;
 		if (match == MATCH_AUDIT)
@@ -231,6 +237,7 @@ __noinline int match_blocks(__u32 mode)
 	__u32 direction = DIRECTION_INGRESS;
 	struct packet *packet = bpf_map_lookup_elem(&packets, &direction);
 	enum match match = MATCH_NONE;
+	struct block_terms terms = {};
 	struct block *block = 0;
 	enum match cidr;
 	__u64 lengths;
@@ -239,11 +246,11 @@ __noinline int match_blocks(__u32 mode)
 		return COUNTER_PASSED;
 	lengths = lengths_around(packet);
 	if (lengths & BLOCK_LENGTH_EXACT)
-		block = bpf_map_lookup_elem(&block_exact, &packet->flow.source);
+		block = find_exact(&packet->flow.source, &terms);
 	if (block) {
 		if (is_exempt(packet))
 			return packet->exemption;
-		match = match_block(block, packet, COUNTER_DROPPED_EXACT, EXACT_PREFIX, mode);
+		match = match_block(block, &terms, packet, COUNTER_DROPPED_EXACT, EXACT_PREFIX, mode);
 	}
 	if (match == MATCH_DROP)
 		return COUNTER_DROPPED_EXACT;

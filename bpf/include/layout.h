@@ -93,7 +93,7 @@ enum block_mode {
 	BLOCK_RATE_LIMIT = 2,
 };
 
-/* Value of block_exact, block_cidr4 and block_cidr6. */
+/* Value of block_overflow, block_cidr4 and block_cidr6, and part of each slot of block_exact. */
 struct block {
 	__u64 expires_ns;   /* 0: never */
 	__u64 hits;	    /* packets that matched while the entry was live, dropped or audited */
@@ -103,6 +103,50 @@ struct block {
 	__u8 mode;
 	__u8 prefix_length;	  /* as in the key: the way back to the next wider prefix */
 	__u16 packets_per_second; /* rate-limit: of each source; as many may come at once */
+};
+
+/*
+ * The table of exact addresses: an array of slots, each of one cache line, of which user space maps the
+ * memory. An address lies at its home, the slot that its hash says, or in one of the next. Only user space
+ * writes address and head, and it is alone in it; the kernel writes hits and times.
+ *
+ * head is one word, so each change of it is seen whole:
+ *   SLOT_LIVE      the slot holds a block. Its address never changes while this is set.
+ *   SLOT_OVERFLOW  block_overflow holds some whose home this is: they found no room.
+ *   reach          so many slots, from this one on, may hold some whose home this is. It covers each of them
+ *		    as long as it is there, so no block is missed however others come and go, and none moves.
+ *   version	    another with each change of what the slot holds: who read the same before and after has
+ *		    read one block, and not halves of two.
+ */
+#define SLOT_LIVE	   1
+#define SLOT_OVERFLOW	   2
+#define SLOT_REACH_SHIFT   2
+#define SLOT_REACH_MASK	   0x7f
+#define SLOT_VERSION_SHIFT 9
+/* At two slots for each block, one in a million addresses finds no room within so many. */
+#define SLOT_REACH_MAX 64
+
+struct block_slot {
+	struct address address;
+	__u32 head;
+	__u32 zero;
+	struct block block;
+};
+
+/*
+ * The only element of the map "block_hash": where the home of an address is, by numbers that user space draws
+ * for each table, so that nobody can choose addresses whose homes are one. With the four words of the address
+ * as little-endian numbers: the upper half of addend + sum of factor * word (mod 2^64), which two addresses
+ * share as seldom as chance has it; mixed, so that neighbours do not lie in rows; times homes, the upper
+ * half.
+ */
+#define BLOCK_HASH_MIX 0x846ca68b
+
+struct block_hash {
+	__u64 factors[4];
+	__u64 addend;
+	__u32 homes; /* 0: there is no table yet */
+	__u32 zero;
 };
 
 /*
@@ -319,6 +363,9 @@ CHECK_SIZE(struct guarded_filter, 64);
 CHECK_SIZE(struct block, 40);
 CHECK_OFFSET(struct block, rule_id, 32);
 CHECK_OFFSET(struct block, prefix_length, 37);
+CHECK_SIZE(struct block_slot, 64);
+CHECK_OFFSET(struct block_slot, block, 24);
+CHECK_SIZE(struct block_hash, 48);
 CHECK_SIZE(struct cidr4_key, 8);
 CHECK_SIZE(struct cidr6_key, 20);
 CHECK_SIZE(struct first_hit, 32);

@@ -7,9 +7,6 @@
 #include <bpf/bpf_helpers.h>
 #include "flow-layout.h"
 
-/* About 110 bytes an entry, preallocated: 14 MiB. An exact address costs one hash lookup however many there
- * are. */
-#define BLOCKED_ADDRESSES_MAX 131072
 /* A look-up of IPv4 costs a hash lookup for each prefix length in use around the address. One of IPv6 is that
  * of a trie, which slows with its size (170 ns at 100,000 entries): wide lists belong above, split by
  * address.
@@ -58,13 +55,6 @@ struct {
 	__type(key, __u32);
 	__type(value, struct guarded_filter);
 } guarded_filter SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, BLOCKED_ADDRESSES_MAX);
-	__type(key, struct address);
-	__type(value, struct block);
-} block_exact SEC(".maps");
 
 /* Made when used, as a trie's are: about 100 bytes an entry, and 16 a bucket. */
 struct {

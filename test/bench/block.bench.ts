@@ -7,7 +7,7 @@ import { connect, type NatsConnection } from '@nats-io/transport-node'
 import { type Bucket, connectBus, provision } from '@tollward/bus'
 import { type AddressRange, bucketContract, rangeKey } from '@tollward/contracts'
 import { type Block, BlockSchema } from '@tollward/contracts/enforcement'
-import { type BpfMap, blockTarget, LAYOUT_VERSION, openPinnedMap, removePins } from '@tollward/libbpf'
+import { blockTarget, ExactBlocks, LAYOUT_VERSION, openPinnedMap, removePins } from '@tollward/libbpf'
 import { freePort, networkNamespace, requires, startNatsServer, startService } from '@tollward/testkit'
 import { pino } from 'pino'
 import { Registry } from 'prom-client'
@@ -38,7 +38,7 @@ socket.bind(0, () => { console.log('sending'); round() })`
 interface Bench {
   readonly sender: NatsConnection
   readonly receiver: NatsConnection
-  readonly map: BpfMap
+  readonly map: ExactBlocks
   readonly blocks: Bucket<Block>
 }
 
@@ -85,7 +85,8 @@ export async function run(): Promise<{ rows: Row[] }> {
     }),
   )
   const inode = statSync('/proc/self/ns/net').ino
-  const map = resources.use(openPinnedMap(`${pins}/v${LAYOUT_VERSION}_net${inode}/block_exact`))
+  const directory = `${pins}/v${LAYOUT_VERSION}_net${inode}`
+  const map = new ExactBlocks({ map: (name) => resources.use(openPinnedMap(`${directory}/${name}`)) })
   const bench: Bench = { sender, receiver, map, blocks: bus.bucket(bucketContract(BlockSchema)) }
 
   await measure(bench, WARM_UP, 0)

@@ -79,8 +79,8 @@ interface Traffic {
 }
 
 const TRAFFIC: readonly Traffic[] = [
-  { from: '1,000 blocked addresses', isBlocked: true, senders: ({ addresses }) => addresses.slice(0, 1000) },
-  { from: '100,000 blocked addresses', isBlocked: true, senders: ({ addresses }) => addresses },
+  { from: '1,000 blocked addresses', isBlocked: true, senders: ({ addresses }) => shuffled(addresses).slice(0, 1000) },
+  { from: '100,000 blocked addresses', isBlocked: true, senders: ({ addresses }) => shuffled(addresses) },
   {
     from: '100,000 of 10,000 blocked ranges',
     isBlocked: true,

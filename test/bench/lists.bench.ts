@@ -2,7 +2,7 @@ import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import process from 'node:process'
 import { ensureSystemPackages } from '@tollward/acquire'
-import { type BpfObject, loadObject, testRun } from '@tollward/libbpf'
+import { type BpfObject, ExactBlocks, loadObject, slotsFor, testRun } from '@tollward/libbpf'
 import { networkNamespace, requires, temporaryDirectory } from '@tollward/testkit'
 import { median, rounded } from './latencies.ts'
 import { compilePackets } from './packets.ts'
@@ -26,7 +26,7 @@ const REPEAT = 5000
 const ROUNDS = 7
 const FRAME = Buffer.alloc(64)
 
-/** The map is of the shape of the sensor's; what the sensor does beside filling it is measured by million.bench.ts. */
+/** The table is the sensor's; what the sensor does beside filling it is measured by million.bench.ts. */
 export async function run(): Promise<{ rows: Row[] }> {
   if (process.getuid?.() === 0) await ensureSystemPackages(['nftables', 'ipset'])
   const missing = await requires({ root: true, tools: ['ip', 'nft', 'ipset', 'clang', 'make'] })
@@ -49,7 +49,8 @@ async function loadRows(object: string): Promise<Row[]> {
   }
   const { keys, values } = entriesOf(MILLION)
   using loaded = loadLists(object, MILLION)
-  await timed("Tollward's map, in batches", () => loaded.map('entries').updateBatch(keys, values))
+  const table = tableOf(loaded)
+  await timed("Tollward's table", () => table.updateBatch(keys, values))
   writeFileSync(file, `table ip bench {\n set addresses { type ipv4_addr\n elements = { ${all.join(', ')} }\n}\n}\n`)
   await timed('nftables set', () => namespace.exec('nft', ['-f', file]))
   const lines = all.map((address) => `add addresses ${address}`).join('\n')
@@ -62,7 +63,7 @@ async function loadRows(object: string): Promise<Row[]> {
 function lookUpRow(object: string, size: number): Row {
   using loaded = loadLists(object, size)
   const { keys, values } = entriesOf(size)
-  loaded.map('entries').updateBatch(keys, values)
+  tableOf(loaded).updateBatch(keys, values)
   const order = Buffer.alloc(32)
   order.writeUInt32LE(size, 4)
   loaded.map('orders').update(Buffer.alloc(4), order)
@@ -73,8 +74,18 @@ function lookUpRow(object: string, size: number): Row {
 }
 
 function loadLists(object: string, size: number): BpfObject {
-  const maps = { entries: { maxEntries: size }, senders: { maxEntries: 1 }, records: { maxEntries: 4096 } }
+  const maps = {
+    block_exact: { maxEntries: slotsFor(size) },
+    senders: { maxEntries: 1 },
+    records: { maxEntries: 4096 },
+  }
   return loadObject(object, { maps })
+}
+
+function tableOf(object: BpfObject): ExactBlocks {
+  const table = new ExactBlocks({ map: (map) => object.map(map) })
+  table.takeOver()
+  return table
 }
 
 function entriesOf(size: number): { keys: Buffer; values: Buffer } {

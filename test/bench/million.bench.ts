@@ -9,7 +9,7 @@ import { connect } from '@nats-io/transport-node'
 import { type Bucket, connectBus, provision } from '@tollward/bus'
 import { type AddressRange, bucketContract, rangeKey } from '@tollward/contracts'
 import { type Block, BlockSchema } from '@tollward/contracts/enforcement'
-import { type BpfMap, blockTarget, LAYOUT_VERSION, openPinnedMap, removePins } from '@tollward/libbpf'
+import { blockTarget, ExactBlocks, LAYOUT_VERSION, openPinnedMap, removePins } from '@tollward/libbpf'
 import { freePort, networkNamespace, requires, type Service, startNatsServer, startService } from '@tollward/testkit'
 import { pino } from 'pino'
 import { Registry } from 'prom-client'
@@ -80,7 +80,8 @@ export async function run(): Promise<{ rows: Row[] }> {
     return sensor
   })
   const inode = statSync('/proc/self/ns/net').ino
-  const map = resources.use(openPinnedMap(`${pins}/v${LAYOUT_VERSION}_net${inode}/block_exact`))
+  const directory = `${pins}/v${LAYOUT_VERSION}_net${inode}`
+  const map = new ExactBlocks({ map: (name) => resources.use(openPinnedMap(`${directory}/${name}`)) })
   await changes(map, bus.bucket(bucketContract(BlockSchema)), BLOCKS + 1, 1000)
   const appliedMs = await changes(map, bus.bucket(bucketContract(BlockSchema)), BLOCKS + 1001, CHANGES)
   const [p50Ms, p99Ms, maxMs] = [0.5, 0.99, 1].map((share) => percentile(appliedMs, share))
@@ -113,7 +114,7 @@ async function fill(url: string): Promise<void> {
 }
 
 /** Writes that many blocks at the rate, each of an address of its own, and says how long each took to reach the map. */
-async function changes(map: BpfMap, blocks: Bucket<Block>, from: number, count: number): Promise<number[]> {
+async function changes(map: ExactBlocks, blocks: Bucket<Block>, from: number, count: number): Promise<number[]> {
   const appliedMs: number[] = []
   const pending = new Map<Buffer, number>()
   const acknowledged: Promise<unknown>[] = []

@@ -1,12 +1,14 @@
+import { ExactBlocks } from './exact-blocks.ts'
 import { BLOCK_LENGTHS4, type BlockTarget, CIDR4_KEY } from './layout.ts'
 import type { BpfMap } from './map.ts'
 
+type Entries = Pick<
+  BpfMap,
+  'keyBytes' | 'valueBytes' | 'maxEntries' | 'lookup' | 'update' | 'updateBatch' | 'delete' | 'deleteBatch' | 'entries'
+>
+
 /** A map of blocks; to write it keeps `block_lengths4` right. */
-export interface BlockMap
-  extends Pick<
-    BpfMap,
-    'keyBytes' | 'valueBytes' | 'maxEntries' | 'lookup' | 'update' | 'delete' | 'deleteBatch' | 'entries'
-  > {
+export interface BlockMap extends Omit<Entries, 'updateBatch'> {
   /** As in BpfMap. Who knows that all of them are new, or that none is, spares a look-up of each. */
   updateBatch(keys: Uint8Array, values: Uint8Array, are?: 'new' | 'held'): void
 }
@@ -25,8 +27,9 @@ const [EXACT_KEY_BYTES, EXACT_IPV4, IPV4_BITS] = [16, 12, 32]
  * the blocks that are there.
  */
 export function blockMaps({ map }: { readonly map: (name: string) => BpfMap }): BlockMaps {
-  const [exact, ranges] = [map('block_exact'), map('block_cidr4')]
+  const [exact, ranges] = [new ExactBlocks({ map }), map('block_cidr4')]
   const lengths = new Lengths(map('block_lengths4'))
+  exact.takeOver()
   const readAll = () => {
     lengths.clear()
     for (const { count, keys } of exact.entries()) lengths.hold(exactIn(keys.subarray(0, count * EXACT_KEY_BYTES)))
@@ -121,10 +124,10 @@ class CountedMap implements BlockMap {
   readonly keyBytes: number
   readonly valueBytes: number
   readonly maxEntries: number
-  readonly #map: BpfMap
+  readonly #map: Entries
   readonly #counting: Counting
 
-  constructor(map: BpfMap, counting: Counting) {
+  constructor(map: Entries, counting: Counting) {
     this.keyBytes = map.keyBytes
     this.valueBytes = map.valueBytes
     this.maxEntries = map.maxEntries

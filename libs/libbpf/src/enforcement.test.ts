@@ -6,6 +6,7 @@ import { eventually, requires } from '@tollward/testkit'
 import { removePins } from './attach.ts'
 import { blockMaps } from './block-maps.ts'
 import { bootTimeNs } from './clock.ts'
+import { ExactBlocks } from './exact-blocks.ts'
 import { FlowDrain } from './flow-drain.ts'
 import type { FlowRecord } from './flow-layout.ts'
 import { blockTarget, decodeBlock, encodeBlock, encodeConfig } from './layout.ts'
@@ -111,8 +112,9 @@ describe('the guard on a cable', { skip }, () => {
     block(ATTACKER, expiresNs)
     assert.equal(await network.connect(ATTACKER, PORT), 'silence')
     await eventually(async () => (await network.connect(ATTACKER, PORT)) === 'served', { what: 'the block lapses' })
-    using map = openPinnedMap(join(directory, 'block_exact'))
-    const left = map.lookup(Buffer.from(address(ATTACKER)))
+    using opened = new DisposableStack()
+    const blocks = new ExactBlocks({ map: (name) => opened.use(openPinnedMap(join(directory, name))) })
+    const left = blocks.lookup(Buffer.from(address(ATTACKER)))
     assert(left && decodeBlock(left).lastHitNs < expiresNs, 'nobody removed the entry')
   })
 

@@ -8,6 +8,8 @@ import { compileSensor, needsKernel } from './test-sensor.ts'
 const STRUCTS = {
   config: layout.CONFIG,
   block: layout.BLOCK,
+  block_slot: layout.BLOCK_SLOT,
+  block_hash: layout.BLOCK_HASH,
   guarded_filter: layout.GUARDED_FILTER,
   cidr4_key: layout.CIDR4_KEY,
   cidr6_key: layout.CIDR6_KEY,

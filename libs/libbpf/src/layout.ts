@@ -35,6 +35,20 @@ export const BLOCK = {
   prefixLength: 37,
   packetsPerSecond: 38,
 } as const
+/** Value of `block_exact`. */
+export const BLOCK_SLOT = { bytes: 64, address: 0, head: 16, block: 24 } as const
+/** Bits of a slot's head, and the constants that come with it; see struct block_slot and struct block_hash. */
+export const SLOT = {
+  live: 1,
+  overflow: 2,
+  reachShift: 2,
+  reachMask: 0x7f,
+  versionShift: 9,
+  reachMax: 64,
+  hashMix: 0x846ca68b,
+} as const
+/** The only value of `block_hash`. */
+export const BLOCK_HASH = { bytes: 48, factors: 0, addend: 32, homes: 40 } as const
 export const CIDR4_KEY = { bytes: 8, prefixLength: 0, address: 4 } as const
 /** Value of `block_lengths4`: bit 32 - length for each prefix length to look for. */
 export const BLOCK_LENGTHS4 = { bytes: 8 } as const

@@ -7,6 +7,10 @@ import { BpfError } from './native.ts'
 /** Of <linux/bpf.h>. A trie's keys can be those of a hash: a length, and a prefix whose other bits are 0. */
 const [HASH, TRIE] = [1, 11]
 
+type Shape = Pick<BpfMap, 'name' | 'type' | 'keyBytes' | 'valueBytes' | 'types'>
+type Source = Shape & Pick<BpfMap, 'entries'>
+type Target = Shape & Pick<BpfMap, 'update' | 'updateBatch'>
+
 /** A run of bytes that both layouts have. */
 interface Piece {
   readonly from: number
@@ -28,7 +32,7 @@ export interface Migration {
  * keeps of both. A member that the new layout lacks is left out, one that the old lacked is 0. `keep` decides on each value in
  * the new layout. TypeError for maps whose keys differ, or whose values have no structure in common: these cannot be copied.
  */
-export function migrateEntries(from: BpfMap, to: BpfMap, keep: (value: Buffer) => boolean = () => true): Migration {
+export function migrateEntries(from: Source, to: Target, keep: (value: Buffer) => boolean = () => true): Migration {
   if (from.keyBytes !== to.keyBytes || !(from.type === to.type || (from.type === TRIE && to.type === HASH)))
     throw new TypeError(`${to.name} has another kind of keys than before`)
   const pieces = piecesOf(from, to)
@@ -55,7 +59,7 @@ export function migrateEntries(from: BpfMap, to: BpfMap, keep: (value: Buffer) =
 }
 
 /** Copies blocks, but for those that are over. */
-export function migrateBlocks(from: BpfMap, to: BpfMap): Migration {
+export function migrateBlocks(from: Source, to: Target): Migration {
   const nowNs = bootTimeNs()
   return migrateEntries(from, to, (value) => {
     const expiresNs = value.readBigUInt64LE(BLOCK.expiresNs)
@@ -64,13 +68,13 @@ export function migrateBlocks(from: BpfMap, to: BpfMap): Migration {
 }
 
 /** Whether keys and values are of the same sizes, and values of the same members at the same places. */
-export function hasSameLayout(from: BpfMap, to: BpfMap): boolean {
+export function hasSameLayout(from: Shape, to: Shape): boolean {
   if (from.type !== to.type || from.keyBytes !== to.keyBytes || from.valueBytes !== to.valueBytes) return false
   return JSON.stringify(membersOf(from)) === JSON.stringify(membersOf(to))
 }
 
 /** One by one where a batch fails: a full map still takes what replaces an entry. */
-function updateAll(map: BpfMap, keys: Buffer, values: Buffer): number {
+function updateAll(map: Target, keys: Buffer, values: Buffer): number {
   try {
     map.updateBatch(keys, values)
     return keys.length / map.keyBytes
@@ -96,7 +100,7 @@ function isFull(error: unknown): boolean {
   return error instanceof BpfError && error.code === 'resource_exhausted'
 }
 
-function piecesOf(from: BpfMap, to: BpfMap): Piece[] {
+function piecesOf(from: Shape, to: Shape): Piece[] {
   const [before, now] = [membersOf(from), membersOf(to)]
   if (!before || !now) {
     if (from.valueBytes !== to.valueBytes) throw new TypeError(`${to.name} has values of another size than before`)
@@ -116,6 +120,6 @@ function piecesOf(from: BpfMap, to: BpfMap): Piece[] {
   return pieces
 }
 
-function membersOf({ types }: BpfMap) {
+function membersOf({ types }: Shape) {
   return types.btf === 0 || types.value === 0 ? undefined : kernelMembers(types.btf, types.value)
 }

@@ -29,6 +29,7 @@ export {
 export { CgroupPaths } from './cgroup.ts'
 export { bootNsToWallTimeMs, bootTimeNs, wallTimeToBootNs } from './clock.ts'
 export { ElfFile, type ElfFunction } from './elf.ts'
+export { ExactBlocks, isSlots, slotsFor } from './exact-blocks.ts'
 export { drainKernelDrops, FlowDrain, Generations } from './flow-drain.ts'
 export {
   CGROUP_OF_MEMORY_HIERARCHY,

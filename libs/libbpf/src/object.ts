@@ -141,6 +141,21 @@ export function isPinMismatch(error: unknown): boolean {
 
 /** Runs a program on a packet or context without attaching it (BPF_PROG_TEST_RUN). At least 14 bytes, an Ethernet header. */
 export function testRun(program: BpfProgram, packet: Uint8Array, repeat = 1): TestRun {
+  const { opts, result } = testRunOf(packet, repeat)
+  check(`running ${program.name}`, libbpf().bpf_prog_test_run_opts(program.fd, opts))
+  return result()
+}
+
+/** As `testRun`, in a thread of its own, while this one goes on. */
+export async function testRunAside(program: BpfProgram, packet: Uint8Array, repeat: number): Promise<TestRun> {
+  const { opts, result } = testRunOf(packet, repeat)
+  const { promise, resolve, reject } = Promise.withResolvers<number>()
+  libbpf().bpf_prog_test_run_opts.async(program.fd, opts, (error, code) => (error ? reject(error) : resolve(code)))
+  check(`running ${program.name}`, await promise)
+  return result()
+}
+
+function testRunOf(packet: Uint8Array, repeat: number): { opts: Buffer; result: () => TestRun } {
   const output = Buffer.alloc(TEST_OUTPUT_BYTES)
   const opts = Buffer.alloc(TEST_RUN_OPTS_BYTES)
   opts.writeBigUInt64LE(BigInt(TEST_RUN_OPTS_BYTES), 0)
@@ -149,12 +164,12 @@ export function testRun(program: BpfProgram, packet: Uint8Array, repeat = 1): Te
   opts.writeUInt32LE(packet.length, 24)
   opts.writeUInt32LE(output.length, 28)
   opts.writeInt32LE(repeat, 60)
-  check(`running ${program.name}`, libbpf().bpf_prog_test_run_opts(program.fd, opts))
-  return {
+  const result = () => ({
     result: opts.readUInt32LE(56),
     output: output.subarray(0, opts.readUInt32LE(28)),
     durationNs: opts.readUInt32LE(64),
-  }
+  })
+  return { opts, result }
 }
 
 function contentsOf(object: Pointer): ObjectContents {

@@ -112,13 +112,13 @@ test('a program that is left out is not loaded, and says so when asked for', { s
 test('many entries are set, read and removed in batches, in hash maps and in tries, also where some are gone', {
   skip: needsKernel,
 }, async () => {
-  using object = loadObject(await compileSensor(), { maps: { block_exact: { maxEntries: 10_000 } } })
+  using object = loadObject(await compileSensor(), { maps: { block_overflow: { maxEntries: 10_000 } } })
   const keyOf = (map: string, index: number) => {
     const address = Buffer.from('20010db8000000000000000000000000', 'hex')
     address.writeUInt32BE(256 * index, 4)
-    return blockTarget({ address, prefixLength: map === 'block_exact' ? 128 : 56 }).key
+    return blockTarget({ address, prefixLength: map === 'block_overflow' ? 128 : 56 }).key
   }
-  for (const name of ['block_exact', 'block_cidr6'] as const) {
+  for (const name of ['block_overflow', 'block_cidr6'] as const) {
     const map = object.map(name)
     const keys = Array.from({ length: 9000 }, (_, index) => keyOf(name, index))
     map.updateBatch(Buffer.concat(keys), Buffer.alloc(keys.length * map.valueBytes, 1))
@@ -140,7 +140,7 @@ test('what cannot be removed keeps nothing else from going, and is said', { skip
   const directory = `/sys/fs/bpf/tollward-faults-${process.pid}`
   await mkdir(join(directory, 'inner'), { recursive: true })
   try {
-    using object = loadObject(await compileSensor(), { maps: { block_exact: { maxEntries: 16 } } })
+    using object = loadObject(await compileSensor(), { maps: { flows_a: { maxEntries: 16 } } })
     for (const name of ['a', 'c', 'inner/a', 'z']) object.map('guarded').pin(join(directory, name))
     // Two of them, so that whatever the order, one comes before a pin.
     for (const name of ['b', 'y']) await symlink('/nowhere', join(directory, name))

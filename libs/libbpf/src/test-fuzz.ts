@@ -1,5 +1,6 @@
 /** Mutated frames against the real programs, which must judge and count each as the oracle says. */
 import assert from 'node:assert/strict'
+import { slotsFor } from './exact-blocks.ts'
 import { FLOW, FLOW_KEY } from './flow-layout.ts'
 import { COUNTER, type CounterName } from './layout.ts'
 import { addressOf, check, libbpf } from './native.ts'
@@ -91,7 +92,7 @@ export async function fuzzGuard(packets: number, seed: number): Promise<FuzzCoun
 }
 
 async function load(): Promise<TestSensor> {
-  const sizes = { block_exact: 512, flows_a: 2 * BATCH_PACKETS, flows_b: 512 }
+  const sizes = { block_exact: slotsFor(512), flows_a: 2 * BATCH_PACKETS, flows_b: 512 }
   const maps = Object.fromEntries(Object.entries(sizes).map(([name, maxEntries]) => [name, { maxEntries }]))
   const sensor = new TestSensor(loadObject(await compileSensor(), { maps }))
   sensor.configure({ managementPorts: LISTS.managementPorts })

@@ -22,6 +22,7 @@ import {
   type RuleCount,
   RuleTables,
   type RuleTerms,
+  slotsFor,
   testRun,
 } from './mod.ts'
 import { pidNamespaceInum } from './pid-namespace.ts'
@@ -49,6 +50,8 @@ export const PINNED_MAPS = [
   'guarded',
   'guarded_filter',
   'block_exact',
+  'block_hash',
+  'block_overflow',
   'block_cidr4',
   'block_cidr6',
   'block_lengths4',
@@ -138,7 +141,7 @@ export class TestSensor implements Disposable {
 
   blockOf(cidr: string): Block {
     const target = targetOf(cidr)
-    const value = this.object.map(target.map).lookup(target.key)
+    const value = this.#blocks[target.map].lookup(target.key)
     assert(value, `${cidr} is blocked`)
     return decodeBlock(value)
   }
@@ -177,10 +180,14 @@ export class TestSensor implements Disposable {
 
 export async function loadSensor(): Promise<TestSensor> {
   const maxEntries = TEST_ENTRIES
-  const small = ['block_exact', 'flows_a', 'flows_b', 'connections', 'buckets', 'fragments'].map(
+  const small = ['flows_a', 'flows_b', 'connections', 'buckets', 'fragments'].map(
     (name) => [name, { maxEntries }] as const,
   )
-  return new TestSensor(loadObject(await compileSensor(), { maps: Object.fromEntries(small) }))
+  return new TestSensor(
+    loadObject(await compileSensor(), {
+      maps: { ...Object.fromEntries(small), block_exact: { maxEntries: slotsFor(maxEntries) } },
+    }),
+  )
 }
 
 /** A rule as a test writes it; what it leaves out is anything, for ever, in force. */

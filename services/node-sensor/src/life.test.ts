@@ -9,13 +9,14 @@ import { parseAddress } from '@tollward/contracts'
 import {
   attachEgress,
   attachXdp,
-  type BlockMap,
   blockMaps,
   blockTarget,
   bootTimeNs,
   compile,
+  ExactBlocks,
   encodeConfig,
   interfaceIndex,
+  isSlots,
   LAYOUT_VERSION,
   loadObject,
   openPinnedMap,
@@ -75,14 +76,36 @@ async function flood(from: NetworkNamespace, port: number) {
   return sender
 }
 
-/** The kernel programs as they might have been in another version: other numbers, another layout of a block, ranges in a trie. */
-async function otherLayout(directory: string): Promise<string> {
+/** How sensors looked for exact addresses before there was a table of slots. */
+const IN_A_HASH = `/* The block of an address */
+static __always_inline struct block *find_exact(const struct address *address, struct block_terms *terms)
+{
+	struct block *block = bpf_map_lookup_elem(&block_exact, address);
+
+	if (block)
+		read_terms(terms, block);
+	return block;
+}
+#endif
+`
+const HASH_OF_BLOCKS = `struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024);
+	__type(key, struct address);
+	__type(value, struct block);
+} block_exact`
+
+/**
+ * The kernel programs as they might have been in another version: other numbers, another layout of a block, ranges in a trie, and
+ * exact addresses in a table like today's or in a hash.
+ */
+async function otherLayout(directory: string, exact: 'table' | 'hash'): Promise<string> {
   await cp(BPF_DIRECTORY, directory, { recursive: true, filter: (path) => !path.endsWith('/build') })
   const header = join(directory, 'include/layout.h')
   const changed = (await readFile(header, 'utf8'))
     .replace(/(#define LAYOUT_VERSION\s+)\d+/, `$1${OLD_VERSION}`)
     .replace(/struct block \{/, 'struct block {\n\t__u64 of_before;')
-    .replaceAll(/^CHECK_\w+\(struct block,.*\n/gm, '')
+    .replaceAll(/^CHECK_\w+\(struct block(_slot)?,.*\n/gm, '')
   assert.match(changed, /of_before/)
   await writeFile(header, changed)
   const maps = join(directory, 'include/maps.h')
@@ -92,6 +115,14 @@ async function otherLayout(directory: string): Promise<string> {
   )
   assert.match(withTrie, /_LPM_TRIE\);\n[^}]*\} block_cidr4/)
   await writeFile(maps, withTrie)
+  if (exact === 'hash') {
+    const blocks = join(directory, 'include/blocks.h')
+    const withHash = (await readFile(blocks, 'utf8'))
+      .replace(/\/\* The block of an address.*/s, IN_A_HASH)
+      .replace(/struct \{[^}]*MMAPABLE[^}]*\} block_exact/, HASH_OF_BLOCKS)
+    assert(withHash.includes(IN_A_HASH) && withHash.includes(HASH_OF_BLOCKS))
+    await writeFile(blocks, withHash)
+  }
   return compile(directory, 'build/sensor.bpf.o')
 }
 
@@ -105,19 +136,22 @@ function leaveOldSensor(object: string, pins: string, hostDevice: string, blocke
   const settings = { mode: 'enforce', managementPorts: [], netnsInum: networkNamespaceInum() } as const
   loaded.map('config').update(Buffer.alloc(4), encodeConfig(settings))
   loaded.map('rule_set').update(Buffer.alloc(4), RULE_SET_BEFORE)
-  const maps = blockMaps({ map: (name) => loaded.map(name) })
-  const live = oldBlock(maps.block_exact, bootTimeNs() + 600_000_000_000n)
-  maps.block_exact.update(keyOf(blocked), live)
-  maps.block_exact.update(Buffer.alloc(16, 7), oldBlock(maps.block_exact, bootTimeNs() - 1n))
-  maps.block_cidr4.update(OLD_RANGE.key, live)
+  const ranges = loaded.map('block_cidr4')
+  const live = oldBlock(ranges.valueBytes, bootTimeNs() + 600_000_000_000n)
+  const hash = loaded.map('block_exact')
+  const exact = isSlots(hash) ? blockMaps({ map: (name) => loaded.map(name) }).block_exact : hash
+  exact.update(keyOf(blocked), live)
+  exact.update(Buffer.alloc(16, 7), oldBlock(ranges.valueBytes, bootTimeNs() - 1n))
+  ranges.update(OLD_RANGE.key, live)
+  loaded.map('block_lengths4').update(placeOf(blocked), Buffer.from([1, 0, 0, 0, 0, 0, 0, 0]))
   const at = (hook: string) => join(directory, `interface_${ifindex}`, hook)
   attachXdp(loaded.program('xdp_guard'), { ifindex, pinPath: at('xdp') }).close()
   attachEgress(loaded.program('guard_egress'), { ifindex, pinPath: at('egress') }).close()
 }
 
 /** A member more than today, before all others. */
-function oldBlock(map: BlockMap, expiresNs: bigint): Buffer {
-  const value = Buffer.alloc(map.valueBytes)
+function oldBlock(bytes: number, expiresNs: bigint): Buffer {
+  const value = Buffer.alloc(bytes)
   value.writeBigUInt64LE(0xffff_ffff_ffff_ffffn, 0)
   value.writeBigUInt64LE(expiresNs, 8)
   return value
@@ -129,19 +163,35 @@ function keyOf(address: string): Buffer {
   return blockTarget({ address: bytes, prefixLength: 128 }).key
 }
 
-function hits(directory: string, address: string, at: number): bigint {
-  using map = openPinnedMap(join(directory, 'block_exact'))
-  return map.lookup(keyOf(address))?.readBigUInt64LE(at) ?? 0n
+/** Key of `block_lengths4`. */
+function placeOf(address: string): Buffer {
+  const key = keyOf(address)
+  return Buffer.from([key[13] ?? 0, key[12] ?? 0, 0, 0])
 }
 
-test('an upgrade to another layout lets no packet of a blocked source pass, though there is no bus', {
-  skip,
-}, async () => {
+function hits(directory: string, address: string, at: number): bigint {
+  using opened = new DisposableStack()
+  const map = (name: string) => opened.use(openPinnedMap(join(directory, name)))
+  const held = map('block_exact')
+  const exact = isSlots(held) ? new ExactBlocks({ map }) : held
+  return exact.lookup(keyOf(address))?.readBigUInt64LE(at) ?? 0n
+}
+
+for (const exact of ['table', 'hash'] as const)
+  test(
+    `an upgrade to another layout lets no packet of a blocked source pass, though there is no bus; from a ${exact}`,
+    {
+      skip,
+    },
+    () => upgrade(exact),
+  )
+
+async function upgrade(exact: 'table' | 'hash'): Promise<void> {
   await using cable = await networkNamespace()
   await using sources = await temporaryDirectory()
   using pins = pinDirectory()
   using target = await receiver(cable.hostAddress)
-  const old = await otherLayout(sources.path)
+  const old = await otherLayout(sources.path, exact)
   leaveOldSensor(old, pins.path, cable.hostDevice, cable.address)
   const [before, after] = [OLD_VERSION, LAYOUT_VERSION].map((version) =>
     join(pins.path, `v${version}_net${networkNamespaceInum()}`),
@@ -167,7 +217,7 @@ test('an upgrade to another layout lets no packet of a blocked source pass, thou
   await eventually(() => hits(after, cable.address, 8) > atEnd + DROPS_BETWEEN, { what: 'they drop on their own' })
   await sender.stop()
   assert.equal(target.received(), 0)
-})
+}
 
 test('crashes, restarts and other sizes under load let no packet of a blocked source pass', { skip }, async () => {
   await using cable = await networkNamespace()

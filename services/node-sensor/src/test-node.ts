@@ -8,7 +8,7 @@ import { connect } from '@nats-io/transport-node'
 import { type Bus, connectBus, provision } from '@tollward/bus'
 import { bucketContract, callerKey, parseRange, rangeKey, writeCaller } from '@tollward/contracts'
 import { BlockSchema } from '@tollward/contracts/enforcement'
-import { blockTarget, LAYOUT_VERSION, openPinnedMap, removePins } from '@tollward/libbpf'
+import { blockTarget, ExactBlocks, LAYOUT_VERSION, openPinnedMap, removePins } from '@tollward/libbpf'
 import { type NetworkNamespace, requires } from '@tollward/testkit'
 import { pino } from 'pino'
 import { Registry } from 'prom-client'
@@ -99,7 +99,10 @@ export function blocksOf(bus: Bus) {
 /** Whether the kernel's map has the block, whoever runs. */
 export function isInKernel(pins: string, cidr: string): boolean {
   const target = blockTarget(rangeOf(cidr))
-  using map = openPinnedMap(join(pins, `v${LAYOUT_VERSION}_net${networkNamespaceInum()}`, target.map))
+  const directory = join(pins, `v${LAYOUT_VERSION}_net${networkNamespaceInum()}`)
+  using opened = new DisposableStack()
+  const open = (name: string) => opened.use(openPinnedMap(join(directory, name)))
+  const map = target.map === 'block_exact' ? new ExactBlocks({ map: open }) : open(target.map)
   return map.lookup(target.key) !== undefined
 }
 

@@ -27,7 +27,7 @@ const ITERATOR = /^iter\//
 export function capabilitiesOf({ kernel, hooks }: { kernel: Kernel; hooks: Hooks }): Capability[] {
   const types = hasKernelTypes()
   const calls = callFeatures()
-  const batches = (['block_exact', 'block_cidr6'] as const).map((map) => ({ map, on: hasBatches(kernel.map(map)) }))
+  const batches = (['block_cidr4', 'block_cidr6'] as const).map((map) => ({ map, on: hasBatches(kernel.map(map)) }))
   const probes = { uprobes: '/sys/bus/event_source/devices/uprobe', statistics: '/proc/sys/kernel/bpf_stats_enabled' }
   return [
     capability(

@@ -8,6 +8,7 @@ import {
   type BpfProgram,
   COUNTER,
   type CounterName,
+  ExactBlocks,
   encodeConfig,
   type GuardConfig,
   guardAddresses,
@@ -15,6 +16,7 @@ import {
   hasSameLayout,
   isErrno,
   isPinMismatch,
+  isSlots,
   LAYOUT_VERSION,
   type LoadOptions,
   loadObject,
@@ -28,6 +30,7 @@ import {
   type Rate,
   refusedProgram,
   removePins,
+  slotsFor,
 } from '@tollward/libbpf'
 import type { Logger } from 'pino'
 import { bringIn, networkNamespaceInum, type Pins } from './pins.ts'
@@ -35,7 +38,9 @@ import { bringIn, networkNamespaceInum, type Pins } from './pins.ts'
 /** Scratch space of a single packet: of no use to another process. */
 const NOT_PINNED = ['packets'] as const
 /** What a change of layout or size must not forget until the bus is read. */
-const BLOCK_MAPS = ['block_exact', 'block_cidr4', 'block_cidr6'] as const
+const BLOCK_MAPS = ['block_cidr4', 'block_cidr6'] as const
+/** Of exact addresses: a table of slots, and a hash of those that sensors left before there was one. */
+const EXACT = 'block_exact'
 /** Copied together or not at all: they refer to one another by number. */
 const RULE_MAPS = ['rules', 'rule_match', 'rule_set'] as const
 /** Mean the same only in maps of the same layout. */
@@ -208,22 +213,31 @@ function replaceMaps(path: string, pins: Pins, settings: KernelSettings, log: Lo
 
 /** Copies what must stay from one set of pinned maps. What cannot be copied returns with the bus. */
 function migrate(directory: string, kernel: Kernel, log: Logger): Record<string, Migration> {
+  using opened = new DisposableStack()
+  const old = (name: string) => opened.use(openPinnedMap(join(directory, name)))
   const migrated: Record<string, Migration> = {}
-  const copy = (names: readonly string[], how: (from: BpfMap, to: BpfMap) => Migration) => {
-    using old = new DisposableStack()
-    const pairs = names
-      .filter((name) => existsSync(join(directory, name)) && kernel.has(name))
-      .map((name) => ({ name, from: old.use(openPinnedMap(join(directory, name))), to: kernel.map(name) }))
-    if (how === migrateEntries && !pairs.every(({ from, to }) => hasSameLayout(from, to))) return
-    for (const { name, from, to } of pairs) {
-      try {
-        migrated[name] = how(from, to)
-        if (migrated[name].left > 0) log.error({ map: name, ...migrated[name] }, 'entries found no room in the new map')
-      } catch (error) {
-        log.error({ err: error, map: name, directory }, 'a pinned map could not be copied; it is filled from the bus')
-      }
+  const copied = (name: string, how: () => Migration) => {
+    try {
+      migrated[name] = how()
+      if (migrated[name].left > 0) log.error({ map: name, ...migrated[name] }, 'entries found no room in the new map')
+    } catch (error) {
+      log.error({ err: error, map: name, directory }, 'a pinned map could not be copied; it is filled from the bus')
     }
   }
+  const copy = (names: readonly string[], how: (from: BpfMap, to: BpfMap) => Migration) => {
+    const pairs = names
+      .filter((name) => existsSync(join(directory, name)) && kernel.has(name))
+      .map((name) => ({ name, from: old(name), to: kernel.map(name) }))
+    if (how === migrateEntries && !pairs.every(({ from, to }) => hasSameLayout(from, to))) return
+    for (const { name, from, to } of pairs) copied(name, () => how(from, to))
+  }
+  if (existsSync(join(directory, EXACT)))
+    copied(EXACT, () => {
+      const from = old(EXACT)
+      const to = new ExactBlocks({ map: (name) => kernel.map(name) })
+      to.takeOver()
+      return migrateBlocks(isSlots(from) ? new ExactBlocks({ map: old }) : from, to)
+    })
   copy(BLOCK_MAPS, migrateBlocks)
   copy(RULE_MAPS, migrateEntries)
   if (basename(directory).includes(`v${LAYOUT_VERSION}_`)) copy(SAME_LAYOUT_MAPS, migrateEntries)
@@ -262,7 +276,7 @@ function load(path: string, options: LoadOptions, log: Logger): Loaded {
 
 function mapSizes({ blockedAddressesMax, blockedRangesMax, flowsMax }: KernelSettings): Record<string, MapOptions> {
   return {
-    block_exact: { maxEntries: blockedAddressesMax },
+    block_exact: { maxEntries: slotsFor(blockedAddressesMax) },
     block_cidr4: { maxEntries: blockedRangesMax },
     block_cidr6: { maxEntries: blockedRangesMax },
     flows_a: { maxEntries: flowsMax },

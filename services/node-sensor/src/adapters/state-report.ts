@@ -148,9 +148,9 @@ function mapStates(kernel: Kernel, table: BlockTable): SensorInit['maps'] {
   const sizes = table.sizes()
   return [...kernel.maps].map((name) => {
     const map = kernel.map(name)
-    const entries = sizes[name]?.entries
+    const { entries, capacity = map.maxEntries } = sizes[name] ?? {}
     return {
-      ...{ name, capacity: BigInt(map.maxEntries), bytes: BigInt(mapBytes(map)) },
+      ...{ name, capacity: BigInt(capacity), bytes: BigInt(mapBytes(map)) },
       ...(entries === undefined ? {} : { entries: BigInt(entries) }),
     }
   })

@@ -6,8 +6,8 @@
  *
  * drop_all is XDP_DROP and nothing else: what every verdict is measured against.
  *
- * look_up looks for blocked addresses in the sensor's table; pick_only does the same without looking, read_only
- * reads one word where that looks.
+ * look_up looks for blocked addresses in the sensor's table; pick_only does the same without looking,
+ * read_only reads one word where that looks.
  *
  * fill_ring writes records to a ring as fast as one CPU can, and counts those that found no room.
  */

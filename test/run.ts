@@ -44,6 +44,7 @@ const SYSTEM_PACKAGES = [
   'fakeroot',
   'libarchive-tools',
   'makepkg',
+  'pacman-package-manager',
   'zstd',
   'systemd',
   'curl',

@@ -14,6 +14,10 @@
 #define PREFACE_BYTES 24
 /* Stops the compiler from dropping a bound that the verifier must see. */
 #define KEEP(value) asm volatile("" : "+r"(value))
+/* At most so much, compared in the very register that is used: the verifier of older kernels knows nothing of
+ * copies.
+ */
+#define AT_MOST(value, most) asm volatile("if %0 <= %1 goto +1\n\t%0 = %1" : "+r"(value) : "i"(most))
 
 struct small_record {
 	struct call_chunk chunk;
@@ -110,7 +114,7 @@ static __always_inline int begins_http2(const __u8 *payload)
 /* Reads the payload into a reserved record and hands it over. */
 #define FILL(record, connection, transfer, want)                                                             \
 	do {                                                                                                 \
-		__u32 length = (want);                                                                       \
+		__u64 length = (want);                                                                       \
                                                                                                              \
 		describe(&(record)->chunk, connection);                                                      \
 		(record)->chunk.cgroup_id = bpf_get_current_cgroup_id();                                     \
@@ -119,9 +123,7 @@ static __always_inline int begins_http2(const __u8 *payload)
 		(record)->chunk.total = (transfer)->bytes;                                                   \
 		(record)->chunk.direction = (transfer)->direction;                                           \
 		bpf_get_current_comm((record)->chunk.comm, COMM_BYTES);                                      \
-		KEEP(length);                                                                                \
-		if (length > sizeof((record)->payload))                                                      \
-			length = sizeof((record)->payload);                                                  \
+		AT_MOST(length, sizeof((record)->payload));                                                  \
 		if (length > 0 &&                                                                            \
 		    bpf_probe_read_user((record)->payload, length, (void *)(transfer)->buffer)) {            \
 			count_calls(CALL_UNREADABLE, 1);                                                     \

@@ -43,6 +43,7 @@ const skip = await requires({
     'setpriv',
     'dpkg-deb',
     'makepkg',
+    'pacman',
     'bsdtar',
     'fakeroot',
   ].concat(['zstd', 'systemd-analyze', 'apparmor_parser']),

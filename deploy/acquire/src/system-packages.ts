@@ -27,6 +27,7 @@ const ELSEWHERE: Record<string, { arch: string; program?: string; files?: readon
   make: { arch: 'make', program: 'make' },
   makepkg: { arch: 'pacman', program: 'makepkg' },
   nftables: { arch: 'nftables', program: 'nft' },
+  'pacman-package-manager': { arch: 'pacman', program: 'pacman' },
   'python3-pip': { arch: 'python-pip', program: 'pip' },
   systemd: { arch: 'systemd', program: 'systemd-analyze' },
   tshark: { arch: 'wireshark-cli', program: 'tshark' },

@@ -3,7 +3,6 @@ import { execFileSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import {
   cpSync,
-  existsSync,
   mkdirSync,
   mkdtempSync,
   readdirSync,
@@ -85,7 +84,8 @@ function closure(packages: Iterable<string>): Set<string> {
 function installed(name: string, from: string): string | undefined {
   for (let directory = from; ; directory = dirname(directory)) {
     const candidate = join(directory, 'node_modules', name)
-    if (existsSync(join(candidate, 'package.json'))) return candidate
+    // Not existsSync, which asks what the user may, and not what a capability to read everything allows.
+    if (statSync(join(candidate, 'package.json'), { throwIfNoEntry: false })) return candidate
     if (directory === ROOT) return undefined
   }
 }

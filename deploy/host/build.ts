@@ -67,15 +67,17 @@ function packageOf(name: string): string {
 /** Directories under node_modules of these packages and of all that they need, as they are installed. */
 function closure(packages: Iterable<string>): Set<string> {
   const found = new Set<string>()
-  const queue = [...packages].map((name) => ({ name, from: ROOT }))
+  const queue = [...packages].map((name) => ({ name, from: ROOT, isOptional: false }))
   for (let next = queue.pop(); next; next = queue.pop()) {
     const directory = installed(next.name, next.from)
+    if (directory === undefined && !next.isOptional) throw new Error(`${next.name} is not installed: npm install`)
     if (directory === undefined || found.has(directory)) continue
     found.add(directory)
     const { dependencies = {}, optionalDependencies = {} } = JSON.parse(
       readFileSync(join(directory, 'package.json'), 'utf8'),
     ) as Record<string, Record<string, string> | undefined>
-    for (const name of Object.keys({ ...dependencies, ...optionalDependencies })) queue.push({ name, from: directory })
+    for (const name of Object.keys({ ...dependencies, ...optionalDependencies }))
+      queue.push({ name, from: directory, isOptional: name in optionalDependencies })
   }
   return found
 }

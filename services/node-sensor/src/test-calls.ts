@@ -102,6 +102,9 @@ export class TestCalls implements AsyncDisposable {
   }
 }
 
+/** The program that runs this test and what it starts, and no other Node that the machine runs meanwhile, as npm's own. */
+export const THIS_NODE = new RegExp(`^${RegExp.escape(process.execPath)}$`)
+
 /** Path of the compiled programs of calls. */
 export function compileCalls(): Promise<string> {
   return compile(BPF_DIRECTORY, 'build/calls.bpf.o')

@@ -22,6 +22,7 @@ import {
   needsProbes,
   PROGRAMS,
   startCalls,
+  THIS_NODE,
   tally,
 } from '../test-calls.ts'
 import { systemLibraries } from './call-targets.ts'
@@ -77,7 +78,7 @@ test('calls of a Node server and client are tied to the connection that carried 
   await using server = await startNode(PROGRAMS.nodeServer, [key, cert])
   const [port = 0] = await portsOf(server)
   await using calls = await startCalls()
-  await calls.probed(/node$/)
+  await calls.probed(THIS_NODE)
   await using client = await startNode(PROGRAMS.nodeClient, [port, 50, 40 * TIMES, 7])
   calls.keep(({ owner }) => owner.pid === server.pid || owner.pid === client.pid)
   await client.line(/^done/, LOAD_TIMEOUT_MS)
@@ -209,7 +210,7 @@ test('on a kernel without socket tracepoints and links of many probes, calls ins
     { features: { socketTracepoints: false, uprobeMulti: false, safeReturnProbes: true } },
   )
   assert.equal(calls.kernel.missing.length, 2)
-  await calls.probed(/node$/)
+  await calls.probed(THIS_NODE)
   await using client = await startNode(PROGRAMS.nodeClient, [port, 10, 20, 7])
   calls.keep(({ owner }) => owner.pid === server.pid || owner.pid === client.pid)
   await client.line(/^done/, LOAD_TIMEOUT_MS)

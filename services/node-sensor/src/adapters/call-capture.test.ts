@@ -14,6 +14,7 @@ import {
   PROGRAMS,
   startCalls,
   type TestCalls,
+  THIS_NODE,
 } from '../test-calls.ts'
 import { callFeatures } from './call-kernel.ts'
 import { CallTargets, systemLibraries } from './call-targets.ts'
@@ -207,7 +208,7 @@ test('of connections in the clear, one that carries TLS is left out', { skip }, 
   await using server = await startProcess(process.execPath, ['-e', PROGRAMS.nodeServer, key, cert])
   const port = Number((await server.line(/^port /)).split(' ')[1])
   await using calls = await startCalls({ clearPorts: [port] })
-  await calls.probed(/node$/)
+  await calls.probed(THIS_NODE)
   await using client = await startProcess(process.execPath, ['-e', PROGRAMS.nodeClient, `${port}`, '2', '5', '5'])
   calls.keep(({ addresses }) => addresses?.localPort === port || addresses?.peerPort === port)
   await client.line(/^done 10/)
@@ -282,7 +283,7 @@ test('a call that meets two probes on one instruction is captured once', { skip 
   })
   const running = again.run(stop.signal)
   const both = (targets: CallTargets) =>
-    [/node$/, /libssl/].every((wanted) => targets.targets.some(({ path }) => wanted.test(path)))
+    [THIS_NODE, /libssl/].every((wanted) => targets.targets.some(({ path }) => wanted.test(path)))
   await eventually(() => both(again) && both(calls.targets), {
     timeoutMs: 30_000,
     what: 'all is probed twice',

@@ -15,7 +15,7 @@ import {
   startProcess,
   temporaryDirectory,
 } from '@tollward/testkit'
-import { makeCertificate, needsProbes } from '../test-calls.ts'
+import { makeCertificate, needsProbes, THIS_NODE } from '../test-calls.ts'
 import { startCapture } from '../test-capture.ts'
 import { LOGGED } from '../test-logged.ts'
 import { decidingBus } from '../test-node.ts'
@@ -169,7 +169,8 @@ test('calls of curl, Node, Python and Go are told as the logs of nginx, Node and
   await using captured = await startCapture(bus)
   const { capture, calls, metrics, stop } = captured
   await eventually(
-    () => [/node$/, /libssl/, /\/stripped$/].every((path) => capture.targets.some((target) => path.test(target.path))),
+    () =>
+      [THIS_NODE, /libssl/, /\/stripped$/].every((path) => capture.targets.some((target) => path.test(target.path))),
     { what: 'Node, OpenSSL and the Go program are probed', timeoutMs: LOAD_TIMEOUT_MS },
   )
   // The Go client asks once for nothing, which its server does not log. A call whose answer was missed is not told.

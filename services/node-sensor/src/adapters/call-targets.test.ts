@@ -6,7 +6,15 @@ import { dirname, join } from 'node:path'
 import { test } from 'node:test'
 import { promisify } from 'node:util'
 import { eventually, goCallsProgram, requires, startProcess, temporaryDirectory } from '@tollward/testkit'
-import { compileCalls, type KeptChunk, makeCertificate, needsProbes, PROGRAMS, startCalls } from '../test-calls.ts'
+import {
+  compileCalls,
+  type KeptChunk,
+  makeCertificate,
+  needsProbes,
+  PROGRAMS,
+  startCalls,
+  THIS_NODE,
+} from '../test-calls.ts'
 import { systemLibraries } from './call-targets.ts'
 
 const skip = needsProbes || (await requires({ tools: ['curl', 'ldd', 'chroot', 'python3', 'go', 'unshare'] }))
@@ -145,7 +153,7 @@ test('probes put on and taken off again and again under load change nothing for 
   ])
   for (let round = 0; round < ROUNDS; round++) {
     await using calls = await startCalls()
-    await calls.probed(/node$/)
+    await calls.probed(THIS_NODE)
     calls.keep(({ owner }) => owner.pid === server.server.pid)
     await calls.until('calls are captured', (chunks) => chunks.length > 200)
   }

@@ -3,7 +3,7 @@ import { test } from 'node:test'
 import { parseRange } from '@tollward/contracts'
 import { Binding, Side } from '@tollward/contracts/sensor'
 import { eventually, requires, startNatsServer, startProcess, temporaryDirectory } from '@tollward/testkit'
-import { makeCertificate, needsProbes } from '../test-calls.ts'
+import { makeCertificate, needsProbes, THIS_NODE } from '../test-calls.ts'
 import { startCapture } from '../test-capture.ts'
 import { LOGGED } from '../test-logged.ts'
 import { decidingBus } from '../test-node.ts'
@@ -41,7 +41,7 @@ test('calls of real servers, inside TLS and in the clear, are told as the server
   // All processes of the machine are looked at, those of other tests too.
   const ours = new Set(Object.values(ports))
   const served = () => calls.filter(({ side, localPort }) => side === Side.SERVER && ours.has(localPort))
-  await eventually(() => capture.targets.some(({ source }) => source === 'node'), { what: 'Node itself is probed' })
+  await eventually(() => capture.targets.some(({ path }) => THIS_NODE.test(path)), { what: 'Node itself is probed' })
   for (const scheme of ['https', 'http'] as const) {
     await using client = await startProcess(process.execPath, [
       '-e',

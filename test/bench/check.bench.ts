@@ -42,7 +42,7 @@ const WARM_UP_MS = 1500
 const MEASURE_MS = 1500
 /** Servers take turns, so that a slow moment of the machine hits all of them. */
 const ROUNDS = 5
-/** Of what a server can do at most, while latencies are measured. */
+/** Of what a server can do at most, as measured just before: the machine's own speed changes by half within minutes. */
 const USUAL_LOAD = 0.7
 /** A turn at it: long enough that one ordinary collection of garbage is no hundredth of it. */
 const USUAL_MS = 6000
@@ -111,7 +111,8 @@ export async function run(): Promise<{ rows: Row[] }> {
   const usual = contenders.map((): GrpcLoad[] => [])
   for (let round = 0; round < ROUNDS; round++) {
     for (const [index, contender] of contenders.entries()) {
-      const perSecond = Math.round((full[index]?.perSecond ?? 0) * USUAL_LOAD)
+      const most = await ask(contender, { inFlight: IN_FLIGHT, durationMs: MEASURE_MS })
+      const perSecond = Math.round(rate(most) * USUAL_LOAD)
       await ask(contender, { perSecond, durationMs: SETTLING_MS })
       usual[index]?.push(await ask(contender, { perSecond, durationMs: USUAL_MS }))
     }
@@ -196,7 +197,6 @@ async function learn(generator: Generator, port: number, calls: number): Promise
 /** Medians over the rounds: the machine may be busy with something else in one of them. */
 function row(what: string, rounds: readonly Turn[], bareRounds: readonly Turn[]) {
   const latencies = rounds.flatMap(({ latenciesMs }) => latenciesMs)
-  const rate = ({ latenciesMs, durationMs }: GrpcLoad) => (latenciesMs.length * 1000) / durationMs
   const usedMs = rounds.reduce((sum, { cpuMs: used }) => sum + used, 0)
   const shares = rounds.map((round, index) => rate(round) / rate(bareRounds[index] ?? round))
   return {
@@ -208,6 +208,10 @@ function row(what: string, rounds: readonly Turn[], bareRounds: readonly Turn[])
     'CPU µs each': Math.round((usedMs * 1000) / Math.max(1, latencies.length)),
     generator: rounded(median(rounds.map(({ generatorShare }) => generatorShare))),
   }
+}
+
+function rate({ latenciesMs, durationMs }: GrpcLoad): number {
+  return (latenciesMs.length * 1000) / durationMs
 }
 
 /** Of the turns at the usual load: what the slowest hundredth took in the middle turn, and in the slowest. */

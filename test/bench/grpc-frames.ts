@@ -3,6 +3,7 @@ export const HEADERS = 1
 const SETTINGS = 4
 const PING = 6
 const GOAWAY = 7
+const WINDOW_UPDATE = 8
 const ACK = 1
 export const END_STREAM = 1
 const END_HEADERS = 4
@@ -11,7 +12,7 @@ export const MESSAGE_PREFIX_BYTES = 5
 const STREAM_WINDOW_BYTES = 2 ** 20
 /** The server may send so much before it hears of more room: enough for any run here. */
 const CONNECTION_WINDOW_BYTES = 2 ** 31 - 1
-const DEFAULT_WINDOW_BYTES = 65_535
+export const DEFAULT_WINDOW_BYTES = 65_535
 
 /** Cuts what comes into frames (RFC 9113, section 4.1). */
 export class FrameReader {
@@ -43,6 +44,11 @@ export function dueAnswer(type: number, flags: number, payload: Buffer): Buffer 
   return (flags & ACK) === 0 ? frame(type, ACK, 0, type === PING ? payload : undefined) : undefined
 }
 
+/** How much more the server takes, if this frame says so. */
+export function grantedBytes(type: number, payload: Buffer): number {
+  return type === WINDOW_UPDATE ? payload.readUInt32BE(0) : 0
+}
+
 /** What a client says first: much room for answers. */
 export function preface(): Buffer {
   const settings = Buffer.alloc(6)
@@ -53,7 +59,7 @@ export function preface(): Buffer {
   return Buffer.concat([
     Buffer.from('PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n'),
     frame(SETTINGS, 0, 0, settings),
-    frame(8, 0, 0, room),
+    frame(WINDOW_UPDATE, 0, 0, room),
   ])
 }
 

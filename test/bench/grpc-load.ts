@@ -4,9 +4,11 @@ import process from 'node:process'
 import {
   call,
   DATA,
+  DEFAULT_WINDOW_BYTES,
   dueAnswer,
   END_STREAM,
   FrameReader,
+  grantedBytes,
   HEADERS,
   MESSAGE_PREFIX_BYTES,
   preface,
@@ -50,8 +52,10 @@ export interface GrpcLoad {
 const TICK_MS = 1
 /** After a longer time than this between two ticks, no more is due than of so much: a generator that stood still is no burst of calls. */
 const BURST_MAX_MS = 3
-/** Of a connection's calls, no more at once: their messages fit into the window that every server grants at first. */
-const AT_ONCE_MAX = 64
+/** Of a connection's calls, no more at once: fewer than any server allows. */
+const AT_ONCE_MAX = 1000
+/** A call is sent once there is room for so much: more than any message here. */
+const MESSAGE_BYTES_MAX = 1024
 
 /**
  * Asks over one connection. Speaks just enough HTTP/2 (no compression of headers, no priorities) to cost far less than what it
@@ -98,6 +102,8 @@ class Run {
   readonly #answered = new Set<number>()
   #nextStream = 1
   #sent = 0
+  /** What the server takes of messages before it grants more (RFC 9113, section 5.2). */
+  #window = DEFAULT_WINDOW_BYTES
   readonly #frames = new FrameReader((...parts) => this.#frame(...parts))
   #timer: NodeJS.Timeout | undefined
 
@@ -143,7 +149,9 @@ class Run {
       const stream = this.#nextStream
       this.#nextStream += 2
       this.#dueMs.set(stream, dueMs)
-      frames.push(call(this.#head, this.#target.next(), stream))
+      const message = this.#target.next()
+      this.#window -= MESSAGE_PREFIX_BYTES + message.length
+      frames.push(call(this.#head, message, stream))
     }
     if (frames.length > 0) this.#socket.write(frames.length === 1 ? (frames[0] ?? '') : Buffer.concat(frames))
     else if (this.#dueMs.size === 0 && this.#isOver(nowMs)) this.#settled.resolve()
@@ -151,7 +159,7 @@ class Run {
 
   /** When the call was due that may be sent now, if any. */
   #nextDueMs(nowMs: number): number | undefined {
-    if (this.#dueMs.size >= AT_ONCE_MAX) return undefined
+    if (this.#dueMs.size >= AT_ONCE_MAX || this.#window < MESSAGE_BYTES_MAX) return undefined
     if ('inFlight' in this.#effort)
       return this.#dueMs.size < this.#effort.inFlight && !this.#isOver(nowMs) ? nowMs : undefined
     const dueMs = this.#waitingMs[this.#firstDue]
@@ -174,6 +182,7 @@ class Run {
       this.#answered.add(stream)
     }
     if ((type === HEADERS || type === DATA) && (flags & END_STREAM) !== 0) this.#end(stream)
+    if (stream === 0) this.#window += grantedBytes(type, payload)
     const due = dueAnswer(type, flags, payload)
     if (due) this.#socket.write(due)
   }

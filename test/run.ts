@@ -12,6 +12,7 @@ import {
   acquireHaproxy,
   acquireNatsServer,
   acquireNginx,
+  acquireTraefik,
   ensureSystemPackages,
   findOnPath,
 } from '@tollward/acquire'
@@ -77,6 +78,7 @@ async function getTools(): Promise<void> {
     acquireNginx,
     acquireCaddy,
     acquireHaproxy,
+    acquireTraefik,
   ]
   for (const acquire of tools) {
     await acquire({ progress }).catch((error: Error) => progress(error.message))

@@ -48,6 +48,7 @@ spec:
       match: { methods: [GET], path: /headers }
       anonymous: true
       rewrite: { path: /echo, headers: { set: { x-tenant: gold }, remove: [x-debug] }, responseHeaders: { set: { x-plan: gold } } }
+    - { name: told, match: { methods: [GET], path: /told }, anonymous: true, rewrite: { path: /stream, responseHeaders: { set: { x-plan: gold } } } }
 ---
 apiVersion: tollward.dev/v1
 kind: Plan
@@ -85,6 +86,10 @@ export interface ProxyUnderTest {
   readonly start: (places: Places, resources: AsyncDisposableStack) => Promise<RunningProcess>
   /** What of a rule's rewriting it does beside the path. */
   readonly applies: readonly ('query' | 'headers')[]
+  /** Headers that it sets by itself, of the request or of itself. */
+  readonly sets?: readonly string[]
+  /** How it spells what stands in a query as ";". */
+  readonly semicolon?: string
 }
 
 interface Stack {
@@ -124,7 +129,7 @@ async function startApi(
   api.get('/stream', (_request, reply) => {
     reply.hijack()
     open.push(reply.raw)
-    reply.raw.writeHead(200, { 'content-type': 'text/event-stream' }).write('data: first\n\n')
+    reply.raw.writeHead(200, { 'content-type': 'text/event-stream', 'x-plan': 'free' }).write('data: first\n\n')
   })
   api.server.on('upgrade', (request, socket) => {
     arrived.push(`${request.method} ${request.url}`)
@@ -328,7 +333,9 @@ export function proxyTests(under: ProxyUnderTest): void {
     assert.equal(url, '/echo?x=1')
     const interesting =
       /tollward|bitcoin|authorization|forwarded|original|rewrite|override|x-http|real-ip|certificate|dpop|host/
-    const arrived = Object.entries(headers).filter(([name]) => interesting.test(name))
+    const own = under.sets ?? []
+    const arrived = Object.entries(headers).filter(([name]) => interesting.test(name) && !own.includes(name))
+    for (const name of own) assert.doesNotMatch(String(headers[name]), /203\.0\.113\.66|evil|666/, name)
     const { 'x-tollward-decision': decision, ...rest } = Object.fromEntries(arrived)
     assert.equal(decision, seen.headers['x-tollward-decision'])
     assert.deepEqual(rest, {
@@ -350,6 +357,8 @@ export function proxyTests(under: ProxyUnderTest): void {
       'X-Tollward_Pass',
       'x-tollward-future',
       'x_bitcoin_txid',
+      'x_forwarded_for',
+      'X_Real-Ip',
       'x-tollward-path',
     ]) {
       const { status, body } = await throughProxy({ path: '/echo', token, headers: { [name]: 'admin' } })
@@ -464,6 +473,8 @@ export function proxyTests(under: ProxyUnderTest): void {
   test('a client without a token is nobody to the API', async () => {
     const headers = { 'x-tollward-client': 'admin', authorization: 'Basic eA==' }
     await same({ path: '/public', headers }, 200)
+    const { headers: seen } = JSON.parse((await throughProxy({ path: '/moved', headers })).body)
+    assert.equal(seen['x-tollward-client'], undefined)
     const asked = await throughProxy({ path: '/echo', headers: { 'x-tollward-client': 'admin' } })
     assert.equal(asked.status, 401)
   })
@@ -528,7 +539,7 @@ export function proxyTests(under: ProxyUnderTest): void {
       const { status, body } = await throughProxy({ path, token })
       assert.deepEqual(
         [status, JSON.parse(body).url],
-        [200, `/echo${path.includes('?') ? '?a=%2f..%2f&b=;' : ''}`],
+        [200, `/echo${path.includes('?') ? `?a=%2f..%2f&b=${under.semicolon ?? ';'}` : ''}`],
         path,
       )
     }
@@ -575,16 +586,22 @@ export function proxyTests(under: ProxyUnderTest): void {
     await same({ path: '/orders', method: 'POST', body: 'x'.repeat(10_000) }, 401)
   })
 
-  test('an answer that comes in parts is passed on in parts', async () => {
-    const sent = httpRequest({ host: '127.0.0.1', port: stack.proxyPort, path: '/stream', agent: false })
-    sent.setHeader('host', 'api.example').end()
-    const [response] = (await once(sent, 'response')) as [IncomingMessage]
-    let text = ''
-    response.setEncoding('utf8').on('data', (chunk) => {
-      text += chunk
-    })
-    await eventually(() => text.includes('first'), { what: 'the beginning arrives without the end' })
-    response.destroy()
+  test('an answer that comes in parts is passed on in parts, also one to which a rule adds headers', async () => {
+    const added = under.applies.includes('headers') ? [['/told', 'gold']] : []
+    for (const [path, plan] of [['/stream', 'free'], ...added]) {
+      const sent = httpRequest({ host: '127.0.0.1', port: stack.proxyPort, path, agent: false })
+      sent.setHeader('host', 'api.example').end()
+      const [response] = (await once(sent, 'response', { signal: AbortSignal.timeout(ANSWER_TIMEOUT_MS) })) as [
+        IncomingMessage,
+      ]
+      let text = ''
+      response.setEncoding('utf8').on('data', (chunk) => {
+        text += chunk
+      })
+      await eventually(() => text.includes('first'), { what: `the beginning of ${path} arrives without the end` })
+      assert.equal(response.headers['x-plan'], plan)
+      response.destroy()
+    }
   })
 
   test('a WebSocket goes through to the API with its caller, and without a token does not', async () => {

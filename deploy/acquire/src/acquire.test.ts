@@ -5,12 +5,12 @@ import { join } from 'node:path'
 import { after, test } from 'node:test'
 import { acquireBitcoind, bitcoindVersion } from './bitcoind.ts'
 import { debianMirrors } from './debian-unstable.ts'
-import { envoyVersion } from './envoy.ts'
 import { buildWithGo } from './go-module.ts'
 import { acquireNatsServer, isOlder, NATS_SERVER_MIN, natsServerVersion } from './nats-server.ts'
 import { acquireCaddy, acquireHaproxy, acquireNginx } from './proxies.ts'
 import { ensureSystemPackages } from './system-packages.ts'
 import { AcquireError, acquisition, findOnPath, privateCopy, run } from './tool.ts'
+import { envoyVersion } from './wheel-proxies.ts'
 
 const folder = await mkdtemp(join(tmpdir(), 'tollward-acquire-'))
 after(() => rm(folder, { recursive: true }))

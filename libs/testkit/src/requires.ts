@@ -11,13 +11,14 @@ import {
   acquireNatsServer,
   acquireNginx,
   acquireOcsfSchema,
+  acquireTraefik,
   findOnPath,
 } from '@tollward/acquire'
 
 /** What a test cannot do without. */
 export interface Requirements {
   root?: boolean
-  /** Programs: servers that Tollward gets by itself (nats-server, bitcoind, electrumx, envoy, go, h2spec, nginx, caddy, haproxy), all others on the PATH. */
+  /** Programs: servers that Tollward gets by itself (nats-server, bitcoind, electrumx, envoy, go, h2spec, nginx, caddy, haproxy, traefik), all others on the PATH. */
   tools?: readonly string[]
   /** Files of the system, such as `/sys/kernel/btf/vmlinux`. */
   files?: readonly string[]
@@ -34,6 +35,7 @@ const ACQUIRED: Record<string, () => Promise<unknown>> = {
   'nats-server': () => acquireNatsServer(),
   nginx: () => acquireNginx(),
   'ocsf-schema': () => acquireOcsfSchema(),
+  traefik: () => acquireTraefik(),
 }
 
 /**

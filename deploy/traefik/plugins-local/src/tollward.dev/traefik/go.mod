@@ -1,0 +1,3 @@
+module tollward.dev/traefik
+
+go 1.22

@@ -10,7 +10,6 @@ import { acquireNatsServer, isOlder, NATS_SERVER_MIN, natsServerVersion } from '
 import { acquireCaddy, acquireHaproxy, acquireNginx } from './proxies.ts'
 import { ensureSystemPackages } from './system-packages.ts'
 import { AcquireError, acquisition, findOnPath, privateCopy, run } from './tool.ts'
-import { envoyVersion } from './wheel-proxies.ts'
 
 const folder = await mkdtemp(join(tmpdir(), 'tollward-acquire-'))
 after(() => rm(folder, { recursive: true }))
@@ -64,7 +63,6 @@ test('versions are read from what the programs print', () => {
   assert.equal(natsServerVersion('something else'), undefined)
   assert.equal(bitcoindVersion('Bitcoin Core daemon version v29.0.0\nCopyright'), '29.0.0')
   assert.equal(bitcoindVersion('Bitcoin Knots daemon version v29.4.3.knots20260508\n'), '29.4.3.knots20260508')
-  assert.equal(envoyVersion('\nenvoy  version: 0123abcd/1.40.0/Clean/RELEASE/BoringSSL\n'), '1.40.0')
 })
 
 test('only mirrors of Debian itself are asked for unstable', () => {

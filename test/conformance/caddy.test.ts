@@ -3,7 +3,8 @@ import { join, resolve } from 'node:path'
 import { describe } from 'node:test'
 import { acquireCaddy } from '@tollward/acquire'
 import { requires, temporaryDirectory } from '@tollward/testkit'
-import { type Places, proxyTests, startProxyProcess } from './proxies.ts'
+import { proxyTests } from './proxies.ts'
+import { type Places, startProxyProcess } from './proxy-stack.ts'
 
 const skip = await requires({ tools: ['nats-server', 'caddy'] })
 const ROOT = resolve(import.meta.dirname, '../..')

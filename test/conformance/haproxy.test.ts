@@ -1,13 +1,11 @@
 import assert from 'node:assert/strict'
-import { once } from 'node:events'
 import { readFile, writeFile } from 'node:fs/promises'
-import { createServer } from 'node:http'
-import type { AddressInfo } from 'node:net'
 import { join, resolve } from 'node:path'
 import { describe, test } from 'node:test'
 import { acquireHaproxy } from '@tollward/acquire'
 import { eventually, freePort, requires, temporaryDirectory } from '@tollward/testkit'
-import { type Places, proxyTests, startProxyProcess } from './proxies.ts'
+import { proxyTests } from './proxies.ts'
+import { type Places, startCountingApi, startProxyProcess } from './proxy-stack.ts'
 
 const skip = await requires({ tools: ['nats-server', 'haproxy'] })
 const SCRIPT = 'deploy/haproxy/tollward.lua'
@@ -18,24 +16,17 @@ describe('the same API behind a real HAProxy and behind the gateway', { skip }, 
 
   test('a script that fails refuses, though HAProxy goes on after it', async () => {
     await using resources = new AsyncDisposableStack()
-    let arrived = 0
-    const api = createServer((_request, response) => {
-      arrived += 1
-      response.end()
-    }).listen(0, '127.0.0.1')
-    resources.defer(() => void api.close())
-    await once(api, 'listening')
+    const api = await startCountingApi(resources)
     const { path } = resources.use(await temporaryDirectory('tollward-haproxy-'))
     const script = join(path, 'broken.lua')
     const broken = `core.register_action('tollward_decide', { 'http-req' }, function() error('broken') end)
 core.register_action('tollward_tell', { 'http-res' }, function() end)`
     await writeFile(script, broken)
     const [proxyPort, authorizerPort] = [await freePort(), await freePort()]
-    const { port: apiPort } = api.address() as AddressInfo
-    await start({ proxyPort, apiPort, authorizerPort }, resources, script)
+    await start({ proxyPort, apiPort: api.port, authorizerPort }, resources, script)
     const url = `http://127.0.0.1:${proxyPort}/public`
     const answer = await eventually(() => fetch(url), { what: 'HAProxy serves' })
-    assert.deepEqual([answer.status, arrived], [503, 0])
+    assert.deepEqual([answer.status, api.arrived()], [503, 0])
     assert.equal(((await answer.json()) as { type: string }).type, 'https://tollward.dev/problems/unavailable')
   })
 })

@@ -1,13 +1,11 @@
 import assert from 'node:assert/strict'
-import { once } from 'node:events'
 import { cp, readFile, rm, writeFile } from 'node:fs/promises'
-import { createServer } from 'node:http'
-import type { AddressInfo } from 'node:net'
 import { join, resolve } from 'node:path'
 import { describe, test } from 'node:test'
 import { acquireTraefik } from '@tollward/acquire'
-import { freePort, requires, temporaryDirectory } from '@tollward/testkit'
-import { type Places, proxyTests, startProxyProcess } from './proxies.ts'
+import { eventually, freePort, requires, temporaryDirectory } from '@tollward/testkit'
+import { proxyTests } from './proxies.ts'
+import { type Places, startCountingApi, startProxyProcess } from './proxy-stack.ts'
 
 const skip = await requires({ tools: ['nats-server', 'traefik'] })
 const FOLDER = resolve(import.meta.dirname, '../../deploy/traefik')
@@ -15,6 +13,7 @@ const FOLDER = resolve(import.meta.dirname, '../../deploy/traefik')
 describe('the same API behind a real Traefik and behind the gateway', { skip }, () => {
   proxyTests({
     start,
+    startBehindBalancer: (places, resources) => start(places, resources, trustBalancer),
     applies: ['query', 'headers'],
     sets: ['x-forwarded-port', 'x-forwarded-server', 'x-real-ip'],
     semicolon: '%3B',
@@ -22,21 +21,25 @@ describe('the same API behind a real Traefik and behind the gateway', { skip }, 
 
   test('without the plugin nothing is served', async () => {
     await using resources = new AsyncDisposableStack()
-    let arrived = 0
-    const api = createServer((_request, response) => {
-      arrived += 1
-      response.end()
-    }).listen(0, '127.0.0.1')
-    resources.defer(() => void api.close())
-    await once(api, 'listening')
+    const api = await startCountingApi(resources)
     const [proxyPort, authorizerPort] = [await freePort(), await freePort()]
-    const { port: apiPort } = api.address() as AddressInfo
     const broken = (folder: string) => rm(join(folder, 'plugins-local'), { recursive: true })
-    const traefik = await start({ proxyPort, apiPort, authorizerPort }, resources, broken)
+    const traefik = await start({ proxyPort, apiPort: api.port, authorizerPort }, resources, broken)
     // Before it has read its routes it answers 404 to everything.
     await traefik.line(/invalid middleware/)
     const { status } = await fetch(`http://127.0.0.1:${proxyPort}/public`)
-    assert.deepEqual([status, arrived], [404, 0])
+    assert.deepEqual([status, api.arrived()], [404, 0])
+  })
+
+  test('whatever nobody decided about is refused, and its output says how much and why', async () => {
+    await using resources = new AsyncDisposableStack()
+    const api = await startCountingApi(resources)
+    const [proxyPort, authorizerPort] = [await freePort(), await freePort()]
+    const traefik = await start({ proxyPort, apiPort: api.port, authorizerPort }, resources)
+    const isRefused = async () => (await fetch(`http://127.0.0.1:${proxyPort}/public`)).status === 503
+    await eventually(isRefused, { what: 'Traefik has read its routes' })
+    await traefik.line(/tollward: \d+ requests? refused.*refused/)
+    assert.equal(api.arrived(), 0)
   })
 })
 
@@ -59,6 +62,13 @@ async function start(
   await spoil(path)
   const args = ['--configFile=traefik.yaml']
   return await startProxyProcess(await acquireTraefik(), args, resources, { cwd: path })
+}
+
+/** As deploy/traefik/README.md has it for a load balancer in front. */
+async function trustBalancer(folder: string): Promise<void> {
+  const file = join(folder, 'traefik.yaml')
+  const text = await readFile(file, 'utf8')
+  await writeFile(file, text.replace('    http:\n', '    forwardedHeaders: { trustedIPs: [127.0.0.1] }\n$&'))
 }
 
 /** As deploy/traefik/README.md has it for bound tokens. */

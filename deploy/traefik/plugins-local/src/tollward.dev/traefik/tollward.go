@@ -7,11 +7,14 @@ import (
 	"context"
 	"encoding/base64"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -69,6 +72,11 @@ type middleware struct {
 	next   http.Handler
 	url    string
 	client *http.Client
+
+	lock sync.Mutex
+	// Requests refused without a decision since toldAt.
+	undecided int
+	toldAt    time.Time
 }
 
 // New makes the middleware in front of next. An authorizer that is no address and port is an error, and Traefik then serves no route
@@ -101,12 +109,12 @@ func (m *middleware) ServeHTTP(rw http.ResponseWriter, req *http.Request) {
 	}
 	asked, err := m.ask(req)
 	if err != nil {
-		refuseUndecided(rw)
+		m.refuseUndecided(rw, err)
 		return
 	}
 	answer, err := m.client.Do(asked)
 	if err != nil {
-		refuseUndecided(rw)
+		m.refuseUndecided(rw, err)
 		return
 	}
 	defer answer.Body.Close()
@@ -116,9 +124,9 @@ func (m *middleware) ServeHTTP(rw http.ResponseWriter, req *http.Request) {
 		_, _ = io.Copy(io.Discard, io.LimitReader(answer.Body, refusalBytesMax))
 		m.admit(rw, req, answer.Header)
 	case answer.Header.Get(decisionHeader) != "" && answer.StatusCode >= 400 && answer.StatusCode < 600:
-		refuse(rw, answer)
+		m.refuse(rw, answer)
 	default:
-		refuseUndecided(rw)
+		m.refuseUndecided(rw, errors.New("the answer is none of an authorizer: "+answer.Status))
 	}
 }
 
@@ -139,10 +147,6 @@ func (m *middleware) ask(req *http.Request) (*http.Request, error) {
 	for _, name := range notAsked {
 		asked.Header.Del(name)
 	}
-	// It may name a header that is set here, which the authorizer refuses.
-	if named := nominated(req.Header); named != "" {
-		asked.Header.Set("Connection", named)
-	}
 	asked.Header.Set("X-Forwarded-Method", req.Method)
 	asked.Header.Set("X-Forwarded-Uri", target(req))
 	asked.Header.Set("X-Forwarded-Host", req.Host)
@@ -157,20 +161,6 @@ func (m *middleware) ask(req *http.Request) (*http.Request, error) {
 		}
 	}
 	return asked, nil
-}
-
-// nominated is what Connection names beside what it is for.
-func nominated(header http.Header) string {
-	var named []string
-	for _, part := range strings.Split(strings.Join(header.Values("Connection"), ","), ",") {
-		part = strings.TrimSpace(part)
-		switch strings.ToLower(part) {
-		case "", "close", "keep-alive", "upgrade":
-		default:
-			named = append(named, part)
-		}
-	}
-	return strings.Join(named, ", ")
 }
 
 // target is path and query as they came; where a request names its host there, too, without that.
@@ -190,9 +180,9 @@ func isAdmission(answer *http.Response) bool {
 func (m *middleware) admit(rw http.ResponseWriter, req *http.Request, said http.Header) {
 	// Traefik reads ";" between the parts of a query as "&"; whoever decided did not.
 	uri := escapedQuery(said.Get(uriHeader))
-	url, err := url.ParseRequestURI(uri)
+	parsed, err := url.ParseRequestURI(uri)
 	if err != nil {
-		refuseUndecided(rw)
+		m.refuseUndecided(rw, err)
 		return
 	}
 	for _, name := range strings.Split(said.Get(removeHeader), ",") {
@@ -211,7 +201,7 @@ func (m *middleware) admit(rw http.ResponseWriter, req *http.Request, said http.
 			told[rest] = values[0]
 		}
 	}
-	req.URL.Path, req.URL.RawPath, req.URL.RawQuery = url.Path, url.RawPath, url.RawQuery
+	req.URL.Path, req.URL.RawPath, req.URL.RawQuery = parsed.Path, parsed.RawPath, parsed.RawQuery
 	req.RequestURI = uri
 	rw.Header().Set(decisionHeader, said.Get(decisionHeader))
 	if len(told) > 0 {
@@ -229,10 +219,10 @@ func escapedQuery(uri string) string {
 }
 
 // refuse passes the authorizer's refusal on as it is.
-func refuse(rw http.ResponseWriter, answer *http.Response) {
+func (m *middleware) refuse(rw http.ResponseWriter, answer *http.Response) {
 	body, err := io.ReadAll(io.LimitReader(answer.Body, refusalBytesMax))
 	if err != nil {
-		refuseUndecided(rw)
+		m.refuseUndecided(rw, err)
 		return
 	}
 	for name, values := range answer.Header {
@@ -245,7 +235,15 @@ func refuse(rw http.ResponseWriter, answer *http.Response) {
 	_, _ = rw.Write(body)
 }
 
-func refuseUndecided(rw http.ResponseWriter) {
+// refuseUndecided refuses, and says in Traefik's own output how many it refused and why the last one, once a second at most.
+func (m *middleware) refuseUndecided(rw http.ResponseWriter, why error) {
+	m.lock.Lock()
+	m.undecided++
+	if now := time.Now(); now.Sub(m.toldAt) >= time.Second {
+		fmt.Fprintf(os.Stderr, "tollward: %d requests refused, as nobody decided about them: %v\n", m.undecided, why)
+		m.undecided, m.toldAt = 0, now
+	}
+	m.lock.Unlock()
 	rw.Header().Set("Content-Type", "application/problem+json")
 	rw.Header().Set("Cache-Control", "no-store")
 	rw.Header().Set("Retry-After", "2")

@@ -52,9 +52,9 @@ export interface GrpcLoad {
 const TICK_MS = 1
 /** After a longer time than this between two ticks, no more is due than of so much: a generator that stood still is no burst of calls. */
 const BURST_MAX_MS = 3
-/** Of a connection's calls, no more at once: fewer than any server allows. */
+/** Of a connection's calls, no more at once: fewer than the servers here allow. */
 const AT_ONCE_MAX = 1000
-/** A call is sent once there is room for so much: more than any message here. */
+/** A call is sent once there is room for so much; no message may be longer. */
 const MESSAGE_BYTES_MAX = 1024
 
 /**
@@ -150,6 +150,7 @@ class Run {
       this.#nextStream += 2
       this.#dueMs.set(stream, dueMs)
       const message = this.#target.next()
+      if (message.length + MESSAGE_PREFIX_BYTES > MESSAGE_BYTES_MAX) throw new Error('a message is too long')
       this.#window -= MESSAGE_PREFIX_BYTES + message.length
       frames.push(call(this.#head, message, stream))
     }

@@ -19,7 +19,9 @@ export interface LocalStack extends AsyncDisposable {
   tollward<T = unknown>(args: readonly string[], input?: string): Promise<T>
   /** A client that is known but has not paid. */
   customer(name: string, from?: string): Promise<Customer>
-  /** A client with an active pass for the plan `orders`. */
+  /** Pays for a pass for the plan `orders`, which the customer uses from now on. */
+  buyPass(customer: Customer): Promise<void>
+  /** A client that has bought a pass. */
   payingCustomer(name: string, from?: string): Promise<Customer>
   /** Ends the stack in an orderly way and gives its exit code. */
   stop(): Promise<number | NodeJS.Signals>
@@ -43,6 +45,12 @@ export async function startLocalStack(args: readonly string[] = []): Promise<Loc
     await made.getToken()
     return made
   }
+  const buyPass = async (customer: Customer) => {
+    const { uri } = await customer.getInvoice('orders')
+    const { txid } = await command<{ txid: string }>(['regtest', 'pay', uri])
+    await command(['regtest', 'mine', '1'])
+    customer.txid = txid
+  }
   const owned = resources.move()
   return {
     state,
@@ -51,12 +59,10 @@ export async function startLocalStack(args: readonly string[] = []): Promise<Loc
     pidOf: (program) => programs(state).find(({ commandLine }) => commandLine.includes(program))?.pid,
     tollward: command,
     customer,
+    buyPass,
     payingCustomer: async (name, from) => {
       const made = await customer(name, from)
-      const { uri } = await made.getInvoice('orders')
-      const { txid } = await command<{ txid: string }>(['regtest', 'pay', uri])
-      await command(['regtest', 'mine', '1'])
-      made.txid = txid
+      await buyPass(made)
       return made
     },
     stop: () => running.stop(),

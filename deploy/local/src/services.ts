@@ -1,7 +1,7 @@
 import { join } from 'node:path'
 import { cookieFile } from './chain.ts'
 import { STACK_MARK } from './leftovers.ts'
-import { type Paths, REPOSITORY } from './paths.ts'
+import { COMPILE_CACHE, type Paths, REPOSITORY } from './paths.ts'
 import { HEALTH_PORTS, HOST, localUrl, PORTS, type ServiceName } from './ports.ts'
 import type { Keys } from './secrets.ts'
 import type { Program } from './supervise.ts'
@@ -17,7 +17,7 @@ export type Off = Readonly<Partial<Record<ServiceName, string>>>
 /** What all programs of this stack get, so that they can be known again. */
 export function baseEnvironment(paths: Paths): Record<string, string> {
   const inherited = INHERITED.flatMap((name) => (process.env[name] === undefined ? [] : [[name, process.env[name]]]))
-  return { ...Object.fromEntries(inherited), [STACK_MARK]: paths.state }
+  return { ...Object.fromEntries(inherited), NODE_COMPILE_CACHE: COMPILE_CACHE, [STACK_MARK]: paths.state }
 }
 
 /** The services in the order in which they start; each only needs those before it to become ready. */

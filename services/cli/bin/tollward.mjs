@@ -14,7 +14,10 @@ if (!(await isInstalled())) {
   process.stderr.write(`tollward: nothing is installed yet; run "npm start" in ${root} first.\n`)
   process.exit(1)
 }
-const child = spawn(node, [join(root, 'services/cli/src/main.ts'), ...process.argv.slice(2)], { stdio: 'inherit' })
+const child = spawn(node, [join(root, 'services/cli/src/main.ts'), ...process.argv.slice(2)], {
+  stdio: 'inherit',
+  env: { ...process.env, NODE_COMPILE_CACHE: join(root, '.tollward/compile-cache') },
+})
 // From a terminal the child gets Ctrl-C by itself; this process stays until the child has ended.
 for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.on(signal, () => child.kill(signal))
 child.on('exit', (code, signal) => process.exit(code ?? (signal === null ? 1 : 130)))

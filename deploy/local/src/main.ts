@@ -10,7 +10,7 @@ import { localUrl, PORTS } from './ports.ts'
 import { type Stack, startStack } from './stack.ts'
 
 /** What --fresh leaves: it took time to get, and holds no state. */
-const KEPT = new Set(['tools', 'installed', 'install.lock', 'stack.lock', 'bench'])
+const KEPT = new Set(['compile-cache', 'tools', 'installed', 'install.lock', 'stack.lock', 'bench'])
 
 const { values } = parseArgs({
   options: {

@@ -7,22 +7,29 @@
 #include <bpf/bpf_helpers.h>
 #include "layout.h"
 
-/* Two slots of 64 bytes an entry: 16 MiB. An exact address costs a cache line or two however many there are.
- */
+/* A bucket of 64 bytes an entry: 8 MiB. An exact address costs a cache line however many there are. */
 #define BLOCKED_ADDRESSES_MAX 131072
 /* Of addresses that found no room in the table, where a few of a million belong. Made when used. */
 #define BLOCK_OVERFLOW_MAX 4096
 /* User space changes a slot at most twice in a row, and then has other work for longer than this takes. */
 #define SLOT_READS_MAX 4
 
-/* See struct block_slot. What can be mapped begins on a page, so each slot is a cache line. */
+/* See struct block_slot. What can be mapped begins on a page, so each bucket is a cache line. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, 2 * BLOCKED_ADDRESSES_MAX + SLOT_REACH_MAX);
+	__uint(max_entries, BLOCKED_ADDRESSES_MAX + SLOT_REACH_MAX);
 	__type(key, __u32);
-	__type(value, struct block_slot);
+	__type(value, struct block_bucket);
 } block_exact SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, BLOCKED_ADDRESSES_MAX + SLOT_REACH_MAX);
+	__type(key, __u32);
+	__type(value, struct bucket_hits);
+} block_hits SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -39,18 +46,12 @@ struct {
 	__type(value, struct block);
 } block_overflow SEC(".maps");
 
-/* What a verdict depends on, read once: two words of the block. */
+/* What a verdict depends on. */
 struct block_terms {
 	__u64 expires_ns;
-	union {
-		__u64 word;
-		struct {
-			__u32 rule_id;
-			__u8 mode;
-			__u8 prefix_length;
-			__u16 packets_per_second;
-		};
-	};
+	__u32 rule_id;
+	__u32 packets_per_second;
+	__u32 mode;
 };
 
 /* Where to read from, once value was read: processors that read ahead wait for an address. */
@@ -60,10 +61,14 @@ static __always_inline const void *after(const void *pointer, __u64 value)
 	return pointer;
 }
 
-static __always_inline void read_terms(struct block_terms *terms, const struct block *block)
+/* Of a block in a map of the kernel's, which replaces it whole. */
+static __always_inline struct block_hits *read_block(struct block *block, struct block_terms *terms)
 {
-	terms->expires_ns = *(const volatile __u64 *)&block->expires_ns;
-	terms->word = *(const volatile __u64 *)&block->rule_id;
+	terms->expires_ns = block->expires_ns;
+	terms->rule_id = block->rule_id;
+	terms->packets_per_second = block->packets_per_second;
+	terms->mode = block->mode;
+	return (struct block_hits *)&block->hits;
 }
 
 static __always_inline __u32 home_of(const struct address *address, const struct block_hash *hash)
@@ -79,29 +84,49 @@ static __always_inline __u32 home_of(const struct address *address, const struct
 	return (__u64)mixed * hash->homes >> 32;
 }
 
-/*
- * Whether the slot holds the address, and on which terms. head was read before. What changes meanwhile is
- * read again. A slot that changed each time, SLOT_READS_MAX within a few cache misses, held the address all
- * the same: it is judged by what was read last, as to let it pass would be the greater fault.
- */
-static __always_inline int read_slot(const struct block_slot *slot, __u32 head, const struct address *address,
-				     struct block_terms *terms)
+/* What differs between the address of a slot and another; 0: it is that, and is there. */
+static __always_inline __u64 difference(const volatile struct block_slot *slot, __u32 head,
+					const struct address *address)
 {
+	const volatile __u64 *half = (const volatile __u64 *)slot->address.bytes;
 	const __u64 *wanted = (const __u64 *)address->bytes;
 
-	for (int i = 0; i < SLOT_READS_MAX; i++) {
-		const volatile struct block_slot *now = after(slot, head);
-		const volatile __u64 *half = (const volatile __u64 *)now->address.bytes;
-		__u64 difference;
-		__u32 before = head;
+	return (half[0] ^ wanted[0]) | (half[1] ^ wanted[1]) | (~head & SLOT_LIVE);
+}
 
-		if (!(head & SLOT_LIVE))
+/* 1, or 0 for 0, without a branch: which of two slots holds an address, no processor could guess. */
+static __always_inline __u64 is_other(__u64 value)
+{
+	__u64 other;
+
+	asm volatile("%0 = %1\n\t%0 = -%0\n\t%0 |= %1\n\t%0 >>= 63" : "=&r"(other) : "r"(value));
+	return other;
+}
+
+/*
+ * Whether the slot holds the address, and on which terms. What changes meanwhile is read again. A slot that
+ * changed each time, SLOT_READS_MAX within a few cache misses, held the address all the same: it is judged by
+ * what was read last, as to let it pass would be the greater fault.
+ */
+static __always_inline int read_slot(const volatile struct block_slot *slot, const struct address *address,
+				     struct block_terms *terms)
+{
+	__u32 head = slot->head;
+
+	for (int i = 0; i < SLOT_READS_MAX; i++) {
+		const volatile struct block_slot *now = after((const void *)slot, head);
+		__u64 different = difference(now, head, address);
+		__u32 before = head;
+		__u64 word;
+
+		if (different)
 			return 0;
-		difference = (half[0] ^ wanted[0]) | (half[1] ^ wanted[1]);
-		if (difference)
-			return 0;
-		read_terms(terms, (const struct block *)&now->block);
-		now = after(slot, difference + terms->expires_ns + terms->word);
+		word = now->terms;
+		terms->rule_id = now->rule_id;
+		terms->mode = word & 0xff;
+		terms->packets_per_second = word >> SLOT_RATE_SHIFT & 0xffff;
+		terms->expires_ns = word >> SLOT_TIME_SHIFT << SLOT_EXPIRY_SHIFT;
+		now = after((const void *)slot, different + word + terms->rule_id);
 		head = now->head;
 		if (head == before)
 			return 1;
@@ -109,37 +134,66 @@ static __always_inline int read_slot(const struct block_slot *slot, __u32 head, 
 	return 1;
 }
 
-/* The block of an address, and its terms. */
-static __always_inline struct block *find_exact(const struct address *address, struct block_terms *terms)
+/* Where to look for an address first. 0: there is no table yet. */
+static __always_inline int find_home(const struct address *address, __u32 *home)
 {
-	__u32 zero = 0, home, head = 0, reach = 1;
+	__u32 zero = 0;
 	const struct block_hash *hash = bpf_map_lookup_elem(&block_hash, &zero);
-	struct block *block;
 
 	if (!hash || hash->homes == 0)
 		return 0;
-	home = home_of(address, hash);
+	*home = home_of(address, hash);
+	return 1;
+}
+
+/*
+ * Begins to read where the hits of a home are counted, for whoever will count: it comes from memory while the
+ * look-up waits for the bucket, and not after it.
+ */
+static __always_inline void read_hits_ahead(__u32 home)
+{
+	const struct bucket_hits *hits = bpf_map_lookup_elem(&block_hits, &home);
+	__u64 value;
+
+	if (!hits)
+		return;
+	value = *(const volatile __u64 *)&hits->slots[0].hits;
+	asm volatile("" : : "r"(value));
+}
+
+/* The terms of an address's block, and where its hits are counted; 0: there is none. */
+static __always_inline struct block_hits *find_exact(const struct address *address, __u32 home,
+						     struct block_terms *terms)
+{
+	__u32 reach = 1, head = 0;
+	struct block *block;
+
 	for (__u32 i = 0; i < SLOT_REACH_MAX && i < reach; i++) {
 		__u32 index = home + i;
-		struct block_slot *slot = bpf_map_lookup_elem(&block_exact, &index);
+		struct block_bucket *bucket = bpf_map_lookup_elem(&block_exact, &index);
+		const volatile struct block_slot *first;
+		struct bucket_hits *hits;
+		__u64 other;
 		__u32 now;
 
-		if (!slot)
+		if (!bucket)
 			return 0;
-		now = *(const volatile __u32 *)&slot->head;
+		first = &bucket->slots[0];
+		now = first->head;
 		if (i == 0) {
 			head = now;
 			reach = head >> SLOT_REACH_SHIFT & SLOT_REACH_MASK;
 		}
-		if (read_slot(slot, now, address, terms))
-			return &slot->block;
+		other = is_other(difference(after((const void *)first, now), now, address));
+		if (!read_slot((const void *)bucket + other * sizeof(struct block_slot), address, terms))
+			continue;
+		hits = bpf_map_lookup_elem(&block_hits, &index);
+		return hits ? (void *)hits + other * sizeof(struct block_hits) : 0;
 	}
 	if (!(head & SLOT_OVERFLOW))
 		return 0;
 	block = bpf_map_lookup_elem(&block_overflow, address);
-	if (block)
-		read_terms(terms, block);
-	return block;
+	return block ? read_block(block, terms) : 0;
 }
 
 #endif

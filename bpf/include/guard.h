@@ -106,8 +106,8 @@ static __always_inline int is_block_over_rate(const struct block_terms *terms)
 			    NANOSECONDS - interval_ns);
 }
 
-/* terms are those of the block; verdict is the counter of packets that such a block drops. */
-static __always_inline enum match match_block(struct block *block, const struct block_terms *terms,
+/* hits and terms are those of the block; verdict is the counter of packets that such a block drops. */
+static __always_inline enum match match_block(struct block_hits *hits, const struct block_terms *terms,
 					      struct packet *packet, __u32 verdict, __u32 prefix_length,
 					      __u32 mode)
 {
@@ -117,10 +117,10 @@ static __always_inline enum match match_block(struct block *block, const struct 
 		count(COUNTER_EXPIRED_SEEN);
 		return MATCH_NONE;
 	}
-	__sync_fetch_and_add(&block->hits, 1);
-	if (block->first_hit_ns == 0)
+	__sync_fetch_and_add(&hits->hits, 1);
+	if (hits->first_hit_ns == 0)
 		know_time(packet);
-	block->last_hit_ns = packet->now;
+	hits->last_hit_ns = packet->now;
 	if (terms->mode == BLOCK_RATE_LIMIT) {
 		if (!is_block_over_rate(terms))
 			return MATCH_NONE;
@@ -131,8 +131,8 @@ static __always_inline enum match match_block(struct block *block, const struct 
 		report(DIRECTION_INGRESS, EVENT_BLOCK, COUNTER_AUDITED, terms->rule_id, prefix_length);
 		return MATCH_AUDIT;
 	}
-	if (block->first_hit_ns == 0 &&
-	    __sync_val_compare_and_swap(&block->first_hit_ns, 0, packet->now) == 0) {
+	if (hits->first_hit_ns == 0 &&
+	    __sync_val_compare_and_swap(&hits->first_hit_ns, 0, packet->now) == 0) {
 		struct first_hit record = {
 			.at_ns = packet->now,
 			.source = packet->flow.source,
@@ -191,8 +191,8 @@ static __always_inline enum match match_cidr4(struct packet *packet, __u64 lengt
 			continue;
 		if (is_exempt(packet))
 			return MATCH_EXEMPT;
-		read_terms(&terms, block);
-		match = match_block(block, &terms, packet, COUNTER_DROPPED_CIDR, key.prefix_length, mode);
+		match = match_block(read_block(block, &terms), &terms, packet, COUNTER_DROPPED_CIDR,
+				    key.prefix_length, mode);
 		if (match >= MATCH_DROP)
 			return match;
 		if (match == MATCH_AUDIT)
@@ -217,8 +217,8 @@ static __always_inline enum match match_cidr6(struct packet *packet, __u32 mode)
 			return found;
 		if (is_exempt(packet))
 			return MATCH_EXEMPT;
-		read_terms(&terms, block);
-		match = match_block(block, &terms, packet, COUNTER_DROPPED_CIDR, block->prefix_length, mode);
+		match = match_block(read_block(block, &terms), &terms, packet, COUNTER_DROPPED_CIDR,
+				    block->prefix_length, mode);
 		if (match >= MATCH_DROP)
 			return match;
 		if (match == MATCH_AUDIT)
@@ -238,19 +238,22 @@ __noinline int match_blocks(__u32 mode)
 	struct packet *packet = bpf_map_lookup_elem(&packets, &direction);
 	enum match match = MATCH_NONE;
 	struct block_terms terms = {};
-	struct block *block = 0;
+	struct block_hits *hits = 0;
+	__u32 home = 0;
 	enum match cidr;
 	__u64 lengths;
 
 	if (!packet)
 		return COUNTER_PASSED;
 	lengths = lengths_around(packet);
-	if (lengths & BLOCK_LENGTH_EXACT)
-		block = find_exact(&packet->flow.source, &terms);
-	if (block) {
+	if (lengths & BLOCK_LENGTH_EXACT && find_home(&packet->flow.source, &home)) {
+		read_hits_ahead(home);
+		hits = find_exact(&packet->flow.source, home, &terms);
+	}
+	if (hits) {
 		if (is_exempt(packet))
 			return packet->exemption;
-		match = match_block(block, &terms, packet, COUNTER_DROPPED_EXACT, EXACT_PREFIX, mode);
+		match = match_block(hits, &terms, packet, COUNTER_DROPPED_EXACT, EXACT_PREFIX, mode);
 	}
 	if (match == MATCH_DROP)
 		return COUNTER_DROPPED_EXACT;

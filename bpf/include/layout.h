@@ -12,7 +12,7 @@
 
 #include <linux/types.h>
 
-#define LAYOUT_VERSION	     2
+#define LAYOUT_VERSION	     3
 #define MANAGEMENT_PORTS_MAX 16
 
 #define CHECK_SIZE(type, size)	      _Static_assert(sizeof(type) == (size), #type " has another size")
@@ -93,7 +93,7 @@ enum block_mode {
 	BLOCK_RATE_LIMIT = 2,
 };
 
-/* Value of block_overflow, block_cidr4 and block_cidr6, and part of each slot of block_exact. */
+/* Value of block_overflow, block_cidr4 and block_cidr6. The kernel writes what a struct block_hits has. */
 struct block {
 	__u64 expires_ns;   /* 0: never */
 	__u64 hits;	    /* packets that matched while the entry was live, dropped or audited */
@@ -105,32 +105,59 @@ struct block {
 	__u16 packets_per_second; /* rate-limit: of each source; as many may come at once */
 };
 
+/* As in struct block: what is counted of a slot. */
+struct block_hits {
+	__u64 hits;
+	__u64 first_hit_ns;
+	__u64 last_hit_ns;
+	__u64 zero;
+};
+
 /*
- * The table of exact addresses: an array of slots, each of one cache line, of which user space maps the
- * memory. An address lies at its home, the slot that its hash says, or in one of the next. Only user space
- * writes address and head, and it is alone in it; the kernel writes hits and times.
+ * The table of exact addresses: an array of buckets of two slots, each bucket one cache line, of which user
+ * space maps the memory. An address lies in its home, the bucket that its hash says, or in one of the next.
+ * Only user space writes here, and it is alone in it; the kernel writes hits and times, beside the table.
  *
- * head is one word, so each change of it is seen whole:
+ * head is one word, so each change of it is seen whole. Of each slot:
+ *
  *   SLOT_LIVE      the slot holds a block. Its address never changes while this is set.
- *   SLOT_OVERFLOW  block_overflow holds some whose home this is: they found no room.
- *   reach          so many slots, from this one on, may hold some whose home this is. It covers each of them
- *		    as long as it is there, so no block is missed however others come and go, and none moves.
  *   version	    another with each change of what the slot holds: who read the same before and after has
  *		    read one block, and not halves of two.
+ *
+ * Of a bucket's first slot, as the home of addresses:
+ *
+ *   SLOT_OVERFLOW  block_overflow holds some of them: they found no room.
+ *   reach          so many buckets, from this one on, may hold some of them. It covers each as long as it is
+ *		    there, so no block is missed however others come and go, and none moves.
+ *
+ * terms is one word, too: the expiry in units of 2^SLOT_EXPIRY_SHIFT ns, rounded up (0: never), above the
+ * packets a second, above the mode.
  */
 #define SLOT_LIVE	   1
 #define SLOT_OVERFLOW	   2
 #define SLOT_REACH_SHIFT   2
 #define SLOT_REACH_MASK	   0x7f
 #define SLOT_VERSION_SHIFT 9
-/* At two slots for each block, one in a million addresses finds no room within so many. */
-#define SLOT_REACH_MAX 64
+/* At a bucket for each block, not one in a million addresses finds no room within so many. */
+#define SLOT_REACH_MAX	  32
+#define SLOT_EXPIRY_SHIFT 20
+#define SLOT_RATE_SHIFT	  8
+#define SLOT_TIME_SHIFT	  24
 
 struct block_slot {
 	struct address address;
 	__u32 head;
-	__u32 zero;
-	struct block block;
+	__u32 rule_id;
+	__u64 terms;
+};
+
+struct block_bucket {
+	struct block_slot slots[2];
+};
+
+/* Value of block_hits: of the slots of each bucket, a cache line, too. */
+struct bucket_hits {
+	struct block_hits slots[2];
 };
 
 /*
@@ -363,8 +390,12 @@ CHECK_SIZE(struct guarded_filter, 64);
 CHECK_SIZE(struct block, 40);
 CHECK_OFFSET(struct block, rule_id, 32);
 CHECK_OFFSET(struct block, prefix_length, 37);
-CHECK_SIZE(struct block_slot, 64);
-CHECK_OFFSET(struct block_slot, block, 24);
+CHECK_SIZE(struct block_hits, 32);
+CHECK_OFFSET(struct block, hits, 8);
+CHECK_OFFSET(struct block, last_hit_ns, 24);
+CHECK_SIZE(struct block_slot, 32);
+CHECK_SIZE(struct block_bucket, 64);
+CHECK_SIZE(struct bucket_hits, 64);
 CHECK_SIZE(struct block_hash, 48);
 CHECK_SIZE(struct cidr4_key, 8);
 CHECK_SIZE(struct cidr6_key, 20);

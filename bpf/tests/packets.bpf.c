@@ -113,8 +113,9 @@ static __always_inline void pick(__u64 *key, __u32 count)
 __noinline int is_blocked(const struct address *address)
 {
 	struct block_terms terms;
+	__u32 home;
 
-	return address && find_exact(address, &terms) != 0;
+	return address && find_home(address, &home) && find_exact(address, home, &terms) != 0;
 }
 
 /* Looks for addresses at random, of as many as orders[0].senders says; what pick_only does costs as much
@@ -170,12 +171,12 @@ int read_only(struct xdp_md *context)
 	if (!order || order->senders == 0)
 		return 0;
 	for (int i = 0; i < RECORDS_EACH_RUN; i++) {
-		__u32 index = (bpf_get_prandom_u32() + (before & 1)) % (2 * order->senders);
-		struct block_slot *slot = bpf_map_lookup_elem(&block_exact, &index);
+		__u32 index = (bpf_get_prandom_u32() + (before & 1)) % order->senders;
+		struct block_bucket *bucket = bpf_map_lookup_elem(&block_exact, &index);
 
-		if (!slot)
+		if (!bucket)
 			return 0;
-		before = slot->head;
+		before = bucket->slots[0].head;
 		odd += before & 1;
 	}
 	return odd;

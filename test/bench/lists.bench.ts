@@ -2,7 +2,7 @@ import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import process from 'node:process'
 import { ensureSystemPackages } from '@tollward/acquire'
-import { type BpfObject, ExactBlocks, loadObject, slotsFor, testRun } from '@tollward/libbpf'
+import { type BpfObject, ExactBlocks, loadObject, tableSizes, testRun } from '@tollward/libbpf'
 import { networkNamespace, requires, temporaryDirectory } from '@tollward/testkit'
 import { median, rounded } from './latencies.ts'
 import { compilePackets } from './packets.ts'
@@ -83,7 +83,7 @@ function lookUpRow(object: string, size: number): Row {
 
 function loadLists(object: string, size: number): BpfObject {
   const maps = {
-    block_exact: { maxEntries: slotsFor(size) },
+    ...tableSizes(size),
     senders: { maxEntries: 1 },
     records: { maxEntries: 4096 },
   }

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
 import { parseRange } from '@tollward/contracts'
 import { blockMaps } from './block-maps.ts'
-import { slotsFor } from './exact-blocks.ts'
+import { tableSizes } from './exact-blocks.ts'
 import { blockTarget, encodeBlock } from './layout.ts'
 import { BpfError } from './native.ts'
 import { loadObject } from './object.ts'
@@ -49,7 +49,7 @@ describe('maps of blocks', { skip: needsKernel }, () => {
   })
 
   test('what finds no room leaves no trace; of many at once, those that found some are looked for', async () => {
-    const maps = { block_cidr4: { maxEntries: ROOM }, block_exact: { maxEntries: slotsFor(ROOM) } }
+    const maps = { block_cidr4: { maxEntries: ROOM }, ...tableSizes(ROOM) }
     using sensor = new TestSensor(loadObject(await compileSensor(), { maps }))
     const blocks = blockMaps({ map: (name) => sensor.object.map(name) })
     for (const [map, length] of [

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
 import { setImmediate as turn } from 'node:timers/promises'
 import { bootTimeNs } from './clock.ts'
-import { ExactBlocks, slotsFor } from './exact-blocks.ts'
+import { ExactBlocks, tableSizes } from './exact-blocks.ts'
 import { BLOCK_SLOT, type Block, blockTarget, encodeBlock, SLOT } from './layout.ts'
 import { isErrno } from './native.ts'
 import { loadObject, testRunAside } from './object.ts'
@@ -38,7 +38,7 @@ describe('the table of exact addresses', { skip: needsKernel }, () => {
   test('what finds no slot near its home is blocked all the same, counts its hits, and can be lifted', async () => {
     using sensor = await sensorFor(ROOM)
     const blocks = exactOf(sensor)
-    const those = sharingHome(blocks, SLOT.reachMax + 3)
+    const those = sharingHome(blocks, 2 * SLOT.reachMax + 3)
     for (const source of those) blocks.update(keyOf(source), blockValue({}))
     assert.equal([...sensor.object.map('block_overflow').keys()].length, 3)
     for (const source of those) {
@@ -60,6 +60,19 @@ describe('the table of exact addresses', { skip: needsKernel }, () => {
     assert.deepEqual(headsOf(sensor), [])
   })
 
+  test('a block ends within a millisecond after its expiry, and not before', async () => {
+    using sensor = await sensorFor(ROOM)
+    const blocks = exactOf(sensor)
+    const unitNs = 1n << SLOT.expiryShift
+    for (const expiresNs of [1n, unitNs - 1n, unitNs, unitNs + 1n, 86_400_000_000_001n, 2n ** 59n]) {
+      blocks.update(keyOf(v6(1)), blockValue({ expiresNs }))
+      const lateNs = sensor.blockOf(v6(1)).expiresNs - expiresNs
+      assert(lateNs >= 0n && lateNs < unitNs, `${expiresNs}: ${lateNs}`)
+    }
+    blocks.update(keyOf(v6(1)), blockValue({ expiresNs: 0n }))
+    assert.equal(sensor.blockOf(v6(1)).expiresNs, 0n, 'never')
+  })
+
   test('no two tables have one hash, so nobody can choose addresses that share a home', async () => {
     using one = await sensorFor(ROOM)
     using other = await sensorFor(ROOM)
@@ -76,10 +89,10 @@ describe('the table of exact addresses', { skip: needsKernel }, () => {
     for (const source of those) blocks.update(keyOf(source), blockValue({}))
     const home = blocks.homeOf(keyOf(those[0] ?? ''))
     const slots = sensor.object.map('block_exact')
-    const setHead = (slot: number, change: (head: number) => number) => {
+    const setHead = (bucket: number, change: (head: number) => number) => {
       const key = Buffer.alloc(4)
-      key.writeUInt32LE(slot)
-      const value = slots.lookup(key) ?? Buffer.alloc(BLOCK_SLOT.bytes)
+      key.writeUInt32LE(bucket)
+      const value = slots.lookup(key) ?? Buffer.alloc(2 * BLOCK_SLOT.bytes)
       value.writeUInt32LE(change(value.readUInt32LE(BLOCK_SLOT.head)), BLOCK_SLOT.head)
       slots.update(key, value)
     }
@@ -109,29 +122,30 @@ describe('the table of exact addresses', { skip: needsKernel }, () => {
     assert(sensor.blockOf(v6(1)).firstHitNs > firstHitNs)
   })
 
-  test('no packet of a blocked address passes while blocks around it come and go, and it is extended', async () => {
-    using sensor = await sensorFor(ROOM)
-    const blocks = exactOf(sensor)
-    const those = sharingHome(blocks, 4)
-    const [before, blocked, after, further] = those.map(keyOf)
-    assert(before && blocked && after && further)
-    const value = blockValue({})
-    const extended = blockValue({ expiresNs: bootTimeNs() + AN_HOUR_NS, ruleId: 2 })
-    // It lies behind its home, with a hole before it or not.
-    for (const key of [before, blocked]) blocks.update(key, value)
-    const judged = await judgeWhile(sensor, those[1] ?? '', () => {
-      blocks.update(after, value)
-      blocks.delete(before)
-      blocks.update(further, value)
-      blocks.update(blocked, extended)
-      blocks.delete(after)
-      blocks.update(before, value)
-      blocks.update(blocked, value)
-      blocks.delete(further)
+  for (const [where, heldBefore] of Object.entries({ 'its home': 0, 'a bucket behind': 2 }))
+    test(`no packet of a blocked address in ${where} passes while blocks around it come and go, and it is extended`, async () => {
+      using sensor = await sensorFor(ROOM)
+      const blocks = exactOf(sensor)
+      const those = sharingHome(blocks, heldBefore + 4)
+      const [before, blocked, after, further] = those.slice(heldBefore).map(keyOf)
+      assert(before && blocked && after && further)
+      const value = blockValue({})
+      const extended = blockValue({ expiresNs: bootTimeNs() + AN_HOUR_NS, ruleId: 2 })
+      // In the second slot of its bucket, with a hole in the first or not.
+      for (const source of those.slice(0, heldBefore + 2)) blocks.update(keyOf(source), value)
+      const judged = await judgeWhile(sensor, those[heldBefore + 1] ?? '', () => {
+        blocks.update(after, value)
+        blocks.delete(before)
+        blocks.update(further, value)
+        blocks.update(blocked, extended)
+        blocks.delete(after)
+        blocks.update(before, value)
+        blocks.update(blocked, value)
+        blocks.delete(further)
+      })
+      assert.equal(judged.passed, 0)
+      assert(judged.dropped >= PACKETS)
     })
-    assert.equal(judged.passed, 0)
-    assert(judged.dropped >= PACKETS)
-  })
 
   test('no packet is dropped by half of one entry and half of the next', async () => {
     using sensor = await sensorFor(ROOM)
@@ -190,7 +204,7 @@ async function runWhole(sensor: TestSensor, source: string): Promise<void> {
 
 async function sensorFor(addresses: number): Promise<TestSensor> {
   const maps = {
-    block_exact: { maxEntries: slotsFor(addresses) },
+    ...tableSizes(addresses),
     flows_a: { maxEntries: 64 },
     flows_b: { maxEntries: 64 },
   }
@@ -215,7 +229,7 @@ function sharingHome(blocks: ExactBlocks, count: number): string[] {
 function headsOf({ object }: TestSensor): number[] {
   const heads: number[] = []
   for (const { count, values } of object.map('block_exact').entries())
-    for (let index = 0; index < count; index++) {
+    for (let index = 0; index < 2 * count; index++) {
       const head = values.readUInt32LE(index * BLOCK_SLOT.bytes + BLOCK_SLOT.head) % (1 << SLOT.versionShift)
       if (head !== 0) heads.push(head)
     }

@@ -1,34 +1,44 @@
 import { randomFillSync } from 'node:crypto'
 import { constants } from 'node:os'
-import { BLOCK, BLOCK_HASH, BLOCK_MODE, BLOCK_SLOT, SLOT } from './layout.ts'
+import { BLOCK, BLOCK_HASH, BLOCK_HITS, BLOCK_SLOT, SLOT } from './layout.ts'
 import type { Batch, BpfMap } from './map.ts'
 import { BpfError, libc, viewOf } from './native.ts'
+import type { MapOptions } from './object.ts'
 
 const [PROT_READ_WRITE, MAP_SHARED] = [3, 1]
 const MAP_FAILED = 0xffff_ffff_ffff_ffffn
-/** BPF_MAP_TYPE_HASH and BPF_MAP_TYPE_ARRAY of <linux/bpf.h>. */
-const [HASH, ARRAY] = [1, 2]
+/** BPF_MAP_TYPE_HASH of <linux/bpf.h>. */
+const HASH = 1
 const KEY_BYTES = 16
 const KEY_WORDS = KEY_BYTES / 4
+const SLOTS_OF_BUCKET = 2
+const SLOT_WORDS = BLOCK_SLOT.bytes / 4
 const HEAD_WORD = BLOCK_SLOT.head / 4
+const RULE_WORD = BLOCK_SLOT.ruleId / 4
+const SLOT_LONGS = BLOCK_SLOT.bytes / 8
+const TERMS_LONG = BLOCK_SLOT.terms / 8
+const HITS_LONGS = BLOCK_HITS.bytes / 8
 const REACH_BITS = SLOT.reachMask << SLOT.reachShift
 const VERSION = 1 << SLOT.versionShift
-/** Slots for each block: at more, no look-up would be faster; at fewer, more find no room near their home. */
-const SLOTS_EACH = 2
+/** Where a block has what the kernel counts, and the same among its hits, in longs. */
+const COUNTED = [
+  { at: BLOCK.hits, long: BLOCK_HITS.hits / 8 },
+  { at: BLOCK.firstHitNs, long: BLOCK_HITS.firstHitNs / 8 },
+  { at: BLOCK.lastHitNs, long: BLOCK_HITS.lastHitNs / 8 },
+] as const
+const [MODE_BITS, RATE_BITS] = [0xffn, 0xffffn]
+const EXPIRY_UNIT_NS = 1n << SLOT.expiryShift
+/** 36 years after the start of the kernel. */
+const EXPIRY_MAX = (1n << (64n - SLOT.timeShift)) - 1n
+const EXACT_PREFIX = 128
 /** As many as batches of the kernel's own maps have. */
 const BATCH_ENTRIES = 4096
 const ONLY_KEY = Buffer.alloc(4)
-/** Of two modes, the one that lets less pass is higher. */
-const STRICTNESS = { [BLOCK_MODE.audit]: 0, [BLOCK_MODE.rateLimit]: 1, [BLOCK_MODE.drop]: 2 }
 
-/** How many slots the map `block_exact` must have, that so many addresses find room. */
-export function slotsFor(addresses: number): number {
-  return SLOTS_EACH * addresses + SLOT.reachMax
-}
-
-/** Whether a map is such a table, and not the hash that sensors had before. */
-export function isSlots({ type }: Pick<BpfMap, 'type'>): boolean {
-  return type === ARRAY
+/** How large the maps of the table must be, that so many addresses find room: a bucket of two slots for each. */
+export function tableSizes(addresses: number): Record<'block_exact' | 'block_hits', MapOptions> {
+  const buckets = addresses + SLOT.reachMax
+  return { block_exact: { maxEntries: buckets }, block_hits: { maxEntries: buckets } }
 }
 
 /** Memory that is mapped as long as a view of it can be reached. */
@@ -40,12 +50,13 @@ const mappings = new FinalizationRegistry<{ address: bigint; length: number }>((
  * The table of exact addresses (see bpf/include/layout.h) as if it were a hash from address to block. Slots are written in the
  * kernel's own memory, without a system call, each change in an order in which every packet is judged by what was there before
  * or what is there afterwards: a slot is filled before its head says so, an address is within its home's reach before it
- * counts as there, and no block ever moves. One writer at a time; who has the maps of another calls `takeOver` first.
+ * counts as there, and no block ever moves. A block ends up to a millisecond after its expiry. One writer at a time; who has the maps of
+ * another calls `takeOver` first.
  */
 export class ExactBlocks {
   readonly name: string
   readonly keyBytes = KEY_BYTES
-  readonly valueBytes: number
+  readonly valueBytes = BLOCK.bytes
   readonly maxEntries: number
   /** To whoever copies entries, this is a hash of blocks. */
   readonly type = HASH
@@ -56,31 +67,33 @@ export class ExactBlocks {
   readonly #overflowing = new Map<number, number>()
   readonly #homes: number
   readonly #slots: number
-  readonly #slotWords: number
   readonly #words: Int32Array
   readonly #longs: BigUint64Array
   readonly #bytes: Buffer
+  readonly #hits: BigUint64Array
   /** Lower and upper half of each factor, then of the addend. */
   #hash = new Int32Array(0)
   #count = 0
 
   constructor({ map }: { readonly map: (name: string) => BpfMap }) {
-    const slots = map('block_exact')
-    this.name = slots.name
+    const [buckets, hits] = [map('block_exact'), map('block_hits')]
+    this.name = buckets.name
     this.#hashMap = map('block_hash')
     this.#overflow = map('block_overflow')
     this.types = this.#overflow.types
-    this.valueBytes = this.#overflow.valueBytes
-    this.#slots = slots.maxEntries
-    this.#homes = slots.maxEntries - SLOT.reachMax
-    this.maxEntries = Math.floor(this.#homes / SLOTS_EACH)
-    if (!isSlots(slots) || this.maxEntries < 1 || slots.valueBytes < BLOCK_SLOT.block + this.valueBytes)
-      throw new TypeError(`${slots.name} is no table of blocks with room for one`)
-    this.#slotWords = slots.valueBytes / 4
-    const memory = memoryOf(slots)
+    this.#slots = SLOTS_OF_BUCKET * buckets.maxEntries
+    this.#homes = buckets.maxEntries - SLOT.reachMax
+    this.maxEntries = this.#homes
+    const isTable =
+      buckets.valueBytes === SLOTS_OF_BUCKET * BLOCK_SLOT.bytes &&
+      hits.valueBytes === SLOTS_OF_BUCKET * BLOCK_HITS.bytes
+    if (!isTable || this.maxEntries < 1 || SLOTS_OF_BUCKET * hits.maxEntries < this.#slots)
+      throw new TypeError(`${this.name} is no table of blocks with room for one`)
+    const memory = memoryOf(buckets)
     this.#words = new Int32Array(memory)
     this.#longs = new BigUint64Array(memory)
     this.#bytes = Buffer.from(memory)
+    this.#hits = new BigUint64Array(memoryOf(hits))
     this.#readHash()
   }
 
@@ -91,13 +104,13 @@ export class ExactBlocks {
     this.#count = 0
     for (const { count, keys } of this.#overflow.entries()) {
       this.#count += count
-      for (let index = 0; index < count; index++) this.#overflows(this.#homeOf(keys, index * KEY_BYTES), 1)
+      for (let index = 0; index < count; index++) this.#changeOverflow(this.#homeOf(keys, index * KEY_BYTES), 1)
     }
-    const reaches = new Uint8Array(this.#slots)
+    const reaches = new Uint8Array(this.#homes)
     for (let slot = 0; slot < this.#slots; slot++) {
       if (!this.#isLive(slot)) continue
       const home = this.#homeOfSlot(slot)
-      reaches[home] = slot - home + 1
+      reaches[home] = reachTo(home, slot)
       this.#count += 1
     }
     for (let home = 0; home < this.#homes; home++) this.#setReach(home, reaches[home] ?? 0)
@@ -106,8 +119,10 @@ export class ExactBlocks {
   lookup(key: Uint8Array): Buffer | undefined {
     const home = this.#homeOf(key, 0)
     const slot = this.#find(home, key, 0)
-    if (slot >= 0) return Buffer.from(this.#bytes.subarray(this.#blockAt(slot), this.#blockAt(slot) + this.valueBytes))
-    return this.#head(home) & SLOT.overflow ? this.#overflow.lookup(key) : undefined
+    if (slot < 0) return this.#overflows(home) ? this.#overflow.lookup(key) : undefined
+    const value = Buffer.alloc(BLOCK.bytes)
+    this.#readBlock(slot, value, 0)
+    return value
   }
 
   /** As in BpfMap. Hits and times of a block that is there only go on: the kernel may have counted since they were read. */
@@ -136,24 +151,28 @@ export class ExactBlocks {
 
   /** As in BpfMap: the buffers are reused. */
   *entries(): Generator<Batch> {
+    yield* this.slots()
+    yield* this.#overflow.entries()
+  }
+
+  /** The same, without what found no room among the slots. */
+  *slots(): Generator<Batch> {
     const keys = Buffer.alloc(BATCH_ENTRIES * KEY_BYTES)
-    const values = Buffer.alloc(BATCH_ENTRIES * this.valueBytes)
+    const values = Buffer.alloc(BATCH_ENTRIES * BLOCK.bytes)
     let count = 0
     for (let slot = 0; slot < this.#slots; slot++) {
       if (!this.#isLive(slot)) continue
-      const at = this.#blockAt(slot)
-      this.#bytes.copy(keys, count * KEY_BYTES, at - BLOCK_SLOT.block, at - BLOCK_SLOT.block + KEY_BYTES)
-      this.#bytes.copy(values, count * this.valueBytes, at, at + this.valueBytes)
+      this.#bytes.copy(keys, count * KEY_BYTES, slot * BLOCK_SLOT.bytes, slot * BLOCK_SLOT.bytes + KEY_BYTES)
+      this.#readBlock(slot, values, count * BLOCK.bytes)
       count += 1
       if (count < BATCH_ENTRIES) continue
       yield { count, keys, values }
       count = 0
     }
     if (count > 0) yield { count, keys, values }
-    yield* this.#overflow.entries()
   }
 
-  /** The slot of an address in which it is looked for first. */
+  /** The bucket in which an address is looked for first. */
   homeOf(key: Uint8Array): number {
     return this.#homeOf(key, 0)
   }
@@ -176,12 +195,14 @@ export class ExactBlocks {
     const slot = this.#freeSlot(home)
     if (slot < 0) {
       this.#overflow.update(key, value)
-      this.#overflows(home, 1)
+      this.#changeOverflow(home, 1)
     } else {
-      this.#bytes.set(key, this.#blockAt(slot) - BLOCK_SLOT.block)
-      this.#bytes.set(value, this.#blockAt(slot))
+      const block = Buffer.from(value.buffer, value.byteOffset, value.length)
+      this.#bytes.set(key, slot * BLOCK_SLOT.bytes)
+      this.#writeTerms(slot, block)
+      for (const { at, long } of COUNTED) this.#hits[slot * HITS_LONGS + long] = block.readBigUInt64LE(at)
       this.#setHead(slot, (this.#head(slot) | SLOT.live) + VERSION)
-      if (this.#reachOf(home) < slot - home + 1) this.#setReach(home, slot - home + 1)
+      if (this.#reachOf(home) < reachTo(home, slot)) this.#setReach(home, reachTo(home, slot))
     }
     this.#count += 1
   }
@@ -191,75 +212,93 @@ export class ExactBlocks {
     const slot = this.#find(home, keys, at)
     if (slot >= 0) {
       this.#setHead(slot, (this.#head(slot) & ~SLOT.live) + VERSION)
-      if (this.#reachOf(home) === slot - home + 1) this.#setReach(home, this.#reachBefore(home, slot))
+      if (this.#reachOf(home) === reachTo(home, slot)) this.#setReach(home, this.#reachWithout(home, slot))
     } else {
-      if (!(this.#head(home) & SLOT.overflow) || !this.#overflow.delete(keys.subarray(at, at + KEY_BYTES))) return false
-      this.#overflows(home, -1)
+      if (!this.#overflows(home) || !this.#overflow.delete(keys.subarray(at, at + KEY_BYTES))) return false
+      this.#changeOverflow(home, -1)
     }
     this.#count -= 1
     return true
   }
 
-  /**
-   * Expiry and mode are two words. First goes what lets more pass, so a packet in between is judged as before or as afterwards;
-   * a kernel that read one of them before and one after sees another version and reads again.
-   */
+  /** A kernel that read a part of it before and another after sees another version, and reads again. */
   #replace(slot: number, value: Uint8Array): void {
     const next = Buffer.from(value.buffer, value.byteOffset, value.length)
-    const at = this.#blockAt(slot)
-    this.#goOn(at, next)
-    const modeOf = (bytes: Buffer, from: number) => bytes.readUInt8(from + BLOCK.mode) as keyof typeof STRICTNESS
-    const isLaxer = STRICTNESS[modeOf(next, 0)] < STRICTNESS[modeOf(this.#bytes, at)]
-    const order = isLaxer ? [BLOCK.ruleId, BLOCK.expiresNs] : [BLOCK.expiresNs, BLOCK.ruleId]
-    for (const field of order) {
-      Atomics.store(this.#longs, (at + field) / 8, next.readBigUInt64LE(field))
-      this.#setHead(slot, this.#head(slot) + VERSION)
-    }
+    this.#goOn(slot, next)
+    this.#writeTerms(slot, next)
+    this.#setHead(slot, this.#head(slot) + VERSION)
+  }
+
+  #writeTerms(slot: number, block: Buffer): void {
+    const terms =
+      (expiryUnits(block.readBigUInt64LE(BLOCK.expiresNs)) << SLOT.timeShift) |
+      (BigInt(block.readUInt16LE(BLOCK.packetsPerSecond)) << SLOT.rateShift) |
+      BigInt(block.readUInt8(BLOCK.mode))
+    Atomics.store(this.#longs, slot * SLOT_LONGS + TERMS_LONG, terms)
+    Atomics.store(this.#words, slot * SLOT_WORDS + RULE_WORD, block.readInt32LE(BLOCK.ruleId))
+  }
+
+  /** Writes the block of a slot as the other maps of blocks have it. */
+  #readBlock(slot: number, to: Buffer, at: number): void {
+    const terms = this.#longs[slot * SLOT_LONGS + TERMS_LONG] ?? 0n
+    to.writeBigUInt64LE((terms >> SLOT.timeShift) << SLOT.expiryShift, at + BLOCK.expiresNs)
+    to.writeInt32LE(this.#words[slot * SLOT_WORDS + RULE_WORD] ?? 0, at + BLOCK.ruleId)
+    to.writeUInt8(Number(terms & MODE_BITS), at + BLOCK.mode)
+    to.writeUInt8(EXACT_PREFIX, at + BLOCK.prefixLength)
+    to.writeUInt16LE(Number((terms >> SLOT.rateShift) & RATE_BITS), at + BLOCK.packetsPerSecond)
+    for (const { at: field, long } of COUNTED)
+      to.writeBigUInt64LE(this.#hits[slot * HITS_LONGS + long] ?? 0n, at + field)
   }
 
   /** A block that begins anew has none; else what the kernel counted meanwhile stays. */
-  #goOn(at: number, next: Buffer): void {
-    const fields = [BLOCK.hits, BLOCK.firstHitNs, BLOCK.lastHitNs]
-    const isNew = fields.every((field) => next.readBigUInt64LE(field) === 0n)
-    for (const field of fields) {
-      const [index, wanted] = [(at + field) / 8, next.readBigUInt64LE(field)]
-      const held = Atomics.load(this.#longs, index)
-      const isBehind = field === BLOCK.firstHitNs ? held === 0n : held < wanted
-      if (isNew || isBehind) Atomics.store(this.#longs, index, wanted)
+  #goOn(slot: number, next: Buffer): void {
+    const isNew = COUNTED.every(({ at }) => next.readBigUInt64LE(at) === 0n)
+    for (const { at, long } of COUNTED) {
+      const [index, wanted] = [slot * HITS_LONGS + long, next.readBigUInt64LE(at)]
+      const held = Atomics.load(this.#hits, index)
+      const isBehind = at === BLOCK.firstHitNs ? held === 0n : held < wanted
+      if (isNew || isBehind) Atomics.store(this.#hits, index, wanted)
     }
   }
 
   /** The slot that holds an address; -1: none. */
   #find(home: number, keys: Uint8Array, at: number): number {
-    const end = home + this.#reachOf(home)
-    for (let slot = home; slot < end; slot++) if (this.#isLive(slot) && this.#holds(slot, keys, at)) return slot
+    const end = SLOTS_OF_BUCKET * (home + this.#reachOf(home))
+    for (let slot = SLOTS_OF_BUCKET * home; slot < end; slot++)
+      if (this.#isLive(slot) && this.#holds(slot, keys, at)) return slot
     return -1
   }
 
   #holds(slot: number, keys: Uint8Array, at: number): boolean {
     // From the end: most addresses begin alike.
     for (let word = KEY_WORDS - 1; word >= 0; word--)
-      if (this.#words[slot * this.#slotWords + word] !== wordAt(keys, at + 4 * word)) return false
+      if (this.#words[slot * SLOT_WORDS + word] !== wordAt(keys, at + 4 * word)) return false
     return true
   }
 
   #freeSlot(home: number): number {
-    for (let slot = home; slot < home + SLOT.reachMax; slot++) if (!this.#isLive(slot)) return slot
+    const end = SLOTS_OF_BUCKET * (home + SLOT.reachMax)
+    for (let slot = SLOTS_OF_BUCKET * home; slot < end; slot++) if (!this.#isLive(slot)) return slot
     return -1
   }
 
   #isInOverflow(home: number, key: Uint8Array): boolean {
-    return (this.#head(home) & SLOT.overflow) !== 0 && this.#overflow.lookup(key) !== undefined
+    return this.#overflows(home) && this.#overflow.lookup(key) !== undefined
   }
 
-  /** How far those of a home reach that come before a slot. */
-  #reachBefore(home: number, end: number): number {
-    for (let slot = end - 1; slot >= home; slot--)
-      if (this.#isLive(slot) && this.#homeOfSlot(slot) === home) return slot - home + 1
+  /** How far those of a home reach now that one in the last bucket has gone. */
+  #reachWithout(home: number, gone: number): number {
+    for (let slot = gone | 1; slot >= SLOTS_OF_BUCKET * home; slot--)
+      if (this.#isLive(slot) && this.#homeOfSlot(slot) === home) return reachTo(home, slot)
     return 0
   }
 
-  #overflows(home: number, change: 1 | -1): void {
+  /** Whether some of a home are in the overflow. */
+  #overflows(home: number): boolean {
+    return (this.#head(SLOTS_OF_BUCKET * home) & SLOT.overflow) !== 0
+  }
+
+  #changeOverflow(home: number, change: 1 | -1): void {
     const count = (this.#overflowing.get(home) ?? 0) + change
     if (count > 0) this.#overflowing.set(home, count)
     else this.#overflowing.delete(home)
@@ -267,15 +306,15 @@ export class ExactBlocks {
   }
 
   #reachOf(home: number): number {
-    return (this.#head(home) >> SLOT.reachShift) & SLOT.reachMask
+    return (this.#head(SLOTS_OF_BUCKET * home) >> SLOT.reachShift) & SLOT.reachMask
   }
 
   /** Also says whether some are in the overflow. */
   #setReach(home: number, reach: number): void {
-    const head = this.#head(home)
+    const head = this.#head(SLOTS_OF_BUCKET * home)
     const others = head & ~(REACH_BITS | SLOT.overflow)
     const now = others | (reach << SLOT.reachShift) | (this.#overflowing.has(home) ? SLOT.overflow : 0)
-    if (now !== head) this.#setHead(home, now)
+    if (now !== head) this.#setHead(SLOTS_OF_BUCKET * home, now)
   }
 
   #isLive(slot: number): boolean {
@@ -283,7 +322,7 @@ export class ExactBlocks {
   }
 
   #head(slot: number): number {
-    return this.#words[slot * this.#slotWords + HEAD_WORD] ?? 0
+    return this.#words[slot * SLOT_WORDS + HEAD_WORD] ?? 0
   }
 
   /**
@@ -291,13 +330,9 @@ export class ExactBlocks {
    * read, as some processors (arm64) let a plain write overtake an atomic one, but no atomic read that follows it.
    */
   #setHead(slot: number, head: number): void {
-    const at = slot * this.#slotWords + HEAD_WORD
+    const at = slot * SLOT_WORDS + HEAD_WORD
     Atomics.store(this.#words, at, head)
     Atomics.load(this.#words, at)
-  }
-
-  #blockAt(slot: number): number {
-    return slot * this.#slotWords * 4 + BLOCK_SLOT.block
   }
 
   /** Returns of how many homes it is. */
@@ -322,7 +357,7 @@ export class ExactBlocks {
   }
 
   #homeOfSlot(slot: number): number {
-    const [words, at] = [this.#words, slot * this.#slotWords]
+    const [words, at] = [this.#words, slot * SLOT_WORDS]
     return this.#home(words[at] ?? 0, words[at + 1] ?? 0, words[at + 2] ?? 0, words[at + 3] ?? 0)
   }
 
@@ -345,6 +380,17 @@ export class ExactBlocks {
     }
     return upperHalf(Math.imul(high ^ (high >>> 15), SLOT.hashMix), this.#homes)
   }
+}
+
+/** In how many buckets from the home on a slot lies. */
+function reachTo(home: number, slot: number): number {
+  return (slot >> 1) - home + 1
+}
+
+/** As a slot counts time, rounded up; 0: never. */
+function expiryUnits(expiresNs: bigint): bigint {
+  const units = (expiresNs + EXPIRY_UNIT_NS - 1n) >> SLOT.expiryShift
+  return units < EXPIRY_MAX ? units : EXPIRY_MAX
 }
 
 /** Little-endian. */

@@ -4,7 +4,7 @@
  */
 
 /** Pinned maps of another version are never adopted: it is part of the pin directory. */
-export const LAYOUT_VERSION = 2
+export const LAYOUT_VERSION = 3
 export const MANAGEMENT_PORTS_MAX = 16
 
 export const CONFIG = {
@@ -35,16 +35,22 @@ export const BLOCK = {
   prefixLength: 37,
   packetsPerSecond: 38,
 } as const
-/** Value of `block_exact`. */
-export const BLOCK_SLOT = { bytes: 64, address: 0, head: 16, block: 24 } as const
-/** Bits of a slot's head, and the constants that come with it; see struct block_slot and struct block_hash. */
+/** Two of them are a value of `block_hits`. */
+export const BLOCK_HITS = { bytes: 32, hits: 0, firstHitNs: 8, lastHitNs: 16 } as const
+/** Two of them are a value of `block_exact`. */
+export const BLOCK_SLOT = { bytes: 32, address: 0, head: 16, ruleId: 20, terms: 24 } as const
+/** Bits of a slot's head and of its terms, and the constants that come with it; see struct block_slot and struct block_hash. */
 export const SLOT = {
   live: 1,
   overflow: 2,
   reachShift: 2,
   reachMask: 0x7f,
   versionShift: 9,
-  reachMax: 64,
+  /** In buckets of two slots. */
+  reachMax: 32,
+  expiryShift: 20n,
+  rateShift: 8n,
+  timeShift: 24n,
   hashMix: 0x846ca68b,
 } as const
 /** The only value of `block_hash`. */

@@ -29,7 +29,7 @@ export {
 export { CgroupPaths } from './cgroup.ts'
 export { bootNsToWallTimeMs, bootTimeNs, wallTimeToBootNs } from './clock.ts'
 export { ElfFile, type ElfFunction } from './elf.ts'
-export { ExactBlocks, isSlots, slotsFor } from './exact-blocks.ts'
+export { ExactBlocks, tableSizes } from './exact-blocks.ts'
 export { drainKernelDrops, FlowDrain, Generations } from './flow-drain.ts'
 export {
   CGROUP_OF_MEMORY_HIERARCHY,
@@ -92,6 +92,7 @@ export { sendLiveFrames } from './live-frames.ts'
 export { type Batch, type BpfMap, hasBatches, openMap, openPinnedMap } from './map.ts'
 export { type CodeMapping, codeMappings, MappingWatch, scanMappings, withMapping } from './mappings.ts'
 export { hasSameLayout, type Migration, migrateBlocks, migrateEntries } from './migrate.ts'
+export { migrateExact } from './migrate-exact.ts'
 export { BpfError, isErrno } from './native.ts'
 export {
   type BpfObject,

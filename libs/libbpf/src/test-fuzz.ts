@@ -1,6 +1,6 @@
 /** Mutated frames against the real programs, which must judge and count each as the oracle says. */
 import assert from 'node:assert/strict'
-import { slotsFor } from './exact-blocks.ts'
+import { tableSizes } from './exact-blocks.ts'
 import { FLOW, FLOW_KEY } from './flow-layout.ts'
 import { COUNTER, type CounterName } from './layout.ts'
 import { addressOf, check, libbpf } from './native.ts'
@@ -92,8 +92,9 @@ export async function fuzzGuard(packets: number, seed: number): Promise<FuzzCoun
 }
 
 async function load(): Promise<TestSensor> {
-  const sizes = { block_exact: slotsFor(512), flows_a: 2 * BATCH_PACKETS, flows_b: 512 }
-  const maps = Object.fromEntries(Object.entries(sizes).map(([name, maxEntries]) => [name, { maxEntries }]))
+  const sizes = { flows_a: 2 * BATCH_PACKETS, flows_b: 512 }
+  const others = Object.fromEntries(Object.entries(sizes).map(([name, maxEntries]) => [name, { maxEntries }]))
+  const maps = { ...others, ...tableSizes(512) }
   const sensor = new TestSensor(loadObject(await compileSensor(), { maps }))
   sensor.configure({ managementPorts: LISTS.managementPorts })
   for (const range of LISTS.blocked) sensor.block(range)

@@ -22,7 +22,7 @@ import {
   type RuleCount,
   RuleTables,
   type RuleTerms,
-  slotsFor,
+  tableSizes,
   testRun,
 } from './mod.ts'
 import { pidNamespaceInum } from './pid-namespace.ts'
@@ -51,6 +51,7 @@ export const PINNED_MAPS = [
   'guarded_filter',
   'block_exact',
   'block_hash',
+  'block_hits',
   'block_overflow',
   'block_cidr4',
   'block_cidr6',
@@ -185,7 +186,7 @@ export async function loadSensor(): Promise<TestSensor> {
   )
   return new TestSensor(
     loadObject(await compileSensor(), {
-      maps: { ...Object.fromEntries(small), block_exact: { maxEntries: slotsFor(maxEntries) } },
+      maps: { ...Object.fromEntries(small), ...tableSizes(maxEntries) },
     }),
   )
 }

@@ -9,6 +9,7 @@ import { parseAddress } from '@tollward/contracts'
 import {
   attachEgress,
   attachXdp,
+  type BpfObject,
   blockMaps,
   blockTarget,
   bootTimeNs,
@@ -16,7 +17,6 @@ import {
   ExactBlocks,
   encodeConfig,
   interfaceIndex,
-  isSlots,
   LAYOUT_VERSION,
   loadObject,
   openPinnedMap,
@@ -76,30 +76,50 @@ async function flood(from: NetworkNamespace, port: number) {
   return sender
 }
 
-/** How sensors looked for exact addresses before there was a table of slots. */
-const IN_A_HASH = `/* The block of an address */
-static __always_inline struct block *find_exact(const struct address *address, struct block_terms *terms)
-{
-	struct block *block = bpf_map_lookup_elem(&block_exact, address);
-
-	if (block)
-		read_terms(terms, block);
-	return block;
-}
-#endif
-`
-const HASH_OF_BLOCKS = `struct {
+/** How sensors held exact addresses before there was a table of buckets, and how they looked for them. */
+const BEFORE = {
+  hash: {
+    map: `struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1024);
 	__type(key, struct address);
 	__type(value, struct block);
-} block_exact`
+} block_exact`,
+    find: `	struct block *block = bpf_map_lookup_elem(&block_exact, address);
+
+	return block ? read_block(block, terms) : 0;`,
+  },
+  'table of lines': {
+    map: `struct line {
+	struct address address;
+	__u32 head;
+	__u32 zero;
+	struct block block;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1024);
+	__type(key, __u32);
+	__type(value, struct line);
+} block_exact`,
+    find: `	for (__u32 i = 0; i < 2; i++) {
+		__u32 index = i;
+		struct line *line = bpf_map_lookup_elem(&block_exact, &index);
+
+		if (line && line->head && difference((void *)line, line->head, address) == 0)
+			return read_block(&line->block, terms);
+	}
+	return 0;`,
+  },
+} as const
+type Held = 'table' | keyof typeof BEFORE
 
 /**
  * The kernel programs as they might have been in another version: other numbers, another layout of a block, ranges in a trie, and
- * exact addresses in a table like today's or in a hash.
+ * exact addresses in a table like today's or as before.
  */
-async function otherLayout(directory: string, exact: 'table' | 'hash'): Promise<string> {
+async function otherLayout(directory: string, exact: Held): Promise<string> {
   await cp(BPF_DIRECTORY, directory, { recursive: true, filter: (path) => !path.endsWith('/build') })
   const header = join(directory, 'include/layout.h')
   const changed = (await readFile(header, 'utf8'))
@@ -115,19 +135,21 @@ async function otherLayout(directory: string, exact: 'table' | 'hash'): Promise<
   )
   assert.match(withTrie, /_LPM_TRIE\);\n[^}]*\} block_cidr4/)
   await writeFile(maps, withTrie)
-  if (exact === 'hash') {
+  if (exact !== 'table') {
     const blocks = join(directory, 'include/blocks.h')
-    const withHash = (await readFile(blocks, 'utf8'))
-      .replace(/\/\* The block of an address.*/s, IN_A_HASH)
-      .replace(/struct \{[^}]*MMAPABLE[^}]*\} block_exact/, HASH_OF_BLOCKS)
-    assert(withHash.includes(IN_A_HASH) && withHash.includes(HASH_OF_BLOCKS))
-    await writeFile(blocks, withHash)
+    const { map, find } = BEFORE[exact]
+    const before = (await readFile(blocks, 'utf8'))
+      .replace(/struct \{[^}]*MMAPABLE[^}]*\} block_exact/, map)
+      .replace(/(\n\w[^\n]* find_home\([^{]*\{\n).*?\n\}\n/s, '$1\t*home = 0;\n\treturn 1;\n}\n')
+      .replace(/(\n\w[^\n]* \*find_exact\([^{]*\{\n).*/s, `$1${find}\n}\n\n#endif\n`)
+    assert(before.includes(map) && before.includes(find))
+    await writeFile(blocks, before)
   }
   return compile(directory, 'build/sensor.bpf.o')
 }
 
 /** What a sensor of that version left: its maps, pinned, with one address blocked, and its programs on the interface. */
-function leaveOldSensor(object: string, pins: string, hostDevice: string, blocked: string): void {
+function leaveOldSensor(object: string, exact: Held, pins: string, hostDevice: string, blocked: string): void {
   const directory = join(pins, `v${OLD_VERSION}_net${networkNamespaceInum()}`)
   const ifindex = interfaceIndex(hostDevice)
   assert(ifindex)
@@ -138,15 +160,27 @@ function leaveOldSensor(object: string, pins: string, hostDevice: string, blocke
   loaded.map('rule_set').update(Buffer.alloc(4), RULE_SET_BEFORE)
   const ranges = loaded.map('block_cidr4')
   const live = oldBlock(ranges.valueBytes, bootTimeNs() + 600_000_000_000n)
-  const hash = loaded.map('block_exact')
-  const exact = isSlots(hash) ? blockMaps({ map: (name) => loaded.map(name) }).block_exact : hash
-  exact.update(keyOf(blocked), live)
-  exact.update(Buffer.alloc(16, 7), oldBlock(ranges.valueBytes, bootTimeNs() - 1n))
+  blockBefore(loaded, exact, [
+    { key: keyOf(blocked), value: live },
+    { key: Buffer.alloc(16, 7), value: oldBlock(ranges.valueBytes, 1n) },
+  ])
   ranges.update(OLD_RANGE.key, live)
   loaded.map('block_lengths4').update(placeOf(blocked), Buffer.from([1, 0, 0, 0, 0, 0, 0, 0]))
   const at = (hook: string) => join(directory, `interface_${ifindex}`, hook)
   attachXdp(loaded.program('xdp_guard'), { ifindex, pinPath: at('xdp') }).close()
   attachEgress(loaded.program('guard_egress'), { ifindex, pinPath: at('egress') }).close()
+}
+
+function blockBefore(loaded: BpfObject, exact: Held, blocks: readonly { key: Buffer; value: Buffer }[]): void {
+  const map = loaded.map('block_exact')
+  const table = exact === 'table' ? blockMaps({ map: (name) => loaded.map(name) }).block_exact : undefined
+  for (const [index, { key, value }] of blocks.entries()) {
+    const line = Buffer.concat([key, Buffer.from([1, 0, 0, 0, 0, 0, 0, 0]), value])
+    if (exact === 'hash') map.update(key, value)
+    else if (exact === 'table of lines') map.update(Buffer.from([index, 0, 0, 0]), line)
+    // The slots of a table have not the layout of a block.
+    else table?.update(key, value.subarray(value.length - table.valueBytes))
+  }
 }
 
 /** A member more than today, before all others. */
@@ -169,15 +203,21 @@ function placeOf(address: string): Buffer {
   return Buffer.from([key[13] ?? 0, key[12] ?? 0, 0, 0])
 }
 
-function hits(directory: string, address: string, at: number): bigint {
+/** What the block of an address dropped, as a sensor of that layout counted it. */
+function hits(directory: string, address: string, held: Held | 'today'): bigint {
   using opened = new DisposableStack()
   const map = (name: string) => opened.use(openPinnedMap(join(directory, name)))
-  const held = map('block_exact')
-  const exact = isSlots(held) ? new ExactBlocks({ map }) : held
-  return exact.lookup(keyOf(address))?.readBigUInt64LE(at) ?? 0n
+  if (held === 'hash') return map('block_exact').lookup(keyOf(address))?.readBigUInt64LE(16) ?? 0n
+  if (held === 'table of lines')
+    return (
+      map('block_exact')
+        .lookup(Buffer.alloc(4))
+        ?.readBigUInt64LE(24 + 16) ?? 0n
+    )
+  return new ExactBlocks({ map }).lookup(keyOf(address))?.readBigUInt64LE(8) ?? 0n
 }
 
-for (const exact of ['table', 'hash'] as const)
+for (const exact of ['table', 'table of lines', 'hash'] as const)
   test(
     `an upgrade to another layout lets no packet of a blocked source pass, though there is no bus; from a ${exact}`,
     {
@@ -186,19 +226,19 @@ for (const exact of ['table', 'hash'] as const)
     () => upgrade(exact),
   )
 
-async function upgrade(exact: 'table' | 'hash'): Promise<void> {
+async function upgrade(exact: Held): Promise<void> {
   await using cable = await networkNamespace()
   await using sources = await temporaryDirectory()
   using pins = pinDirectory()
   using target = await receiver(cable.hostAddress)
   const old = await otherLayout(sources.path, exact)
-  leaveOldSensor(old, pins.path, cable.hostDevice, cable.address)
+  leaveOldSensor(old, exact, pins.path, cable.hostDevice, cable.address)
   const [before, after] = [OLD_VERSION, LAYOUT_VERSION].map((version) =>
     join(pins.path, `v${version}_net${networkNamespaceInum()}`),
   )
   assert(before && after)
   await using sender = await flood(cable, target.port)
-  await eventually(() => hits(before, cable.address, 16) > DROPS_BETWEEN, { what: 'the old programs drop' })
+  await eventually(() => hits(before, cable.address, exact) > DROPS_BETWEEN, { what: 'the old programs drop' })
   await using sensor = await startProcess(process.execPath, [MAIN], {
     env: await environment(pins.path, cable.hostDevice, `nats://127.0.0.1:${await freePort()}`),
   })
@@ -208,13 +248,17 @@ async function upgrade(exact: 'table' | 'hash'): Promise<void> {
   assert.deepEqual(lengths.lookup(OLD_RANGE.place)?.readBigUInt64LE(), 1n << 8n, 'the range is looked for')
   using ruleSet = openPinnedMap(join(after, 'rule_set'))
   assert.deepEqual(ruleSet.lookup(Buffer.alloc(4)), RULE_SET_BEFORE, 'rules of the same layout go on too')
-  const atUpgrade = hits(after, cable.address, 8)
+  const atUpgrade = hits(after, cable.address, 'today')
   assert(atUpgrade > DROPS_BETWEEN, 'what the block dropped before is not forgotten')
-  await eventually(() => hits(after, cable.address, 8) > atUpgrade + DROPS_BETWEEN, { what: 'the new programs drop' })
+  await eventually(() => hits(after, cable.address, 'today') > atUpgrade + DROPS_BETWEEN, {
+    what: 'the new programs drop',
+  })
   await eventually(() => !existsSync(before), { what: 'the old maps are gone' })
   assert.equal(await sensor.stop(), 0)
-  const atEnd = hits(after, cable.address, 8)
-  await eventually(() => hits(after, cable.address, 8) > atEnd + DROPS_BETWEEN, { what: 'they drop on their own' })
+  const atEnd = hits(after, cable.address, 'today')
+  await eventually(() => hits(after, cable.address, 'today') > atEnd + DROPS_BETWEEN, {
+    what: 'they drop on their own',
+  })
   await sender.stop()
   assert.equal(target.received(), 0)
 }
@@ -232,18 +276,18 @@ test('crashes, restarts and other sizes under load let no packet of a blocked so
   await using sender = await flood(cable, target.port)
   let dropped = 0n
   const dropsOn = (what: string) =>
-    eventually(() => hits(directory, cable.address, 8) > dropped + DROPS_BETWEEN, { what: `drops ${what}` })
+    eventually(() => hits(directory, cable.address, 'today') > dropped + DROPS_BETWEEN, { what: `drops ${what}` })
   for (const how of ['kill', 'stop', 'kill'] as const) {
-    dropped = hits(directory, cable.address, 8)
+    dropped = hits(directory, cable.address, 'today')
     await dropsOn(`before ${how}`)
     await sensor[how]()
-    dropped = hits(directory, cable.address, 8)
+    dropped = hits(directory, cable.address, 'today')
     await dropsOn(`after ${how}`)
     // Once as it was, once with maps of another size, and back.
     const changes = how === 'stop' ? { TOLLWARD_BLOCKED_ADDRESSES_MAX: '1000', TOLLWARD_FLOWS_MAX: '5000' } : {}
     await sensor.start({ ...env, ...changes })
   }
-  dropped = hits(directory, cable.address, 8)
+  dropped = hits(directory, cable.address, 'today')
   await dropsOn('at the end')
   await sender.stop()
   assert.equal(target.received(), 0)
@@ -281,7 +325,7 @@ test('what this kernel refuses is left out alone, with the reason, and the rest 
   await blocksOf(bus).add(cable.address)
   const directory = join(pins.path, `v${LAYOUT_VERSION}_net${networkNamespaceInum()}`)
   await using _sender = await flood(cable, target.port)
-  await eventually(() => hits(directory, cable.address, 8) > 0n, { what: 'the block drops' })
+  await eventually(() => hits(directory, cable.address, 'today') > 0n, { what: 'the block drops' })
 })
 
 test('detach takes off what another bpffs hides, and a sensor that starts takes it over', { skip }, async () => {

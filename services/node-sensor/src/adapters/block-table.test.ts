@@ -8,7 +8,7 @@ import {
   ExactBlocks,
   isBlockOf,
   loadObject,
-  slotsFor,
+  tableSizes,
 } from '@tollward/libbpf'
 import { pino } from 'pino'
 import { Registry } from 'prom-client'
@@ -29,7 +29,7 @@ describe('the table of blocks, in maps of the kernel that nothing is attached to
 
   before(async () => {
     const maps = {
-      block_exact: { maxEntries: slotsFor(ROOM) },
+      ...tableSizes(ROOM),
       flows_a: { maxEntries: 16 },
       flows_b: { maxEntries: 16 },
     }

@@ -16,7 +16,6 @@ import {
   hasSameLayout,
   isErrno,
   isPinMismatch,
-  isSlots,
   LAYOUT_VERSION,
   type LoadOptions,
   loadObject,
@@ -24,13 +23,14 @@ import {
   type Migration,
   migrateBlocks,
   migrateEntries,
+  migrateExact,
   objectContents,
   openPinnedMap,
   pidNamespaceInum,
   type Rate,
   refusedProgram,
   removePins,
-  slotsFor,
+  tableSizes,
 } from '@tollward/libbpf'
 import type { Logger } from 'pino'
 import { bringIn, networkNamespaceInum, type Pins } from './pins.ts'
@@ -233,10 +233,9 @@ function migrate(directory: string, kernel: Kernel, log: Logger): Record<string,
   }
   if (existsSync(join(directory, EXACT)))
     copied(EXACT, () => {
-      const from = old(EXACT)
       const to = new ExactBlocks({ map: (name) => kernel.map(name) })
       to.takeOver()
-      return migrateBlocks(isSlots(from) ? new ExactBlocks({ map: old }) : from, to)
+      return migrateExact({ map: old }, to)
     })
   copy(BLOCK_MAPS, migrateBlocks)
   copy(RULE_MAPS, migrateEntries)
@@ -276,7 +275,7 @@ function load(path: string, options: LoadOptions, log: Logger): Loaded {
 
 function mapSizes({ blockedAddressesMax, blockedRangesMax, flowsMax }: KernelSettings): Record<string, MapOptions> {
   return {
-    block_exact: { maxEntries: slotsFor(blockedAddressesMax) },
+    ...tableSizes(blockedAddressesMax),
     block_cidr4: { maxEntries: blockedRangesMax },
     block_cidr6: { maxEntries: blockedRangesMax },
     flows_a: { maxEntries: flowsMax },

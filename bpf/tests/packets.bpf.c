@@ -38,6 +38,7 @@ struct order {
 	__u32 gap_ns; /* between two frames; 0: none */
 	__u64 due_ns; /* when the next may go */
 	__u64 sent;
+	__u64 not_before_ns; /* what is late may not go in one burst: no queue would hold it */
 };
 
 struct {
@@ -85,8 +86,9 @@ int send_on(struct xdp_md *context)
 		__u64 now = bpf_ktime_get_ns();
 
 		/* Too early: the frame comes again. Steady, where user space could only send in bursts. */
-		if (now < order->due_ns)
+		if (now < order->due_ns || now < order->not_before_ns)
 			return XDP_DROP;
+		order->not_before_ns = now + order->gap_ns / 2;
 		order->due_ns = (order->due_ns ? order->due_ns : now) + order->gap_ns;
 	}
 	order->sent += 1;

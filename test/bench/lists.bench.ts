@@ -67,7 +67,7 @@ function lookUpRow(object: string, size: number): Row {
   using loaded = loadLists(object, size)
   const { keys, values } = entriesOf(size)
   tableOf(loaded).updateBatch(keys, values)
-  const order = Buffer.alloc(32)
+  const order = Buffer.alloc(40)
   order.writeUInt32LE(size, 4)
   loaded.map('orders').update(Buffer.alloc(4), order)
   if (testRun(loaded.program('look_up'), FRAME).result !== LOOK_UPS) throw new Error('not every entry was found')

@@ -29,7 +29,7 @@ const AT_ONCE = 65_536
 /** At a pace, most of them come too early. What is due while a call begins would go in one burst, so there are few calls. */
 const AT_ONCE_PACED = 250_000
 /** struct order of bpf/tests/packets.bpf.c. */
-const ORDER = { bytes: 32, ifindex: 0, senders: 4, gapNs: 12, sent: 24 } as const
+const ORDER = { bytes: 40, ifindex: 0, senders: 4, gapNs: 12, sent: 24 } as const
 
 const order = JSON.parse(process.argv[2] ?? '') as PacketOrder
 const senders = readFileSync(order.sendersFile)

@@ -47,17 +47,18 @@ process.exit(0)
 
 async function measure(on: Cable, those: Senders, perSecond: number) {
   const traffic = async (ms: number) => {
-    if (perSecond > 0) return (await on.send(those, ms, perSecond)).arrived
+    if (perSecond > 0) return on.send(those, ms, perSecond)
     await pause(ms)
-    return 0
+    return { arrived: 0, durationMs: ms }
   }
   await traffic(WARM_UP_MS)
-  const [before, beforeMs] = [await state(), performance.now()]
-  const arrived = await traffic(TURN_MS)
-  const seconds = (performance.now() - beforeMs) / 1000
+  const before = await state()
+  const { arrived, durationMs } = await traffic(TURN_MS)
+  const seconds = durationMs / 1000
   const published = await settled()
   const after = await state()
   const flows = published - before.published
+  // Also of what it still had to do when the last packet had come.
   const usedMs = after.cpuMs - before.cpuMs
   return {
     wanted: perSecond,

@@ -5,7 +5,7 @@ import { provision } from '@tollward/bus'
 import { enterOwnNetwork, type Service, startNatsServer } from '@tollward/testkit'
 import { GENERATOR_CORE, moveTo, SERVER_CORE } from './cores.ts'
 import { cpuMs } from './cpu.ts'
-import { load, type Target } from './http-load.ts'
+import { load, pacedLoad, type Target } from './http-load.ts'
 import { HTTPS_PORT, startNginx, withSensor } from './http-server.ts'
 import { median, rounded } from './latencies.ts'
 
@@ -13,6 +13,11 @@ const CONNECTIONS = 32
 const ROUNDS = 5
 const WARM_UP_MS = 500
 const TURN_MS = 3000
+/**
+ * On both sides alike, and so many that whatever is read is published, too: a server that is asked less often wakes up for fewer
+ * requests at a time, and each costs it more.
+ */
+const PER_SECOND = 10_000
 /** Nginx asks OpenSSL for a request, whether there is another, and writes its answer. */
 const CALLS_EACH_REQUEST = 3
 /** What is promised of one call. */
@@ -56,7 +61,8 @@ process.exit(0)
 async function turn(sensor: Service): Promise<Turn> {
   await load(TARGET, CONNECTIONS, WARM_UP_MS)
   const before = { nginx: cpuMs(nginx), sensor: cpuMs(sensor.pid), published: await published(sensor) }
-  const { latenciesMs, durationMs } = await load(TARGET, CONNECTIONS, TURN_MS)
+  const pace = { connections: CONNECTIONS, durationMs: TURN_MS, perSecond: PER_SECOND }
+  const { latenciesMs, durationMs } = await pacedLoad(TARGET, pace)
   const nginxMs = cpuMs(nginx) - before.nginx
   const answered = latenciesMs.length
   return {

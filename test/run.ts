@@ -41,6 +41,7 @@ const SYSTEM_PACKAGES = [
   'make',
   'iproute2',
   'nftables',
+  'android-libboringssl',
   'apparmor',
   'fakeroot',
   'libarchive-tools',

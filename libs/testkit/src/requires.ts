@@ -11,6 +11,7 @@ import {
   acquireNatsServer,
   acquireNginx,
   acquireOcsfSchema,
+  acquireOpenssl11,
   acquireTraefik,
   findOnPath,
 } from '@tollward/acquire'
@@ -35,6 +36,7 @@ const ACQUIRED: Record<string, () => Promise<unknown>> = {
   'nats-server': () => acquireNatsServer(),
   nginx: () => acquireNginx(),
   'ocsf-schema': () => acquireOcsfSchema(),
+  'openssl-1.1': () => acquireOpenssl11(),
   traefik: () => acquireTraefik(),
 }
 

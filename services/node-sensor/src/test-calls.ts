@@ -292,6 +292,30 @@ assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, ctypes.c_char_p(pro
 context = ssl._create_unverified_context()
 for _ in range(20): urllib.request.urlopen('https://127.0.0.1:%s/confined' % sys.argv[1], context=context).read()
 print('done', flush=True)`,
+  /** Of any library with OpenSSL's interface, by its path, behind the paths of what it needs. */
+  libraryClient: `
+import ctypes, socket, sys
+(port, connections, calls), libraries = map(int, sys.argv[1:4]), sys.argv[4:]
+tls, pointer = [ctypes.CDLL(library) for library in libraries][-1], ctypes.c_void_p
+for name in ('TLS_method', 'SSL_CTX_new', 'SSL_new'): getattr(tls, name).restype = pointer
+context = pointer(tls.SSL_CTX_new(pointer(tls.TLS_method())))
+buffer = ctypes.create_string_buffer(65536)
+for _ in range(connections):
+    with socket.create_connection(('127.0.0.1', port)) as connection:
+        ssl = pointer(tls.SSL_new(context))
+        tls.SSL_set_fd(ssl, connection.fileno())
+        assert tls.SSL_connect(ssl) == 1
+        for made in range(calls):
+            path, text = b'/port=%d/%d' % (connection.getsockname()[1], made), b''
+            question = b'GET %s HTTP/1.1\\r\\nhost: localhost\\r\\n\\r\\n' % path
+            assert tls.SSL_write(ssl, question, len(question)) == len(question)
+            while b'answer to ' + path not in text:
+                count = tls.SSL_read(ssl, buffer, len(buffer))
+                assert count > 0
+                text += buffer.raw[:count]
+        tls.SSL_shutdown(ssl)
+        tls.SSL_free(ssl)
+print('done', connections * calls, flush=True)`,
   plainClient: `
 const [, port, connections, calls] = process.argv.map(Number)
 const one = () => new Promise((resolve, reject) => {

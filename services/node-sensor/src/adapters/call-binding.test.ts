@@ -3,10 +3,10 @@ import { execFile } from 'node:child_process'
 import { once } from 'node:events'
 import { writeFile } from 'node:fs/promises'
 import { connect } from 'node:net'
-import { join } from 'node:path'
+import { basename, join } from 'node:path'
 import { test } from 'node:test'
 import { promisify } from 'node:util'
-import { acquireNginx } from '@tollward/acquire'
+import { acquireNginx, acquireOpenssl11 } from '@tollward/acquire'
 import {
   eventually,
   freePort,
@@ -30,6 +30,14 @@ import { systemLibraries } from './call-targets.ts'
 const needsPython = needsProbes || (await requires({ tools: ['python3', 'curl'] }))
 const needsNginx = needsProbes || (await requires({ tools: ['nginx'] }))
 const needsWget = needsProbes || (await requires({ tools: ['wget'] }))
+/** Debian's package android-libboringssl. */
+const BORINGSSL = '/usr/lib/x86_64-linux-gnu/android/libssl.so.0'
+const needsBoring = needsProbes || (await requires({ tools: ['python3'], files: [BORINGSSL] }))
+const needsOpenssl11 = needsProbes || (await requires({ tools: ['python3', 'openssl-1.1'] }))
+const openssl11 = async () => {
+  const { command, args } = await acquireOpenssl11()
+  return [...args, command]
+}
 const run = promisify(execFile)
 /** `npm run soak -- calls` makes so many times as many calls. */
 const TIMES = Number(process.env.TOLLWARD_SOAK_TIMES ?? 1)
@@ -197,6 +205,29 @@ test('calls of a client with GnuTLS are tied for certain to the connection that 
   assert.equal(data.filter(({ text }) => text.startsWith('GET /')).length, 10)
   assert.deepEqual([...new Set(data.map(({ binding, side }) => `${binding} ${side}`))], ['certain client'])
 })
+
+for (const { name, skip, source, libraries } of [
+  { name: 'BoringSSL', skip: needsBoring, source: 'boringssl', libraries: async () => [BORINGSSL] },
+  { name: 'OpenSSL 1.1', skip: needsOpenssl11, source: 'openssl', libraries: openssl11 },
+])
+  test(`calls of a client with ${name} are tied for certain to the connection that carried them, to its end`, {
+    skip,
+  }, async () => {
+    await using directory = await temporaryDirectory()
+    const { key, cert } = await makeCertificate(directory.path)
+    await using server = await startNode(PROGRAMS.nodeServer, [key, cert])
+    const [port = 0] = await portsOf(server)
+    const loaded = await libraries()
+    await using calls = await startCalls({}, { libraries: loaded.slice(-1) })
+    await calls.probed(new RegExp(RegExp.escape(basename(loaded.at(-1) ?? ''))))
+    calls.keep((chunk) => chunk.source === source && chunk.addresses?.peerPort === port)
+    const [connections, each] = [10, 20 * TIMES]
+    await run('python3', ['-c', PROGRAMS.libraryClient, ...[port, connections, each].map(String), ...loaded])
+    const isOver = (seen: readonly KeptChunk[]) => seen.filter(({ closed }) => closed).length >= connections
+    const seen = await calls.until('all ends are told', isOver)
+    assert.deepEqual(tally(seen, port), { right: 2 * connections * each, wrong: 0, unbound: 0 })
+    assert.deepEqual([...new Set(seen.map(({ binding, side }) => `${binding} ${side}`))], ['certain client'])
+  })
 
 test('on a kernel without socket tracepoints and links of many probes, calls inside TLS are still tied to their connections', {
   skip: needsProbes,

@@ -7,7 +7,7 @@
 #include <bpf/bpf_helpers.h>
 #include "layout.h"
 
-/* A bucket of 64 bytes an entry: 8 MiB. An exact address costs a cache line however many there are. */
+/* A bucket of 64 bytes an entry, and as much for its hits: 16 MiB. */
 #define BLOCKED_ADDRESSES_MAX 131072
 /* Of addresses that found no room in the table, where a few of a million belong. Made when used. */
 #define BLOCK_OVERFLOW_MAX 4096

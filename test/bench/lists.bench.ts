@@ -5,7 +5,7 @@ import { ensureSystemPackages } from '@tollward/acquire'
 import { type BpfObject, ExactBlocks, loadObject, tableSizes, testRun } from '@tollward/libbpf'
 import { networkNamespace, requires, temporaryDirectory } from '@tollward/testkit'
 import { median, rounded } from './latencies.ts'
-import { compilePackets } from './packets.ts'
+import { compilePackets, ORDER } from './packets.ts'
 
 /** One line of the table. */
 export interface Row {
@@ -67,8 +67,8 @@ function lookUpRow(object: string, size: number): Row {
   using loaded = loadLists(object, size)
   const { keys, values } = entriesOf(size)
   tableOf(loaded).updateBatch(keys, values)
-  const order = Buffer.alloc(40)
-  order.writeUInt32LE(size, 4)
+  const order = Buffer.alloc(ORDER.bytes)
+  order.writeUInt32LE(size, ORDER.senders)
   loaded.map('orders').update(Buffer.alloc(4), order)
   if (testRun(loaded.program('look_up'), FRAME).result !== LOOK_UPS) throw new Error('not every entry was found')
   const each = (program: string) => testRun(loaded.program(program), FRAME, REPEAT).durationNs / LOOK_UPS

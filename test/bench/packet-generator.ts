@@ -3,7 +3,7 @@ import { readFileSync } from 'node:fs'
 import { constants, setPriority } from 'node:os'
 import process from 'node:process'
 import { type BpfObject, interfaceIndex, loadObject, sendLiveFrames } from '@tollward/libbpf'
-import { SENDER_BYTES } from './packets.ts'
+import { ORDER, SENDER_BYTES } from './packets.ts'
 
 /** What to send; its senders are bytes in a file, as bpf/tests/packets.bpf.c reads them. */
 export interface PacketOrder {
@@ -28,8 +28,6 @@ const AT_ONCE = 65_536
 
 /** At a pace, most of them come too early. What is due while a call begins would go in one burst, so there are few calls. */
 const AT_ONCE_PACED = 250_000
-/** struct order of bpf/tests/packets.bpf.c. */
-const ORDER = { bytes: 40, ifindex: 0, senders: 4, gapNs: 12, sent: 24 } as const
 
 const order = JSON.parse(process.argv[2] ?? '') as PacketOrder
 const senders = readFileSync(order.sendersFile)

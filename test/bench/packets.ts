@@ -12,6 +12,8 @@ import type { PacketOrder, PacketReport } from './packet-generator.ts'
 
 /** struct sender of bpf/tests/packets.bpf.c. */
 export const SENDER_BYTES = 8
+/** struct order of bpf/tests/packets.bpf.c. */
+export const ORDER = { bytes: 40, ifindex: 0, senders: 4, gapNs: 12, sent: 24 } as const
 const FRAME_BYTES = 60
 const IP_AT = 14
 const UDP_AT = 34

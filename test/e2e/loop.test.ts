@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
+import { existsSync } from 'node:fs'
 import { join } from 'node:path'
 import { after, before, test } from 'node:test'
 import { enterOwnNetwork, eventually, requires, startProcess } from '@tollward/testkit'
@@ -135,6 +136,7 @@ test('an orderly end leaves no process and no kernel program behind', { skip }, 
   assert.ok(programs(stack.state).length > 10)
   assert.equal(await stack.stop(), 0)
   await eventually(() => programs(stack.state).length === 0, { what: 'every program to end' })
+  assert(existsSync(join(ROOT, '.tollward/compile-cache')), 'compiled modules are kept for the next start')
   if (isRoot) {
     assert.doesNotMatch(execFileSync('ip', ['link', 'show', 'lo'], { encoding: 'utf8' }), /xdp/)
     assert.doesNotMatch(execFileSync('tc', ['qdisc', 'show', 'dev', 'lo'], { encoding: 'utf8' }), /clsact/)

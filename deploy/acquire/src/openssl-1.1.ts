@@ -9,21 +9,22 @@ const LIBRARIES = 'psycopg2_binary.libs'
 const VERSION = '1.1.1'
 
 /**
- * OpenSSL 1.1's libssl, for tests: `command` is its path, `args` the library to be loaded before it. Throws AcquireError if it cannot be
- * had.
+ * Paths of OpenSSL 1.1's libcrypto and libssl, for tests, in the order in which a process has to load them. Throws AcquireError if they
+ * cannot be had.
  */
-export async function acquireOpenssl11(options: AcquireOptions = {}): Promise<Tool> {
+export async function acquireOpenssl11(options: AcquireOptions = {}): Promise<readonly string[]> {
   const wanted = acquisition(options)
-  return await privateCopy(wanted, 'openssl-1.1', (folder) => fromWheel(options, wanted, folder))
+  const { args } = await privateCopy(wanted, 'openssl-1.1', (folder) => fromWheel(options, wanted, folder))
+  return args
 }
 
 async function fromWheel(options: AcquireOptions, wanted: Acquisition, folder: string): Promise<Tool> {
-  await unpackWheel(options, wanted, WHEEL, folder)
+  const command = await unpackWheel(options, wanted, WHEEL, folder)
   const names = await readdir(join(folder, LIBRARIES))
   const pathOf = (library: string) => {
     const name = names.find((each) => each.startsWith(`${library}-`) && each.endsWith('.so.1.1'))
     if (name === undefined) throw new AcquireError(`${WHEEL} has no ${library} of OpenSSL 1.1`)
     return join('{folder}', LIBRARIES, name)
   }
-  return { command: pathOf('libssl'), args: [pathOf('libcrypto')], version: VERSION, from: 'Python wheel' }
+  return { command, args: ['libcrypto', 'libssl'].map(pathOf), version: VERSION, from: 'Python wheel' }
 }

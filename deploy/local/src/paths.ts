@@ -3,7 +3,7 @@ import { join, resolve } from 'node:path'
 /** The repository this file is in. */
 export const REPOSITORY = resolve(import.meta.dirname, '../../..')
 
-/** Where Node keeps its modules compiled, so that a program that died is back in half the time. The tollward command does the same. */
+/** Where Node keeps its modules compiled, so that a program that died is back sooner. The tollward command does the same. */
 export const COMPILE_CACHE = join(REPOSITORY, '.tollward/compile-cache')
 
 /** Where the stack keeps its state: everything below one directory, by default .tollward/ in the repository. */

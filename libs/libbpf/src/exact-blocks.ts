@@ -1,14 +1,12 @@
 import { randomFillSync } from 'node:crypto'
 import { constants } from 'node:os'
 import { BLOCK, BLOCK_HASH, BLOCK_HITS, BLOCK_SLOT, SLOT } from './layout.ts'
-import type { Batch, BpfMap } from './map.ts'
+import { type Batch, type BpfMap, MAP_TYPE } from './map.ts'
 import { BpfError, libc, viewOf } from './native.ts'
 import type { MapOptions } from './object.ts'
 
 const [PROT_READ_WRITE, MAP_SHARED] = [3, 1]
 const MAP_FAILED = 0xffff_ffff_ffff_ffffn
-/** BPF_MAP_TYPE_HASH of <linux/bpf.h>. */
-const HASH = 1
 const KEY_BYTES = 16
 const KEY_WORDS = KEY_BYTES / 4
 const SLOTS_OF_BUCKET = 2
@@ -59,7 +57,7 @@ export class ExactBlocks {
   readonly valueBytes = BLOCK.bytes
   readonly maxEntries: number
   /** To whoever copies entries, this is a hash of blocks. */
-  readonly type = HASH
+  readonly type = MAP_TYPE.hash
   readonly types: BpfMap['types']
   readonly #hashMap: BpfMap
   readonly #overflow: BpfMap

@@ -5,6 +5,8 @@ import { check, libbpf } from './native.ts'
 const INFO_BYTES = 88
 /** Types of <linux/bpf.h> whose values are one for each possible CPU. */
 const PER_CPU_TYPES = new Set([5, 6, 10, 21])
+/** Types of <linux/bpf.h>. */
+export const MAP_TYPE = { hash: 1, lpmTrie: 11 } as const
 const UPDATE_FLAGS = { any: 0, create: 1, replace: 2 } as const
 /** One call to the kernel: 4,096 flows are 400 KiB and take about 1.5 ms. */
 const BATCH_ENTRIES = 4096

@@ -1,11 +1,9 @@
 import { kernelMembers } from './btf.ts'
 import { ExactBlocks } from './exact-blocks.ts'
 import { BLOCK } from './layout.ts'
-import type { Batch, BpfMap } from './map.ts'
+import { type Batch, type BpfMap, MAP_TYPE } from './map.ts'
 import { type Migration, migrateBlocks } from './migrate.ts'
 
-/** BPF_MAP_TYPE_HASH of <linux/bpf.h>, which whoever copies entries takes each of these for. */
-const HASH = 1
 const KEY_BYTES = 16
 /** Of what has the layout of today. */
 const NO_TYPES = { btf: 0, key: 0, value: 0 }
@@ -23,9 +21,9 @@ interface Maps {
  */
 export function migrateExact({ map }: Maps, to: ExactBlocks): Migration {
   const from = map('block_exact')
-  if (from.type === HASH) return migrateBlocks(from, to)
+  if (from.type === MAP_TYPE.hash) return migrateBlocks(from, to)
   const overflow = map('block_overflow')
-  const table = { name: from.name, type: HASH, keyBytes: KEY_BYTES }
+  const table = { name: from.name, type: MAP_TYPE.hash, keyBytes: KEY_BYTES }
   const isOfLines = 'head' in (kernelMembers(from.types.btf, from.types.value) ?? {})
   const source = isOfLines
     ? { valueBytes: overflow.valueBytes, types: overflow.types, entries: () => blocksOfLines(from) }

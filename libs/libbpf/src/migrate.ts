@@ -1,11 +1,11 @@
 import { kernelMembers } from './btf.ts'
 import { bootTimeNs } from './clock.ts'
 import { BLOCK } from './layout.ts'
-import type { BpfMap } from './map.ts'
+import { type BpfMap, MAP_TYPE } from './map.ts'
 import { BpfError } from './native.ts'
 
-/** Of <linux/bpf.h>. A trie's keys can be those of a hash: a length, and a prefix whose other bits are 0. */
-const [HASH, TRIE] = [1, 11]
+/** BPF_MAP_TYPE_HASH and BPF_MAP_TYPE_LPM_TRIE. A trie's keys can be those of a hash: a length, and a prefix whose other bits are 0. */
+const { hash: HASH, lpmTrie: TRIE } = MAP_TYPE
 
 type Shape = Pick<BpfMap, 'name' | 'type' | 'keyBytes' | 'valueBytes' | 'types'>
 type Source = Shape & Pick<BpfMap, 'entries'>

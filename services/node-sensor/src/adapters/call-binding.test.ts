@@ -34,10 +34,6 @@ const needsWget = needsProbes || (await requires({ tools: ['wget'] }))
 const BORINGSSL = '/usr/lib/x86_64-linux-gnu/android/libssl.so.0'
 const needsBoring = needsProbes || (await requires({ tools: ['python3'], files: [BORINGSSL] }))
 const needsOpenssl11 = needsProbes || (await requires({ tools: ['python3', 'openssl-1.1'] }))
-const openssl11 = async () => {
-  const { command, args } = await acquireOpenssl11()
-  return [...args, command]
-}
 const run = promisify(execFile)
 /** `npm run soak -- calls` makes so many times as many calls. */
 const TIMES = Number(process.env.TOLLWARD_SOAK_TIMES ?? 1)
@@ -208,7 +204,7 @@ test('calls of a client with GnuTLS are tied for certain to the connection that 
 
 for (const { name, skip, source, libraries } of [
   { name: 'BoringSSL', skip: needsBoring, source: 'boringssl', libraries: async () => [BORINGSSL] },
-  { name: 'OpenSSL 1.1', skip: needsOpenssl11, source: 'openssl', libraries: openssl11 },
+  { name: 'OpenSSL 1.1', skip: needsOpenssl11, source: 'openssl', libraries: () => acquireOpenssl11() },
 ])
   test(`calls of a client with ${name} are tied for certain to the connection that carried them, to its end`, {
     skip,

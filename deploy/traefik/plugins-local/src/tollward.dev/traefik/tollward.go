@@ -74,9 +74,9 @@ type middleware struct {
 	client *http.Client
 
 	lock sync.Mutex
-	// Requests refused without a decision since toldAt.
+	// Requests refused without a decision that were not told of yet, and why the last one was.
 	undecided int
-	toldAt    time.Time
+	why       error
 }
 
 // New makes the middleware in front of next. An authorizer that is no address and port is an error, and Traefik then serves no route
@@ -235,13 +235,13 @@ func (m *middleware) refuse(rw http.ResponseWriter, answer *http.Response) {
 	_, _ = rw.Write(body)
 }
 
-// refuseUndecided refuses, and says in Traefik's own output how many it refused and why the last one, once a second at most.
+// refuseUndecided refuses, and sees to it that Traefik's own output says so within a second.
 func (m *middleware) refuseUndecided(rw http.ResponseWriter, why error) {
 	m.lock.Lock()
 	m.undecided++
-	if now := time.Now(); now.Sub(m.toldAt) >= time.Second {
-		fmt.Fprintf(os.Stderr, "tollward: %d requests refused, as nobody decided about them: %v\n", m.undecided, why)
-		m.undecided, m.toldAt = 0, now
+	m.why = why
+	if m.undecided == 1 {
+		time.AfterFunc(time.Second, m.tellUndecided)
 	}
 	m.lock.Unlock()
 	rw.Header().Set("Content-Type", "application/problem+json")
@@ -249,6 +249,14 @@ func (m *middleware) refuseUndecided(rw http.ResponseWriter, why error) {
 	rw.Header().Set("Retry-After", "2")
 	rw.WriteHeader(http.StatusServiceUnavailable)
 	_, _ = rw.Write([]byte(unavailable))
+}
+
+// tellUndecided says how many requests were refused since it last did, and why the last one was.
+func (m *middleware) tellUndecided() {
+	m.lock.Lock()
+	defer m.lock.Unlock()
+	fmt.Fprintf(os.Stderr, "tollward: requests refused, as nobody decided about them: %d, the last one because of: %v\n", m.undecided, m.why)
+	m.undecided = 0
 }
 
 // teller tells the client what a rule sets beside the API's answer, in place of what the API says by the same names. To Traefik an

@@ -4,11 +4,12 @@
 #define TOLLWARD_BLOCKS_H
 
 #include <linux/bpf.h>
+#include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 #include "layout.h"
 
-/* A bucket of 64 bytes an entry, and as much for its hits: 16 MiB. */
-#define BLOCKED_ADDRESSES_MAX 131072
+/* Two buckets of 64 bytes an entry: 16 MiB. */
+#define BLOCK_BUCKETS 262144
 /* Of addresses that found no room in the table, where a few of a million belong. Made when used. */
 #define BLOCK_OVERFLOW_MAX 4096
 /* User space changes a slot at most twice in a row, and then has other work for longer than this takes. */
@@ -18,18 +19,10 @@
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, BLOCKED_ADDRESSES_MAX + SLOT_REACH_MAX);
+	__uint(max_entries, BLOCK_BUCKETS + SLOT_REACH_MAX);
 	__type(key, __u32);
 	__type(value, struct block_bucket);
 } block_exact SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, BLOCKED_ADDRESSES_MAX + SLOT_REACH_MAX);
-	__type(key, __u32);
-	__type(value, struct bucket_hits);
-} block_hits SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -61,14 +54,14 @@ static __always_inline const void *after(const void *pointer, __u64 value)
 	return pointer;
 }
 
-/* Of a block in a map of the kernel's, which replaces it whole. */
-static __always_inline struct block_hits *read_block(struct block *block, struct block_terms *terms)
+/* Of a block in a map of the kernel's, which replaces it whole. Returns where its hits are counted. */
+static __always_inline __u64 *read_block(struct block *block, struct block_terms *terms)
 {
 	terms->expires_ns = block->expires_ns;
 	terms->rule_id = block->rule_id;
 	terms->packets_per_second = block->packets_per_second;
 	terms->mode = block->mode;
-	return (struct block_hits *)&block->hits;
+	return &block->hits;
 }
 
 static __always_inline __u32 home_of(const struct address *address, const struct block_hash *hash)
@@ -84,14 +77,31 @@ static __always_inline __u32 home_of(const struct address *address, const struct
 	return (__u64)mixed * hash->homes >> 32;
 }
 
-/* What differs between the address of a slot and another; 0: it is that, and is there. */
-static __always_inline __u64 difference(const volatile struct block_slot *slot, __u32 head,
-					const struct address *address)
+static __always_inline int is_wide(const struct address *address)
 {
-	const volatile __u64 *half = (const volatile __u64 *)slot->address.bytes;
-	const __u64 *wanted = (const __u64 *)address->bytes;
+	const __u64 *half = (const __u64 *)address->bytes;
 
-	return (half[0] ^ wanted[0]) | (half[1] ^ wanted[1]) | (~head & SLOT_LIVE);
+	return half[0] != 0 || (__u32)half[1] != bpf_htonl(0x0000ffff);
+}
+
+/* A slot's address of IPv4 and its head, in one word. */
+static __always_inline __u64 read_beginning(const volatile struct block_slot *slot)
+{
+	return *(const volatile __u64 *)slot;
+}
+
+/* What differs between the address of a slot that begins so and another; 0: it is that, and is there. */
+static __always_inline __u64 difference(const volatile struct block_slot *slot, __u64 beginning,
+					const struct address *address, int wide)
+{
+	const volatile __u64 *half = (const volatile void *)slot + WIDE_ADDRESS;
+	const __u64 *wanted = (const __u64 *)address->bytes;
+	const __u64 wide_there = (__u64)(SLOT_LIVE | SLOT_WIDE) << 32;
+
+	if (wide)
+		return ((beginning ^ wide_there) & wide_there) | (half[0] ^ wanted[0]) |
+		       (half[1] ^ wanted[1]);
+	return (beginning ^ (wanted[1] >> 32 | (__u64)SLOT_LIVE << 32)) & (wide_there | 0xffffffff);
 }
 
 /* 1, or 0 for 0, without a branch: which of two slots holds an address, no processor could guess. */
@@ -109,14 +119,14 @@ static __always_inline __u64 is_other(__u64 value)
  * what was read last, as to let it pass would be the greater fault.
  */
 static __always_inline int read_slot(const volatile struct block_slot *slot, const struct address *address,
-				     struct block_terms *terms)
+				     int wide, struct block_terms *terms)
 {
-	__u32 head = slot->head;
+	__u64 beginning = read_beginning(slot);
 
 	for (int i = 0; i < SLOT_READS_MAX; i++) {
-		const volatile struct block_slot *now = after((const void *)slot, head);
-		__u64 different = difference(now, head, address);
-		__u32 before = head;
+		const volatile struct block_slot *now = after((const void *)slot, beginning);
+		__u64 different = difference(now, beginning, address, wide);
+		__u64 before = beginning;
 		__u64 word;
 
 		if (different)
@@ -127,11 +137,20 @@ static __always_inline int read_slot(const volatile struct block_slot *slot, con
 		terms->packets_per_second = word >> SLOT_RATE_SHIFT & 0xffff;
 		terms->expires_ns = word >> SLOT_TIME_SHIFT << SLOT_EXPIRY_SHIFT;
 		now = after((const void *)slot, different + word + terms->rule_id);
-		head = now->head;
-		if (head == before)
+		beginning = read_beginning(now);
+		if (beginning == before)
 			return 1;
 	}
 	return 1;
+}
+
+/* Which slot of a bucket may hold the address. */
+static __always_inline struct block_slot *slot_in(struct block_bucket *bucket, __u64 beginning,
+						  const struct address *address, int wide)
+{
+	if (wide)
+		return &bucket->first;
+	return &bucket->first + is_other(difference(&bucket->first, beginning, address, 0));
 }
 
 /* Where to look for an address first. 0: there is no table yet. */
@@ -146,52 +165,43 @@ static __always_inline int find_home(const struct address *address, __u32 *home)
 	return 1;
 }
 
-/*
- * Begins to read where the hits of a home are counted, for whoever will count: it comes from memory while the
- * look-up waits for the bucket, and not after it.
- */
-static __always_inline void read_hits_ahead(__u32 home)
+/* The terms of an address's block in the table, and where its hits are counted; 0: there is none. */
+static __always_inline __u64 *find_slot(const struct address *address, int wide, __u32 home,
+					struct block_terms *terms, __u32 *head)
 {
-	const struct bucket_hits *hits = bpf_map_lookup_elem(&block_hits, &home);
-	__u64 value;
-
-	if (!hits)
-		return;
-	value = *(const volatile __u64 *)&hits->slots[0].hits;
-	asm volatile("" : : "r"(value));
-}
-
-/* The terms of an address's block, and where its hits are counted; 0: there is none. */
-static __always_inline struct block_hits *find_exact(const struct address *address, __u32 home,
-						     struct block_terms *terms)
-{
-	__u32 reach = 1, head = 0;
-	struct block *block;
+	__u32 reach = 1;
 
 	for (__u32 i = 0; i < SLOT_REACH_MAX && i < reach; i++) {
 		__u32 index = home + i;
 		struct block_bucket *bucket = bpf_map_lookup_elem(&block_exact, &index);
-		const volatile struct block_slot *first;
-		struct bucket_hits *hits;
-		__u64 other;
-		__u32 now;
+		struct block_slot *slot;
+		__u64 beginning;
 
 		if (!bucket)
 			return 0;
-		first = &bucket->slots[0];
-		now = first->head;
+		beginning = read_beginning(&bucket->first);
 		if (i == 0) {
-			head = now;
-			reach = head >> SLOT_REACH_SHIFT & SLOT_REACH_MASK;
+			*head = beginning >> 32;
+			reach = *head >> SLOT_REACH_SHIFT & SLOT_REACH_MASK;
 		}
-		other = is_other(difference(after((const void *)first, now), now, address));
-		if (!read_slot((const void *)bucket + other * sizeof(struct block_slot), address, terms))
-			continue;
-		hits = bpf_map_lookup_elem(&block_hits, &index);
-		return hits ? (void *)hits + other * sizeof(struct block_hits) : 0;
+		slot = slot_in(bucket, beginning, address, wide);
+		if (read_slot(slot, address, wide, terms))
+			return &slot->hits;
 	}
-	if (!(head & SLOT_OVERFLOW))
-		return 0;
+	return 0;
+}
+
+/* As find_slot, and of what found no room there. */
+static __always_inline __u64 *find_exact(const struct address *address, __u32 home, struct block_terms *terms)
+{
+	struct block *block;
+	__u32 head = 0;
+	__u64 *hits;
+
+	hits = is_wide(address) ? find_slot(address, 1, home, terms, &head)
+				: find_slot(address, 0, home, terms, &head);
+	if (hits || !(head & SLOT_OVERFLOW))
+		return hits;
 	block = bpf_map_lookup_elem(&block_overflow, address);
 	return block ? read_block(block, terms) : 0;
 }

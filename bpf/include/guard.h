@@ -89,8 +89,11 @@ static __always_inline int is_exempt(const struct packet *packet)
 	return packet->exemption != 0;
 }
 
-static __noinline void report_first_hit(const struct first_hit *record)
+/* Once for each block, whichever CPU is first. */
+static __noinline void report_first_hit(__u64 *hits, const struct first_hit *record)
 {
+	if (__sync_fetch_and_or(hits, HITS_TOLD) & HITS_TOLD)
+		return;
 	if (bpf_ringbuf_output(&first_hits, (void *)record, sizeof(*record), BPF_RB_NO_WAKEUP))
 		count(COUNTER_FIRST_HIT_LOST);
 }
@@ -107,20 +110,18 @@ static __always_inline int is_block_over_rate(const struct block_terms *terms)
 }
 
 /* hits and terms are those of the block; verdict is the counter of packets that such a block drops. */
-static __always_inline enum match match_block(struct block_hits *hits, const struct block_terms *terms,
+static __always_inline enum match match_block(__u64 *hits, const struct block_terms *terms,
 					      struct packet *packet, __u32 verdict, __u32 prefix_length,
 					      __u32 mode)
 {
 	enum match match = MATCH_DROP;
+	__u64 before;
 
 	if (terms->expires_ns != 0 && terms->expires_ns <= packet->now) {
 		count(COUNTER_EXPIRED_SEEN);
 		return MATCH_NONE;
 	}
-	__sync_fetch_and_add(&hits->hits, 1);
-	if (hits->first_hit_ns == 0)
-		know_time(packet);
-	hits->last_hit_ns = packet->now;
+	before = __sync_fetch_and_add(hits, 1);
 	if (terms->mode == BLOCK_RATE_LIMIT) {
 		if (!is_block_over_rate(terms))
 			return MATCH_NONE;
@@ -131,16 +132,16 @@ static __always_inline enum match match_block(struct block_hits *hits, const str
 		report(DIRECTION_INGRESS, EVENT_BLOCK, COUNTER_AUDITED, terms->rule_id, prefix_length);
 		return MATCH_AUDIT;
 	}
-	if (hits->first_hit_ns == 0 &&
-	    __sync_val_compare_and_swap(&hits->first_hit_ns, 0, packet->now) == 0) {
+	if (!(before & HITS_TOLD)) {
 		struct first_hit record = {
-			.at_ns = packet->now,
 			.source = packet->flow.source,
 			.rule_id = terms->rule_id,
 			.prefix_length = prefix_length,
 		};
 
-		report_first_hit(&record);
+		know_time(packet);
+		record.at_ns = packet->now;
+		report_first_hit(hits, &record);
 	}
 	report(DIRECTION_INGRESS, EVENT_BLOCK, verdict, terms->rule_id, prefix_length);
 	return match;
@@ -238,7 +239,7 @@ __noinline int match_blocks(__u32 mode)
 	struct packet *packet = bpf_map_lookup_elem(&packets, &direction);
 	enum match match = MATCH_NONE;
 	struct block_terms terms = {};
-	struct block_hits *hits = 0;
+	__u64 *hits = 0;
 	__u32 home = 0;
 	enum match cidr;
 	__u64 lengths;
@@ -246,10 +247,8 @@ __noinline int match_blocks(__u32 mode)
 	if (!packet)
 		return COUNTER_PASSED;
 	lengths = lengths_around(packet);
-	if (lengths & BLOCK_LENGTH_EXACT && find_home(&packet->flow.source, &home)) {
-		read_hits_ahead(home);
+	if (lengths & BLOCK_LENGTH_EXACT && find_home(&packet->flow.source, &home))
 		hits = find_exact(&packet->flow.source, home, &terms);
-	}
 	if (hits) {
 		if (is_exempt(packet))
 			return packet->exemption;

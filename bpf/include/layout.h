@@ -12,7 +12,7 @@
 
 #include <linux/types.h>
 
-#define LAYOUT_VERSION	     3
+#define LAYOUT_VERSION	     4
 #define MANAGEMENT_PORTS_MAX 16
 
 #define CHECK_SIZE(type, size)	      _Static_assert(sizeof(type) == (size), #type " has another size")
@@ -93,34 +93,33 @@ enum block_mode {
 	BLOCK_RATE_LIMIT = 2,
 };
 
-/* Value of block_overflow, block_cidr4 and block_cidr6. The kernel writes what a struct block_hits has. */
+/*
+ * What the kernel counts of a block: packets that matched while it was live, dropped or audited; and
+ * HITS_TOLD, once there was a record of the first that it dropped.
+ */
+#define HITS_TOLD (1ULL << 63)
+
+/* Value of block_overflow, block_cidr4 and block_cidr6. */
 struct block {
-	__u64 expires_ns;   /* 0: never */
-	__u64 hits;	    /* packets that matched while the entry was live, dropped or audited */
-	__u64 first_hit_ns; /* first packet dropped by this entry; 0: none yet */
-	__u64 last_hit_ns;  /* to within a tick of the kernel */
-	__u32 rule_id;	    /* user space's own number for what put the entry here */
+	__u64 expires_ns; /* 0: never */
+	__u64 hits;	  /* written by the kernel */
+	__u32 rule_id;	  /* user space's own number for what put the entry here */
 	__u8 mode;
 	__u8 prefix_length;	  /* as in the key: the way back to the next wider prefix */
 	__u16 packets_per_second; /* rate-limit: of each source; as many may come at once */
 };
 
-/* As in struct block: what is counted of a slot. */
-struct block_hits {
-	__u64 hits;
-	__u64 first_hit_ns;
-	__u64 last_hit_ns;
-	__u64 zero;
-};
-
 /*
- * The table of exact addresses: an array of buckets of two slots, each bucket one cache line, of which user
- * space maps the memory. An address lies in its home, the bucket that its hash says, or in one of the next.
- * Only user space writes here, and it is alone in it; the kernel writes hits and times, beside the table.
+ * The table of exact addresses: an array of buckets of a cache line each, of which user space maps the
+ * memory. A bucket holds two addresses of IPv4, or one that is wide: of IPv6, in the first slot, with the
+ * address where the second has its terms. An address lies in its home, the bucket that its hash says, or in
+ * one of the next. Only user space writes here, and it is alone in it, but for hits; those are at the same
+ * two places of every bucket, so a kernel that comes late counts for the wrong block, and breaks none.
  *
  * head is one word, so each change of it is seen whole. Of each slot:
  *
  *   SLOT_LIVE      the slot holds a block. Its address never changes while this is set.
+ *   SLOT_WIDE      the block is that of a wide address; the second slot is none.
  *   version	    another with each change of what the slot holds: who read the same before and after has
  *		    read one block, and not halves of two.
  *
@@ -135,30 +134,32 @@ struct block_hits {
  */
 #define SLOT_LIVE	   1
 #define SLOT_OVERFLOW	   2
-#define SLOT_REACH_SHIFT   2
+#define SLOT_WIDE	   4
+#define SLOT_REACH_SHIFT   3
 #define SLOT_REACH_MASK	   0x7f
-#define SLOT_VERSION_SHIFT 9
-/* At a bucket for each block, not one in a million addresses finds no room within so many. */
+#define SLOT_VERSION_SHIFT 10
+/* At two buckets for each block, a few of a million of IPv6 find no room within so many; of IPv4 none. */
 #define SLOT_REACH_MAX	  32
 #define SLOT_EXPIRY_SHIFT 20
 #define SLOT_RATE_SHIFT	  8
 #define SLOT_TIME_SHIFT	  24
 
 struct block_slot {
-	struct address address;
+	__u8 address[4]; /* of IPv4 */
 	__u32 head;
-	__u32 rule_id;
 	__u64 terms;
+	__u32 rule_id;
+	__u32 zero;
+	__u64 hits;
 };
 
 struct block_bucket {
-	struct block_slot slots[2];
+	struct block_slot first;
+	struct block_slot second;
 };
 
-/* Value of block_hits: of the slots of each bucket, a cache line, too. */
-struct bucket_hits {
-	struct block_hits slots[2];
-};
+/* Where a wide address lies in its bucket. */
+#define WIDE_ADDRESS 40
 
 /*
  * The only element of the map "block_hash": where the home of an address is, by numbers that user space draws
@@ -387,15 +388,13 @@ CHECK_OFFSET(struct config, management_ports, 16);
 CHECK_OFFSET(struct config, syn_source, 48);
 CHECK_OFFSET(struct config, syn_mode, 96);
 CHECK_SIZE(struct guarded_filter, 64);
-CHECK_SIZE(struct block, 40);
-CHECK_OFFSET(struct block, rule_id, 32);
-CHECK_OFFSET(struct block, prefix_length, 37);
-CHECK_SIZE(struct block_hits, 32);
-CHECK_OFFSET(struct block, hits, 8);
-CHECK_OFFSET(struct block, last_hit_ns, 24);
+CHECK_SIZE(struct block, 24);
+CHECK_OFFSET(struct block, rule_id, 16);
+CHECK_OFFSET(struct block, prefix_length, 21);
 CHECK_SIZE(struct block_slot, 32);
+CHECK_OFFSET(struct block_slot, terms, 8);
+CHECK_OFFSET(struct block_slot, hits, 24);
 CHECK_SIZE(struct block_bucket, 64);
-CHECK_SIZE(struct bucket_hits, 64);
 CHECK_SIZE(struct block_hash, 48);
 CHECK_SIZE(struct cidr4_key, 8);
 CHECK_SIZE(struct cidr6_key, 20);

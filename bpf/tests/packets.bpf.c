@@ -178,7 +178,7 @@ int read_only(struct xdp_md *context)
 
 		if (!bucket)
 			return 0;
-		before = bucket->slots[0].head;
+		before = bucket->first.head;
 		odd += before & 1;
 	}
 	return odd;

@@ -115,7 +115,7 @@ describe('the guard on a cable', { skip }, () => {
     using opened = new DisposableStack()
     const blocks = new ExactBlocks({ map: (name) => opened.use(openPinnedMap(join(directory, name))) })
     const left = blocks.lookup(Buffer.from(address(ATTACKER)))
-    assert(left && decodeBlock(left).lastHitNs < expiresNs, 'nobody removed the entry')
+    assert(left && decodeBlock(left).hits > 0n, 'nobody removed the entry')
   })
 
   test('removing the pins leaves no program on the interface and no file', async () => {

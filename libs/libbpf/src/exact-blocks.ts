@@ -1,6 +1,6 @@
 import { randomFillSync } from 'node:crypto'
 import { constants } from 'node:os'
-import { BLOCK, BLOCK_HASH, BLOCK_HITS, BLOCK_SLOT, SLOT } from './layout.ts'
+import { BLOCK, BLOCK_HASH, BLOCK_SLOT, HITS_TOLD, SLOT } from './layout.ts'
 import { type Batch, type BpfMap, MAP_TYPE } from './map.ts'
 import { BpfError, libc, viewOf } from './native.ts'
 import type { MapOptions } from './object.ts'
@@ -9,21 +9,21 @@ const [PROT_READ_WRITE, MAP_SHARED] = [3, 1]
 const MAP_FAILED = 0xffff_ffff_ffff_ffffn
 const KEY_BYTES = 16
 const KEY_WORDS = KEY_BYTES / 4
+/** The first three words of an IPv4 address are these, its own is the last. */
+const [MAPPED_WORDS, IPV4_WORD] = [[0, 0, 0xffff_0000 | 0], 3] as const
 const SLOTS_OF_BUCKET = 2
+const BUCKET_BYTES = SLOTS_OF_BUCKET * BLOCK_SLOT.bytes
 const SLOT_WORDS = BLOCK_SLOT.bytes / 4
 const HEAD_WORD = BLOCK_SLOT.head / 4
 const RULE_WORD = BLOCK_SLOT.ruleId / 4
+const WIDE_WORD = SLOT.wideAddress / 4
 const SLOT_LONGS = BLOCK_SLOT.bytes / 8
 const TERMS_LONG = BLOCK_SLOT.terms / 8
-const HITS_LONGS = BLOCK_HITS.bytes / 8
+const HITS_LONG = BLOCK_SLOT.hits / 8
 const REACH_BITS = SLOT.reachMask << SLOT.reachShift
 const VERSION = 1 << SLOT.versionShift
-/** Where a block has what the kernel counts, and the same among its hits, in longs. */
-const COUNTED = [
-  { at: BLOCK.hits, long: BLOCK_HITS.hits / 8 },
-  { at: BLOCK.firstHitNs, long: BLOCK_HITS.firstHitNs / 8 },
-  { at: BLOCK.lastHitNs, long: BLOCK_HITS.lastHitNs / 8 },
-] as const
+/** One of IPv6 takes a bucket of its own. */
+const BUCKETS_EACH = 2
 const [MODE_BITS, RATE_BITS] = [0xffn, 0xffffn]
 const EXPIRY_UNIT_NS = 1n << SLOT.expiryShift
 /** 36 years after the start of the kernel. */
@@ -33,10 +33,9 @@ const EXACT_PREFIX = 128
 const BATCH_ENTRIES = 4096
 const ONLY_KEY = Buffer.alloc(4)
 
-/** How large the maps of the table must be, that so many addresses find room: a bucket of two slots for each. */
-export function tableSizes(addresses: number): Record<'block_exact' | 'block_hits', MapOptions> {
-  const buckets = addresses + SLOT.reachMax
-  return { block_exact: { maxEntries: buckets }, block_hits: { maxEntries: buckets } }
+/** How large the table must be, that so many addresses find room. */
+export function tableSizes(addresses: number): Record<'block_exact', MapOptions> {
+  return { block_exact: { maxEntries: BUCKETS_EACH * addresses + SLOT.reachMax } }
 }
 
 /** Memory that is mapped as long as a view of it can be reached. */
@@ -67,31 +66,24 @@ export class ExactBlocks {
   readonly #slots: number
   readonly #words: Int32Array
   readonly #longs: BigUint64Array
-  readonly #bytes: Buffer
-  readonly #hits: BigUint64Array
   /** Lower and upper half of each factor, then of the addend. */
   #hash = new Int32Array(0)
   #count = 0
 
   constructor({ map }: { readonly map: (name: string) => BpfMap }) {
-    const [buckets, hits] = [map('block_exact'), map('block_hits')]
+    const buckets = map('block_exact')
     this.name = buckets.name
     this.#hashMap = map('block_hash')
     this.#overflow = map('block_overflow')
     this.types = this.#overflow.types
     this.#slots = SLOTS_OF_BUCKET * buckets.maxEntries
     this.#homes = buckets.maxEntries - SLOT.reachMax
-    this.maxEntries = this.#homes
-    const isTable =
-      buckets.valueBytes === SLOTS_OF_BUCKET * BLOCK_SLOT.bytes &&
-      hits.valueBytes === SLOTS_OF_BUCKET * BLOCK_HITS.bytes
-    if (!isTable || this.maxEntries < 1 || SLOTS_OF_BUCKET * hits.maxEntries < this.#slots)
+    this.maxEntries = Math.floor(this.#homes / BUCKETS_EACH)
+    if (buckets.valueBytes !== BUCKET_BYTES || this.maxEntries < 1)
       throw new TypeError(`${this.name} is no table of blocks with room for one`)
     const memory = memoryOf(buckets)
     this.#words = new Int32Array(memory)
     this.#longs = new BigUint64Array(memory)
-    this.#bytes = Buffer.from(memory)
-    this.#hits = new BigUint64Array(memoryOf(hits))
     this.#readHash()
   }
 
@@ -160,7 +152,8 @@ export class ExactBlocks {
     let count = 0
     for (let slot = 0; slot < this.#slots; slot++) {
       if (!this.#isLive(slot)) continue
-      this.#bytes.copy(keys, count * KEY_BYTES, slot * BLOCK_SLOT.bytes, slot * BLOCK_SLOT.bytes + KEY_BYTES)
+      for (let word = 0; word < KEY_WORDS; word++)
+        keys.writeInt32LE(this.#addressWord(slot, word), count * KEY_BYTES + 4 * word)
       this.#readBlock(slot, values, count * BLOCK.bytes)
       count += 1
       if (count < BATCH_ENTRIES) continue
@@ -190,16 +183,17 @@ export class ExactBlocks {
 
   #insert(home: number, key: Uint8Array, value: Uint8Array): void {
     if (this.#count >= this.maxEntries) throw new BpfError(`update of ${this.name}`, constants.errno.E2BIG, '')
-    const slot = this.#freeSlot(home)
+    const isWide = !isIpv4(key, 0)
+    const slot = this.#freeSlot(home, isWide)
     if (slot < 0) {
       this.#overflow.update(key, value)
       this.#changeOverflow(home, 1)
     } else {
       const block = Buffer.from(value.buffer, value.byteOffset, value.length)
-      this.#bytes.set(key, slot * BLOCK_SLOT.bytes)
+      this.#writeAddress(slot, key, isWide)
       this.#writeTerms(slot, block)
-      for (const { at, long } of COUNTED) this.#hits[slot * HITS_LONGS + long] = block.readBigUInt64LE(at)
-      this.#setHead(slot, (this.#head(slot) | SLOT.live) + VERSION)
+      Atomics.store(this.#longs, slot * SLOT_LONGS + HITS_LONG, block.readBigUInt64LE(BLOCK.hits))
+      this.#setHead(slot, (this.#head(slot) | SLOT.live | (isWide ? SLOT.wide : 0)) + VERSION)
       if (this.#reachOf(home) < reachTo(home, slot)) this.#setReach(home, reachTo(home, slot))
     }
     this.#count += 1
@@ -209,7 +203,7 @@ export class ExactBlocks {
     const home = this.#homeOf(keys, at)
     const slot = this.#find(home, keys, at)
     if (slot >= 0) {
-      this.#setHead(slot, (this.#head(slot) & ~SLOT.live) + VERSION)
+      this.#setHead(slot, (this.#head(slot) & ~(SLOT.live | SLOT.wide)) + VERSION)
       if (this.#reachOf(home) === reachTo(home, slot)) this.#setReach(home, this.#reachWithout(home, slot))
     } else {
       if (!this.#overflows(home) || !this.#overflow.delete(keys.subarray(at, at + KEY_BYTES))) return false
@@ -225,6 +219,22 @@ export class ExactBlocks {
     this.#goOn(slot, next)
     this.#writeTerms(slot, next)
     this.#setHead(slot, this.#head(slot) + VERSION)
+  }
+
+  /** A wide one lies where its bucket's second slot would have other things. */
+  #writeAddress(slot: number, key: Uint8Array, isWide: boolean): void {
+    const at = slot * SLOT_WORDS
+    if (!isWide) Atomics.store(this.#words, at, wordAt(key, 4 * IPV4_WORD))
+    else
+      for (let word = 0; word < KEY_WORDS; word++)
+        Atomics.store(this.#words, at + WIDE_WORD + word, wordAt(key, 4 * word))
+  }
+
+  /** Of the address that a slot holds, in the form that keys have. */
+  #addressWord(slot: number, word: number): number {
+    const at = slot * SLOT_WORDS
+    if (this.#isWide(slot)) return this.#words[at + WIDE_WORD + word] ?? 0
+    return (word === IPV4_WORD ? this.#words[at] : MAPPED_WORDS[word]) ?? 0
   }
 
   #writeTerms(slot: number, block: Buffer): void {
@@ -244,19 +254,14 @@ export class ExactBlocks {
     to.writeUInt8(Number(terms & MODE_BITS), at + BLOCK.mode)
     to.writeUInt8(EXACT_PREFIX, at + BLOCK.prefixLength)
     to.writeUInt16LE(Number((terms >> SLOT.rateShift) & RATE_BITS), at + BLOCK.packetsPerSecond)
-    for (const { at: field, long } of COUNTED)
-      to.writeBigUInt64LE(this.#hits[slot * HITS_LONGS + long] ?? 0n, at + field)
+    to.writeBigUInt64LE(Atomics.load(this.#longs, slot * SLOT_LONGS + HITS_LONG), at + BLOCK.hits)
   }
 
   /** A block that begins anew has none; else what the kernel counted meanwhile stays. */
   #goOn(slot: number, next: Buffer): void {
-    const isNew = COUNTED.every(({ at }) => next.readBigUInt64LE(at) === 0n)
-    for (const { at, long } of COUNTED) {
-      const [index, wanted] = [slot * HITS_LONGS + long, next.readBigUInt64LE(at)]
-      const held = Atomics.load(this.#hits, index)
-      const isBehind = at === BLOCK.firstHitNs ? held === 0n : held < wanted
-      if (isNew || isBehind) Atomics.store(this.#hits, index, wanted)
-    }
+    const [index, wanted] = [slot * SLOT_LONGS + HITS_LONG, next.readBigUInt64LE(BLOCK.hits)]
+    const held = Atomics.load(this.#longs, index)
+    if (wanted === 0n || (held & ~HITS_TOLD) < (wanted & ~HITS_TOLD)) Atomics.store(this.#longs, index, wanted)
   }
 
   /** The slot that holds an address; -1: none. */
@@ -270,13 +275,21 @@ export class ExactBlocks {
   #holds(slot: number, keys: Uint8Array, at: number): boolean {
     // From the end: most addresses begin alike.
     for (let word = KEY_WORDS - 1; word >= 0; word--)
-      if (this.#words[slot * SLOT_WORDS + word] !== wordAt(keys, at + 4 * word)) return false
+      if (this.#addressWord(slot, word) !== wordAt(keys, at + 4 * word)) return false
     return true
   }
 
-  #freeSlot(home: number): number {
-    const end = SLOTS_OF_BUCKET * (home + SLOT.reachMax)
-    for (let slot = SLOTS_OF_BUCKET * home; slot < end; slot++) if (!this.#isLive(slot)) return slot
+  /** The first with room for an address of the family; -1: none is near. */
+  #freeSlot(home: number, isWide: boolean): number {
+    for (
+      let first = SLOTS_OF_BUCKET * home;
+      first < SLOTS_OF_BUCKET * (home + SLOT.reachMax);
+      first += SLOTS_OF_BUCKET
+    ) {
+      const [isFirstFree, isSecondFree] = [!this.#isLive(first), !this.#isLive(first + 1)]
+      if (isWide ? isFirstFree && isSecondFree : isFirstFree) return first
+      if (!isWide && isSecondFree && !this.#isWide(first)) return first + 1
+    }
     return -1
   }
 
@@ -319,6 +332,10 @@ export class ExactBlocks {
     return (this.#head(slot) & SLOT.live) !== 0
   }
 
+  #isWide(slot: number): boolean {
+    return (this.#head(slot) & SLOT.wide) !== 0
+  }
+
   #head(slot: number): number {
     return this.#words[slot * SLOT_WORDS + HEAD_WORD] ?? 0
   }
@@ -355,8 +372,8 @@ export class ExactBlocks {
   }
 
   #homeOfSlot(slot: number): number {
-    const [words, at] = [this.#words, slot * SLOT_WORDS]
-    return this.#home(words[at] ?? 0, words[at + 1] ?? 0, words[at + 2] ?? 0, words[at + 3] ?? 0)
+    const word = (index: number) => this.#addressWord(slot, index)
+    return this.#home(word(0), word(1), word(2), word(IPV4_WORD))
   }
 
   /** As in bpf/include/blocks.h; numbers of 64 bits by their halves. */
@@ -383,6 +400,11 @@ export class ExactBlocks {
 /** In how many buckets from the home on a slot lies. */
 function reachTo(home: number, slot: number): number {
   return (slot >> 1) - home + 1
+}
+
+/** Whether a key is an IPv4 address. */
+function isIpv4(keys: Uint8Array, at: number): boolean {
+  return MAPPED_WORDS.every((word, index) => wordAt(keys, at + 4 * index) === word)
 }
 
 /** As a slot counts time, rounded up; 0: never. */

@@ -8,7 +8,6 @@ import { compileSensor, needsKernel } from './test-sensor.ts'
 const STRUCTS = {
   config: layout.CONFIG,
   block: layout.BLOCK,
-  block_hits: layout.BLOCK_HITS,
   block_slot: layout.BLOCK_SLOT,
   block_hash: layout.BLOCK_HASH,
   guarded_filter: layout.GUARDED_FILTER,

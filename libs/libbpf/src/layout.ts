@@ -4,7 +4,7 @@
  */
 
 /** Pinned maps of another version are never adopted: it is part of the pin directory. */
-export const LAYOUT_VERSION = 3
+export const LAYOUT_VERSION = 4
 export const MANAGEMENT_PORTS_MAX = 16
 
 export const CONFIG = {
@@ -25,32 +25,33 @@ export const RATE = { bytes: 16, intervalNs: 0, toleranceNs: 8 } as const
 /** The only value of `guarded_filter`: 512 bits. */
 export const GUARDED_FILTER = { bytes: 64, bits: 0 } as const
 export const BLOCK = {
-  bytes: 40,
+  bytes: 24,
   expiresNs: 0,
   hits: 8,
-  firstHitNs: 16,
-  lastHitNs: 24,
-  ruleId: 32,
-  mode: 36,
-  prefixLength: 37,
-  packetsPerSecond: 38,
+  ruleId: 16,
+  mode: 20,
+  prefixLength: 21,
+  packetsPerSecond: 22,
 } as const
-/** Two of them are a value of `block_hits`. */
-export const BLOCK_HITS = { bytes: 32, hits: 0, firstHitNs: 8, lastHitNs: 16 } as const
+/** In hits: the first packet that the block dropped was told. */
+export const HITS_TOLD = 1n << 63n
 /** Two of them are a value of `block_exact`. */
-export const BLOCK_SLOT = { bytes: 32, address: 0, head: 16, ruleId: 20, terms: 24 } as const
+export const BLOCK_SLOT = { bytes: 32, address: 0, head: 4, terms: 8, ruleId: 16, hits: 24 } as const
 /** Bits of a slot's head and of its terms, and the constants that come with it; see struct block_slot and struct block_hash. */
 export const SLOT = {
   live: 1,
   overflow: 2,
-  reachShift: 2,
+  wide: 4,
+  reachShift: 3,
   reachMask: 0x7f,
-  versionShift: 9,
+  versionShift: 10,
   /** In buckets of two slots. */
   reachMax: 32,
   expiryShift: 20n,
   rateShift: 8n,
   timeShift: 24n,
+  /** Bytes from the beginning of a bucket to the address of the wide block in it. */
+  wideAddress: 40,
   hashMix: 0x846ca68b,
 } as const
 /** The only value of `block_hash`. */
@@ -218,9 +219,6 @@ export interface Block {
   readonly mode: BlockMode
   /** Packets that matched while the entry was live. */
   readonly hits: bigint
-  /** When the entry dropped its first packet; 0n: not yet. */
-  readonly firstHitNs: bigint
-  readonly lastHitNs: bigint
   /** Of each source, for the mode `rateLimit`: 1 to 65535. */
   readonly packetsPerSecond?: number
 }
@@ -382,9 +380,7 @@ export function decodeBlock(value: Buffer): Block {
     expiresNs: value.readBigUInt64LE(BLOCK.expiresNs),
     ruleId: value.readUInt32LE(BLOCK.ruleId),
     mode: nameOf(BLOCK_MODE, value.readUInt8(BLOCK.mode)),
-    hits: value.readBigUInt64LE(BLOCK.hits),
-    firstHitNs: value.readBigUInt64LE(BLOCK.firstHitNs),
-    lastHitNs: value.readBigUInt64LE(BLOCK.lastHitNs),
+    hits: value.readBigUInt64LE(BLOCK.hits) & ~HITS_TOLD,
     ...(packetsPerSecond > 0 && { packetsPerSecond }),
   }
 }

@@ -1,6 +1,6 @@
 import { kernelMembers } from './btf.ts'
 import { bootTimeNs } from './clock.ts'
-import { BLOCK } from './layout.ts'
+import { BLOCK, HITS_TOLD } from './layout.ts'
 import { type BpfMap, MAP_TYPE } from './map.ts'
 import { BpfError } from './native.ts'
 
@@ -18,6 +18,9 @@ interface Piece {
   bytes: number
 }
 
+/** Whether an entry stays: its value in the new layout, and as it was. */
+type Keep = (value: Buffer, before: Buffer) => boolean
+
 /** What became of the entries of a map. */
 export interface Migration {
   readonly copied: number
@@ -29,10 +32,10 @@ export interface Migration {
 
 /**
  * Copies what one map holds into another, whose values may be laid out otherwise: member by member, by the names that the kernel
- * keeps of both. A member that the new layout lacks is left out, one that the old lacked is 0. `keep` decides on each value in
- * the new layout. TypeError for maps whose keys differ, or whose values have no structure in common: these cannot be copied.
+ * keeps of both. A member that the new layout lacks is left out, one that the old lacked is 0. `keep` decides on each value, and
+ * may change what it is now. TypeError for maps whose keys differ, or whose values have no structure in common: these cannot be copied.
  */
-export function migrateEntries(from: Source, to: Target, keep: (value: Buffer) => boolean = () => true): Migration {
+export function migrateEntries(from: Source, to: Target, keep: Keep = () => true): Migration {
   if (from.keyBytes !== to.keyBytes || !(from.type === to.type || (from.type === TRIE && to.type === HASH)))
     throw new TypeError(`${to.name} has another kind of keys than before`)
   const pieces = piecesOf(from, to)
@@ -47,7 +50,8 @@ export function migrateEntries(from: Source, to: Target, keep: (value: Buffer) =
         const at = index * from.valueBytes + piece.from
         values.copy(value, piece.to, at, at + piece.bytes)
       }
-      if (keep(value)) keys.copy(newKeys, kept++ * to.keyBytes, index * to.keyBytes, (index + 1) * to.keyBytes)
+      if (keep(value, values.subarray(index * from.valueBytes, (index + 1) * from.valueBytes)))
+        keys.copy(newKeys, kept++ * to.keyBytes, index * to.keyBytes, (index + 1) * to.keyBytes)
       else value.fill(0)
     }
     over += count - kept
@@ -61,8 +65,12 @@ export function migrateEntries(from: Source, to: Target, keep: (value: Buffer) =
 /** Copies blocks, but for those that are over. */
 export function migrateBlocks(from: Source, to: Target): Migration {
   const nowNs = bootTimeNs()
-  return migrateEntries(from, to, (value) => {
+  // Once a time of its own, and not a bit of the hits.
+  const firstHit = membersOf(from)?.first_hit_ns
+  return migrateEntries(from, to, (value, before) => {
     const expiresNs = value.readBigUInt64LE(BLOCK.expiresNs)
+    if (firstHit && before.readBigUInt64LE(firstHit.at) !== 0n)
+      value.writeBigUInt64LE(value.readBigUInt64LE(BLOCK.hits) | HITS_TOLD, BLOCK.hits)
     return expiresNs === 0n || expiresNs > nowNs
   })
 }

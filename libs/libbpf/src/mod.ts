@@ -71,6 +71,7 @@ export {
   type GuardConfig,
   type GuardEvent,
   type GuardMode,
+  HITS_TOLD,
   isBlockOf,
   LAYOUT_VERSION,
   MANAGEMENT_PORTS_MAX,

@@ -51,7 +51,6 @@ export const PINNED_MAPS = [
   'guarded_filter',
   'block_exact',
   'block_hash',
-  'block_hits',
   'block_overflow',
   'block_cidr4',
   'block_cidr6',

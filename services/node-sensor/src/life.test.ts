@@ -16,6 +16,7 @@ import {
   compile,
   ExactBlocks,
   encodeConfig,
+  HITS_TOLD,
   interfaceIndex,
   LAYOUT_VERSION,
   loadObject,
@@ -106,14 +107,63 @@ struct {
     find: `	for (__u32 i = 0; i < 2; i++) {
 		__u32 index = i;
 		struct line *line = bpf_map_lookup_elem(&block_exact, &index);
+		const __u64 *held = (void *)line, *wanted = (void *)address->bytes;
 
-		if (line && line->head && difference((void *)line, line->head, address) == 0)
+		if (line && line->head && held[0] == wanted[0] && held[1] == wanted[1])
 			return read_block(&line->block, terms);
+	}
+	return 0;`,
+  },
+  'table of pairs': {
+    map: `struct pair {
+	struct {
+		struct address address;
+		__u32 head;
+		__u32 rule_id;
+		__u64 terms;
+	} slots[2];
+};
+
+struct pair_hits {
+	__u64 slots[2][4];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 10000);
+	__type(key, __u32);
+	__type(value, struct pair_hits);
+} block_hits SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 10000);
+	__type(key, __u32);
+	__type(value, struct pair);
+} block_exact`,
+    find: `	__u32 last = 9999;
+	struct pair *pair = bpf_map_lookup_elem(&block_exact, &last);
+	struct pair_hits *counted = bpf_map_lookup_elem(&block_hits, &last);
+
+	for (__u32 i = 0; pair && counted && i < 2; i++) {
+		const __u64 *held = (void *)&pair->slots[i], *wanted = (void *)address->bytes;
+		__u64 word = pair->slots[i].terms;
+
+		if (!pair->slots[i].head || held[0] != wanted[0] || held[1] != wanted[1])
+			continue;
+		terms->expires_ns = word >> 24 << 20;
+		terms->rule_id = pair->slots[i].rule_id;
+		terms->mode = word & 0xff;
+		return &counted->slots[i][0];
 	}
 	return 0;`,
   },
 } as const
 type Held = 'table' | keyof typeof BEFORE
+/** The last bucket, so that all of both maps must be read, in several batches. */
+const LAST_PAIR = Buffer.from(new Uint32Array([9999]).buffer)
+/** An address whose block dropped a packet long ago, in a table of pairs. */
+const HIT_LONG_AGO = Buffer.alloc(16, 9)
 
 /**
  * The kernel programs as they might have been in another version: other numbers, another layout of a block, ranges in a trie, and
@@ -124,9 +174,9 @@ async function otherLayout(directory: string, exact: Held): Promise<string> {
   const header = join(directory, 'include/layout.h')
   const changed = (await readFile(header, 'utf8'))
     .replace(/(#define LAYOUT_VERSION\s+)\d+/, `$1${OLD_VERSION}`)
-    .replace(/struct block \{/, 'struct block {\n\t__u64 of_before;')
+    .replace(/struct block \{/, 'struct block {\n\t__u64 first_hit_ns;')
     .replaceAll(/^CHECK_\w+\(struct block(_slot)?,.*\n/gm, '')
-  assert.match(changed, /of_before/)
+  assert.match(changed, /first_hit_ns/)
   await writeFile(header, changed)
   const maps = join(directory, 'include/maps.h')
   const withTrie = (await readFile(maps, 'utf8')).replace(
@@ -173,6 +223,10 @@ function leaveOldSensor(object: string, exact: Held, pins: string, hostDevice: s
 
 function blockBefore(loaded: BpfObject, exact: Held, blocks: readonly { key: Buffer; value: Buffer }[]): void {
   const map = loaded.map('block_exact')
+  if (exact === 'table of pairs') {
+    pairsBefore(loaded, blocks)
+    return
+  }
   const table = exact === 'table' ? blockMaps({ map: (name) => loaded.map(name) }).block_exact : undefined
   for (const [index, { key, value }] of blocks.entries()) {
     const line = Buffer.concat([key, Buffer.from([1, 0, 0, 0, 0, 0, 0, 0]), value])
@@ -181,6 +235,22 @@ function blockBefore(loaded: BpfObject, exact: Held, blocks: readonly { key: Buf
     // The slots of a table have not the layout of a block.
     else table?.update(key, value.subarray(value.length - table.valueBytes))
   }
+}
+
+/** In the last bucket two blocks, and in the one before what dropped a packet long ago. */
+function pairsBefore(loaded: BpfObject, blocks: readonly { key: Buffer; value: Buffer }[]): void {
+  const [pairs, hits] = [loaded.map('block_exact'), loaded.map('block_hits')]
+  const slots = blocks.map(({ key, value }) => {
+    const rest = Buffer.alloc(16)
+    rest.writeUInt32LE(1)
+    rest.writeUInt32LE(4711, 4)
+    rest.writeBigUInt64LE(((value.readBigUInt64LE(8) >> 20n) + 1n) << 24n, 8)
+    return Buffer.concat([key, rest])
+  })
+  pairs.update(LAST_PAIR, Buffer.concat(slots))
+  const first = Buffer.alloc(4)
+  pairs.update(first, Buffer.concat([HIT_LONG_AGO, (slots[0] ?? Buffer.alloc(0)).subarray(16), Buffer.alloc(32)]))
+  hits.update(first, Buffer.from(new BigUint64Array([7n, 5n, 6n, 0n, 0n, 0n, 0n, 0n]).buffer))
 }
 
 /** A member more than today, before all others. */
@@ -205,6 +275,11 @@ function placeOf(address: string): Buffer {
 
 /** What the block of an address dropped, as a sensor of that layout counted it. */
 function hits(directory: string, address: string, held: Held | 'today'): bigint {
+  return BigInt.asUintN(63, countedIn(directory, address, held))
+}
+
+/** The same, above it whether the first of them was told. */
+function countedIn(directory: string, address: string, held: Held | 'today'): bigint {
   using opened = new DisposableStack()
   const map = (name: string) => opened.use(openPinnedMap(join(directory, name)))
   if (held === 'hash') return map('block_exact').lookup(keyOf(address))?.readBigUInt64LE(16) ?? 0n
@@ -214,10 +289,11 @@ function hits(directory: string, address: string, held: Held | 'today'): bigint 
         .lookup(Buffer.alloc(4))
         ?.readBigUInt64LE(24 + 16) ?? 0n
     )
+  if (held === 'table of pairs') return map('block_hits').lookup(LAST_PAIR)?.readBigUInt64LE() ?? 0n
   return new ExactBlocks({ map }).lookup(keyOf(address))?.readBigUInt64LE(8) ?? 0n
 }
 
-for (const exact of ['table', 'table of lines', 'hash'] as const)
+for (const exact of ['table', 'table of pairs', 'table of lines', 'hash'] as const)
   test(
     `an upgrade to another layout lets no packet of a blocked source pass, though there is no bus; from a ${exact}`,
     {
@@ -243,7 +319,19 @@ async function upgrade(exact: Held): Promise<void> {
     env: await environment(pins.path, cable.hostDevice, `nats://127.0.0.1:${await freePort()}`),
   })
   await sensor.line(/"hook":"xdp","on":true,"how":"adopted"/)
-  await sensor.line(/"block_exact":\{"copied":1,"over":1,"left":0\},"block_cidr4":\{"copied":1,/)
+  const copied = exact === 'table of pairs' ? 2 : 1
+  await sensor.line(new RegExp(`"block_exact":\\{"copied":${copied},"over":1,"left":0\\},"block_cidr4":\\{"copied":1,`))
+  using opened = new DisposableStack()
+  const map = (name: string) => opened.use(openPinnedMap(join(after, name)))
+  assert.equal(
+    map('block_cidr4').lookup(OLD_RANGE.key)?.readBigUInt64LE(8),
+    HITS_TOLD,
+    'its first drop is not told again',
+  )
+  if (exact === 'table of pairs') {
+    const block = new ExactBlocks({ map }).lookup(HIT_LONG_AGO)
+    assert.deepEqual([block?.readBigUInt64LE(8), block?.readUInt32LE(16)], [HITS_TOLD | 7n, 4711])
+  }
   using lengths = openPinnedMap(join(after, 'block_lengths4'))
   assert.deepEqual(lengths.lookup(OLD_RANGE.place)?.readBigUInt64LE(), 1n << 8n, 'the range is looked for')
   using ruleSet = openPinnedMap(join(after, 'rule_set'))
